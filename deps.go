@@ -1,0 +1,19 @@
+package byokd
+import (
+ _ "github.com/hanwen/go-fuse/v2/fuse"
+ _ "github.com/hanwen/go-fuse/v2/posixtest"
+ _ "github.com/aws/aws-sdk-go-v2/config"
+ _ "github.com/aws/aws-sdk-go-v2/service/kms"
+ _ "github.com/aws/aws-sdk-go-v2/service/s3"
+ _ "github.com/aws/aws-sdk-go-v2/service/sts"
+ _ "github.com/aws/aws-sdk-go-v2/feature/s3/manager"
+ _ "github.com/aws/aws-sdk-go-v2/credentials"
+ _ "go.uber.org/zap"
+ _ "github.com/prometheus/client_golang/prometheus/promhttp"
+ _ "github.com/spf13/cobra"
+ _ "github.com/goccy/go-yaml"
+ _ "github.com/tink-crypto/tink-go/v2/daead/subtle"
+ _ "golang.org/x/sys/unix"
+ _ "github.com/versity/versitygw/s3api"
+ _ "github.com/versity/versitygw/backend/posix"
+)
