@@ -1,0 +1,300 @@
+package seal
+
+import (
+	"bytes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"sync/atomic"
+)
+
+const (
+	fileMagic   = "byokdfil"
+	fileVersion = 1
+
+	// sealsPerSelector bounds the blocks sealed under one sub-key by one
+	// FileCipher. Random 96-bit nonces are safe for 2^32 seals under one key; a
+	// quarter of that leaves room for other openings of the file that draw the
+	// same one of 65536 selectors.
+	sealsPerSelector = 1 << 30
+
+	// openSlots bounds the sub-keys cached for reading, about 1 KB each. A file
+	// holds more only if it was opened for writing more often; a miss costs a
+	// derivation.
+	openSlots = 16
+)
+
+// FileCipher seals and opens the blocks of one file. It is safe for concurrent
+// use, belongs to the Root it came from, and must run inside Do.
+type FileCipher struct {
+	id     FileID
+	writer atomic.Pointer[subCipher]            // sub-key for sealing; nil before the first seal
+	reader [openSlots]atomic.Pointer[subCipher] // sub-keys that have opened a block, by selector modulo openSlots
+
+	mu    sync.Mutex        // serialises derivation
+	wiped bool              // by mu
+	prk   [sha256.Size]byte // by mu; HKDF's extract of the root key with the file id as salt
+
+	recent atomic.Bool // used since the memo last looked; see fileMemo
+}
+
+// subCipher is the cipher of one selector.
+type subCipher struct {
+	selector uint16
+	aead     cipher.AEAD
+	seals    atomic.Uint64 // blocks sealed by this FileCipher
+}
+
+// blockScratch holds what sealing a block needs besides its arguments, so that
+// nothing is allocated. data is zero while in the pool.
+type blockScratch struct {
+	ad   [blockADSize]byte
+	data [lengthSize + BlockPayload]byte
+}
+
+const blockADSize = 2 + IDSize + 8 + selectorSize
+
+var blockScratches = sync.Pool{New: func() any { return new(blockScratch) }}
+
+// bind writes the associated data of a block: version, file id, index, selector.
+func (s *blockScratch) bind(id *FileID, index uint64, selector uint16) []byte {
+	binary.BigEndian.PutUint16(s.ad[0:], fileVersion)
+	copy(s.ad[2:], id[:])
+	binary.BigEndian.PutUint64(s.ad[18:], index)
+	binary.BigEndian.PutUint16(s.ad[26:], selector)
+	return s.ad[:]
+}
+
+// ID returns the file's id.
+func (c *FileCipher) ID() FileID { return c.id }
+
+// SealBlock seals plain as block index into dst, which must be BlockSize long
+// and must not overlap plain. A plain shorter than PayloadOf(index) is padded
+// with zeros; its length is sealed with it. Block 0 gets the file header too.
+// It panics on other lengths and when its Root was wiped before the first seal.
+// It does not allocate, except about once in 2^30 blocks.
+func (c *FileCipher) SealBlock(dst []byte, index uint64, plain []byte) {
+	if len(dst) != BlockSize {
+		panic(fmt.Sprintf("seal: SealBlock into %d bytes", len(dst)))
+	}
+	body := dst
+	if index == 0 {
+		putFileHeader(dst, &c.id)
+		body = dst[FileHeaderSize:]
+	}
+	payload := len(body) - blockOverhead
+	if len(plain) > payload {
+		panic(fmt.Sprintf("seal: SealBlock of %d bytes in block %d", len(plain), index))
+	}
+	sub := c.sealer()
+	binary.BigEndian.PutUint16(body, sub.selector)
+
+	// Sealed in place: GCM moves the text behind the nonce, and no scratch buffer
+	// ever holds plaintext.
+	text := body[selectorSize : selectorSize+lengthSize+payload]
+	binary.BigEndian.PutUint16(text, uint16(len(plain)))
+	n := copy(text[lengthSize:], plain)
+	clear(text[lengthSize+n:])
+
+	s := blockScratches.Get().(*blockScratch)
+	sub.aead.Seal(text[:0], nil, text, s.bind(&c.id, index, sub.selector))
+	blockScratches.Put(s)
+}
+
+// OpenBlock opens block, BlockSize bytes of the lower file, as block index. It
+// writes PayloadOf(index) bytes to dst, whose capacity must allow them and which
+// must not overlap block, and returns how many of them are content; the rest are
+// zeros. On an error dst holds nothing of the block. It returns ErrTruncated for
+// a short block, ErrNotSealed or ErrUnknownVersion for a foreign block 0, and
+// ErrTampered. Holes are the caller's: ask IsHole first. It does not allocate
+// once the block's sub-key is cached.
+func (c *FileCipher) OpenBlock(dst []byte, index uint64, block []byte) (n int, err error) {
+	if len(block) != BlockSize {
+		return 0, fmt.Errorf("%w: a block of %d bytes", ErrTruncated, len(block))
+	}
+	body := block
+	if index == 0 {
+		id, err := ParseFileHeader(block)
+		if err != nil {
+			return 0, err
+		}
+		if id != c.id {
+			return 0, fmt.Errorf("%w: block 0 of another file", ErrTampered)
+		}
+		body = block[FileHeaderSize:]
+	}
+	payload := len(body) - blockOverhead
+	dst = dst[:payload]
+	sub, err := c.opener(binary.BigEndian.Uint16(body))
+	if err != nil {
+		return 0, err
+	}
+	s := blockScratches.Get().(*blockScratch)
+	text, err := sub.aead.Open(s.data[:0], nil, body[selectorSize:], s.bind(&c.id, index, sub.selector))
+	if err != nil {
+		blockScratches.Put(s) // GCM leaves no plaintext behind on failure
+		return 0, ErrTampered
+	}
+	n = int(binary.BigEndian.Uint16(text))
+	copy(dst, text[lengthSize:])
+	clear(text)
+	blockScratches.Put(s)
+	if n > payload {
+		clear(dst)
+		return 0, fmt.Errorf("%w: block length %d", ErrTampered, n)
+	}
+	c.keep(sub)
+	return n, nil
+}
+
+// sealer returns the sub-key to seal one more block with.
+func (c *FileCipher) sealer() *subCipher {
+	sub := c.writer.Load()
+	if sub == nil || sub.seals.Add(1) > sealsPerSelector {
+		return c.turn(sub)
+	}
+	return sub
+}
+
+// turn replaces the writer old by one of another random selector.
+func (c *FileCipher) turn(old *subCipher) *subCipher {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if sub := c.writer.Load(); sub != nil && sub != old {
+		sub.seals.Add(1)
+		return sub
+	}
+	var selector [selectorSize]byte
+	for {
+		rand.Read(selector[:])
+		if old == nil || binary.BigEndian.Uint16(selector[:]) != old.selector {
+			break
+		}
+	}
+	sub, err := c.derive(binary.BigEndian.Uint16(selector[:]))
+	if err != nil {
+		panic(err) // sealing after Wipe: our own fault
+	}
+	sub.seals.Add(1)
+	c.writer.Store(sub)
+	return sub
+}
+
+// opener returns the sub-key of a selector. One that had to be derived is not
+// cached before it has opened a block: selectors that an attacker invents never
+// displace real ones.
+func (c *FileCipher) opener(selector uint16) (*subCipher, error) {
+	if sub := c.reader[selector%openSlots].Load(); sub != nil && sub.selector == selector {
+		return sub, nil
+	}
+	if sub := c.writer.Load(); sub != nil && sub.selector == selector {
+		return sub, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.derive(selector)
+}
+
+// keep caches a sub-key that has opened a block.
+func (c *FileCipher) keep(sub *subCipher) {
+	slot := &c.reader[sub.selector%openSlots]
+	if slot.Load() != sub {
+		slot.Store(sub)
+	}
+}
+
+// derive returns the cipher of a selector's sub-key. c.mu is held.
+func (c *FileCipher) derive(selector uint16) (*subCipher, error) {
+	if c.wiped {
+		return nil, ErrWiped
+	}
+	info := string(binary.BigEndian.AppendUint16([]byte(labelFile), selector))
+	key, err := hkdf.Expand(sha256.New, c.prk[:], info, aesKeySize)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(key)
+	aead, err := newGCM(key)
+	if err != nil {
+		return nil, err
+	}
+	return &subCipher{selector: selector, aead: aead}, nil
+}
+
+// wipe clears the key and drops the ciphers.
+func (c *FileCipher) wipe() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wiped = true
+	clear(c.prk[:])
+	c.writer.Store(nil)
+	for i := range c.reader {
+		c.reader[i].Store(nil)
+	}
+}
+
+// File returns the cipher of a file, derived at the first call and remembered
+// until ForgetFile, Wipe, or until many other files were used since. It returns
+// ErrWiped after Wipe.
+func (r *Root) File(id FileID) (*FileCipher, error) {
+	if c := r.files.get(id); c != nil {
+		return c, nil
+	}
+	if err := r.hold(); err != nil {
+		return nil, err
+	}
+	defer r.mu.RUnlock()
+	prk, err := hkdf.Extract(sha256.New, r.secret[:], id[:])
+	if err != nil {
+		return nil, err
+	}
+	defer clear(prk)
+	return r.files.put(&FileCipher{id: id, prk: [sha256.Size]byte(prk)}), nil
+}
+
+// ForgetFile drops the cipher of a file, for one that was deleted or closed.
+func (r *Root) ForgetFile(id FileID) { r.files.forget(id) }
+
+func putFileHeader(dst []byte, id *FileID) {
+	copy(dst, fileMagic)
+	binary.BigEndian.PutUint16(dst[8:], fileVersion)
+	clear(dst[10:16])
+	copy(dst[16:FileHeaderSize], id[:])
+}
+
+// ParseFileHeader reads the clear header at the start of block 0. The id it
+// returns is authenticated only when OpenBlock opens block 0 under it.
+func ParseFileHeader(block0 []byte) (FileID, error) {
+	if len(block0) < FileHeaderSize {
+		return FileID{}, fmt.Errorf("%w: a file header of %d bytes", ErrTruncated, len(block0))
+	}
+	if string(block0[:8]) != fileMagic {
+		return FileID{}, fmt.Errorf("%w: no file header", ErrNotSealed)
+	}
+	if v := binary.BigEndian.Uint16(block0[8:]); v != fileVersion {
+		return FileID{}, fmt.Errorf("%w: file format %d", ErrUnknownVersion, v)
+	}
+	if !IsHole(block0[10:16]) {
+		return FileID{}, fmt.Errorf("%w: reserved bytes of the file header", ErrTampered)
+	}
+	return FileID(block0[16:FileHeaderSize]), nil
+}
+
+// IsHole tells whether a block is all zero: never written, or punched.
+func IsHole(block []byte) bool {
+	if len(block) < 8 {
+		for _, b := range block {
+			if b != 0 {
+				return false
+			}
+		}
+		return true
+	}
+	// A sealed block almost always ends the question in its first word. The rest
+	// is zero if it equals itself shifted by a byte: one vectorised comparison.
+	return binary.NativeEndian.Uint64(block) == 0 && bytes.Equal(block[:len(block)-1], block[1:])
+}

@@ -1,0 +1,310 @@
+package seal
+
+import (
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"sync"
+)
+
+const (
+	objectMagic   = "byokdobj"
+	objectVersion = 1
+
+	// Offsets in the 1 KiB header. The ARN and the wrapped key follow one another
+	// from objectStrings; zeros fill up to the tag.
+	objectStrings = 128
+	objectTag     = ObjectHeaderSize - macSize
+
+	// SaltSize is the length of an object's salt in bytes.
+	SaltSize = 32
+	// CommitmentSize is the length of an object's key commitment in bytes.
+	CommitmentSize = 32
+	// MaxWrappedKey is how many bytes an object header has for the key ARN and
+	// the wrapped data key together.
+	MaxWrappedKey = objectTag - objectStrings
+)
+
+// PlainSizeUnknown stands in ObjectHeader.PlainSize where the length was not
+// known before sealing; the last segment then tells the end.
+const PlainSizeUnknown = ^uint64(0)
+
+// Suite says how segments are sealed.
+type Suite uint8
+
+const (
+	// SuiteAES256GCM is AES-256-GCM over segments of 64 KiB.
+	SuiteAES256GCM Suite = 1
+	// SuiteZstd is reserved for the same over zstd-compressed content; it is not
+	// read or written yet.
+	SuiteZstd Suite = 2
+)
+
+// ObjectHeader stands in clear before the segments of an object, or of each part
+// of a multipart object. It names the key that opens them; Tag authenticates it.
+type ObjectHeader struct {
+	Suite      Suite                // 0 stands for SuiteAES256GCM
+	Object     ObjectID             // a multipart upload has one for all of its parts
+	Part       uint32               // 0 for a simple object, else 1 to MaxParts
+	PlainSize  uint64               // of this object or part, or PlainSizeUnknown
+	Key        KeyID                // the data key; NewObject sets it
+	KeyARN     string               // the KMS key that wraps it
+	WrappedKey []byte               // the data key as KMS returned it
+	Salt       [SaltSize]byte       // fresh for every attempt; set by NewObject
+	Commitment [CommitmentSize]byte // to the data key; set by NewObject
+	Tag        [macSize]byte        // over all of the above; set by NewObject
+}
+
+// ObjectCipher seals or opens the segments of one object or part. It is safe for
+// concurrent use, belongs to the Root it came from, and must run inside Do.
+type ObjectCipher struct {
+	aead   cipher.AEAD
+	object ObjectID
+	part   uint32
+	suite  Suite
+}
+
+// NewObject starts an object or part: it returns h with key id, salt, commitment
+// and tag filled in, and the cipher for its segments. Call it anew for every
+// attempt, so that a retry never reuses a key. Errors: ErrTooLong, ErrWiped.
+func (r *Root) NewObject(h ObjectHeader) (ObjectHeader, *ObjectCipher, error) {
+	if h.Suite == 0 {
+		h.Suite = SuiteAES256GCM
+	}
+	h.Key = r.id
+	rand.Read(h.Salt[:])
+	if err := h.check(); err != nil {
+		return ObjectHeader{}, nil, err
+	}
+	keys, err := r.objectKeys(&h)
+	if err != nil {
+		return ObjectHeader{}, nil, err
+	}
+	defer keys.clear()
+	h.Commitment = keys.commitment
+	h.Tag = h.tagUnder(&keys.header)
+	return h, keys.cipher, nil
+}
+
+// OpenObject returns the cipher for the segments of a parsed header. It returns
+// ErrWrongKey when r is not the key the header commits to, and ErrTampered when
+// it is but another field was changed.
+func (r *Root) OpenObject(h ObjectHeader) (*ObjectCipher, error) {
+	if err := h.check(); err != nil {
+		return nil, err
+	}
+	keys, err := r.objectKeys(&h)
+	if err != nil {
+		return nil, err
+	}
+	defer keys.clear()
+	if !hmac.Equal(keys.commitment[:], h.Commitment[:]) {
+		return nil, fmt.Errorf("%w: object %s", ErrWrongKey, h.Object)
+	}
+	tag := h.tagUnder(&keys.header)
+	if !hmac.Equal(tag[:], h.Tag[:]) {
+		return nil, fmt.Errorf("%w: header of object %s", ErrTampered, h.Object)
+	}
+	return keys.cipher, nil
+}
+
+// objectKeys is what one salt gives.
+type objectKeys struct {
+	commitment [CommitmentSize]byte
+	header     [sha256.Size]byte
+	cipher     *ObjectCipher
+}
+
+func (k *objectKeys) clear() { clear(k.header[:]) }
+
+// objectKeys extracts with the salt and expands once for each purpose. Object id
+// and part are in the associated data of each segment.
+func (r *Root) objectKeys(h *ObjectHeader) (objectKeys, error) {
+	if err := r.hold(); err != nil {
+		return objectKeys{}, err
+	}
+	defer r.mu.RUnlock()
+	prk, err := hkdf.Extract(sha256.New, r.secret[:], h.Salt[:])
+	if err != nil {
+		return objectKeys{}, err
+	}
+	defer clear(prk)
+	var out objectKeys
+	for _, part := range []struct {
+		label string
+		take  func(key []byte) error
+	}{
+		{labelObjectCommit, func(key []byte) error { copy(out.commitment[:], key); return nil }},
+		{labelObjectHeader, func(key []byte) error { copy(out.header[:], key); return nil }},
+		{labelObject, func(key []byte) error {
+			aead, err := newGCM(key)
+			out.cipher = &ObjectCipher{aead: aead, object: h.Object, part: h.Part, suite: h.Suite}
+			return err
+		}},
+	} {
+		key, err := hkdf.Expand(sha256.New, prk, part.label, aesKeySize)
+		if err != nil {
+			return objectKeys{}, err
+		}
+		err = part.take(key)
+		clear(key)
+		if err != nil {
+			return objectKeys{}, err
+		}
+	}
+	return out, nil
+}
+
+// tagUnder returns the HMAC of the header up to its tag.
+func (h *ObjectHeader) tagUnder(key *[sha256.Size]byte) (tag [macSize]byte) {
+	var raw [ObjectHeaderSize]byte
+	h.put(&raw)
+	mac := hmac.New(sha256.New, key[:])
+	mac.Write(raw[:objectTag])
+	mac.Sum(tag[:0])
+	return tag
+}
+
+func (h *ObjectHeader) check() error {
+	switch {
+	case h.Suite != SuiteAES256GCM:
+		return fmt.Errorf("%w: object suite %d", ErrUnknownVersion, h.Suite)
+	case h.Part > MaxParts:
+		return fmt.Errorf("%w: part %d", ErrTampered, h.Part)
+	case h.PlainSize > MaxObjectSize && h.PlainSize != PlainSizeUnknown:
+		return fmt.Errorf("%w: %d bytes in one object", ErrImpossibleSize, h.PlainSize)
+	case len(h.KeyARN) > maxARN || len(h.KeyARN)+len(h.WrappedKey) > MaxWrappedKey:
+		return fmt.Errorf("%w: object header", ErrTooLong)
+	}
+	return nil
+}
+
+// put writes all fields. The header is valid.
+func (h *ObjectHeader) put(raw *[ObjectHeaderSize]byte) {
+	copy(raw[0:], objectMagic)
+	binary.BigEndian.PutUint16(raw[8:], objectVersion)
+	raw[10] = byte(h.Suite)
+	binary.BigEndian.PutUint32(raw[12:], h.Part)
+	binary.BigEndian.PutUint64(raw[16:], h.PlainSize)
+	copy(raw[24:], h.Object[:])
+	copy(raw[40:], h.Key[:])
+	copy(raw[56:], h.Salt[:])
+	copy(raw[88:], h.Commitment[:])
+	binary.BigEndian.PutUint16(raw[120:], uint16(len(h.KeyARN)))
+	binary.BigEndian.PutUint16(raw[122:], uint16(len(h.WrappedKey)))
+	n := copy(raw[objectStrings:], h.KeyARN)
+	copy(raw[objectStrings+n:], h.WrappedKey)
+	copy(raw[objectTag:], h.Tag[:])
+}
+
+// Marshal returns the ObjectHeaderSize bytes of a header from NewObject.
+func (h ObjectHeader) Marshal() ([]byte, error) {
+	if err := h.check(); err != nil {
+		return nil, err
+	}
+	var raw [ObjectHeaderSize]byte
+	h.put(&raw)
+	return raw[:], nil
+}
+
+// ParseObjectHeader reads what Marshal wrote from the first ObjectHeaderSize
+// bytes of raw. The content is not authenticated before OpenObject.
+func ParseObjectHeader(raw []byte) (ObjectHeader, error) {
+	if len(raw) < ObjectHeaderSize {
+		return ObjectHeader{}, fmt.Errorf("%w: an object header of %d bytes", ErrTruncated, len(raw))
+	}
+	raw = raw[:ObjectHeaderSize]
+	if string(raw[:8]) != objectMagic {
+		return ObjectHeader{}, fmt.Errorf("%w: no object header", ErrNotSealed)
+	}
+	if v := binary.BigEndian.Uint16(raw[8:]); v != objectVersion {
+		return ObjectHeader{}, fmt.Errorf("%w: object format %d", ErrUnknownVersion, v)
+	}
+	arn, wrapped := int(binary.BigEndian.Uint16(raw[120:])), int(binary.BigEndian.Uint16(raw[122:]))
+	if arn > maxARN || arn+wrapped > MaxWrappedKey {
+		return ObjectHeader{}, fmt.Errorf("%w: lengths in the object header", ErrTampered)
+	}
+	if raw[11] != 0 || !IsHole(raw[124:objectStrings]) || !IsHole(raw[objectStrings+arn+wrapped:objectTag]) {
+		return ObjectHeader{}, fmt.Errorf("%w: reserved bytes of the object header", ErrTampered)
+	}
+	h := ObjectHeader{
+		Suite:      Suite(raw[10]),
+		Part:       binary.BigEndian.Uint32(raw[12:]),
+		PlainSize:  binary.BigEndian.Uint64(raw[16:]),
+		Object:     ObjectID(raw[24:40]),
+		Key:        KeyID(raw[40:56]),
+		Salt:       [SaltSize]byte(raw[56:88]),
+		Commitment: [CommitmentSize]byte(raw[88:120]),
+		KeyARN:     string(raw[objectStrings : objectStrings+arn]),
+		WrappedKey: append([]byte(nil), raw[objectStrings+arn:objectStrings+arn+wrapped]...),
+		Tag:        [macSize]byte(raw[objectTag:]),
+	}
+	if err := h.check(); err != nil {
+		return ObjectHeader{}, err
+	}
+	return h, nil
+}
+
+const segmentADSize = 2 + 1 + IDSize + 4 + 8 + 1
+
+var segmentADs = sync.Pool{New: func() any { return new([segmentADSize]byte) }}
+
+// bind writes the associated data of a segment: version, suite, object id, part,
+// index, last flag.
+func (c *ObjectCipher) bind(ad *[segmentADSize]byte, index uint64, last bool) []byte {
+	binary.BigEndian.PutUint16(ad[0:], objectVersion)
+	ad[2] = byte(c.suite)
+	copy(ad[3:], c.object[:])
+	binary.BigEndian.PutUint32(ad[19:], c.part)
+	binary.BigEndian.PutUint64(ad[23:], index)
+	ad[31] = 0
+	if last {
+		ad[31] = 1
+	}
+	return ad[:]
+}
+
+// SealSegment appends the sealed plain to dst, SegmentOverhead bytes more than
+// plain, and returns the extended slice; give dst that capacity to avoid an
+// allocation. dst and plain must not overlap. Every segment but the last is
+// SegmentSize long, the last is not empty unless it is the only one; other
+// lengths panic.
+func (c *ObjectCipher) SealSegment(dst, plain []byte, index uint64, last bool) []byte {
+	if !segmentFits(len(plain), index, last) {
+		panic(fmt.Sprintf("seal: segment %d of %d bytes, last %t", index, len(plain), last))
+	}
+	ad := segmentADs.Get().(*[segmentADSize]byte)
+	out := c.aead.Seal(dst, nil, plain, c.bind(ad, index, last))
+	segmentADs.Put(ad)
+	return out
+}
+
+// OpenSegment appends the plain content of a sealed segment to dst and returns
+// the extended slice. dst and sealed must not overlap. Errors: ErrTruncated,
+// ErrTampered; dst then holds nothing of the segment.
+func (c *ObjectCipher) OpenSegment(dst, sealed []byte, index uint64, last bool) ([]byte, error) {
+	if len(sealed) < SegmentOverhead {
+		return dst, fmt.Errorf("%w: a segment of %d bytes", ErrTruncated, len(sealed))
+	}
+	if !segmentFits(len(sealed)-SegmentOverhead, index, last) {
+		return dst, fmt.Errorf("%w: segment %d of %d bytes, last %t", ErrTampered, index, len(sealed), last)
+	}
+	ad := segmentADs.Get().(*[segmentADSize]byte)
+	out, err := c.aead.Open(dst, nil, sealed, c.bind(ad, index, last))
+	segmentADs.Put(ad)
+	if err != nil {
+		return dst, fmt.Errorf("%w: segment %d", ErrTampered, index)
+	}
+	return out, nil
+}
+
+func segmentFits(n int, index uint64, last bool) bool {
+	if last {
+		return n <= SegmentSize && (n > 0 || index == 0)
+	}
+	return n == SegmentSize
+}
