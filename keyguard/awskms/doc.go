@@ -1,0 +1,2 @@
+// Package awskms is keyguard's view of one AWS KMS key.
+package awskms

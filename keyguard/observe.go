@@ -1,0 +1,89 @@
+package keyguard
+
+import (
+	"context"
+	"time"
+)
+
+// Transition is one change of the gate, as subscribers and observers see it.
+type Transition struct {
+	Name   string    `json:"name"` // the guard
+	From   GateState `json:"from"`
+	To     GateState `json:"to"`
+	Key    KeyState  `json:"key"`
+	Reason Reason    `json:"reason"`
+	Epoch  uint64    `json:"epoch"` // the epoch that ends (Draining, Frozen) or begins (Open)
+	At     time.Time `json:"at"`
+}
+
+// Subscriber takes part in freezes and thaws. Run calls all subscribers of a
+// guard in parallel, one kind of call at a time, in the order Draining, Frozen,
+// Thawed; a subscriber must not call Subscribe or its cancel from within, and
+// must not wait in Enter inside Frozen or Thawed.
+type Subscriber interface {
+	// Draining: class Work waits already, class Drain passes until this
+	// returns or ctx (500 ms) ends; then the gate closes.
+	Draining(ctx context.Context, t Transition)
+	// Frozen: nothing passes any more. Drop every reference to ciphers and roots. ctx ends after 500 ms.
+	Frozen(ctx context.Context, t Transition)
+	// Thawed: the keys are back and the gate opens when this returns, at the
+	// latest after 250 ms. Also called for the first opening (From is Starting).
+	Thawed(t Transition)
+}
+
+// FreezeTimes are the parts of one freeze, each from the first refusal (or the
+// end of the lease), so that they can be compared with the promise of one second.
+type FreezeTimes struct {
+	Confirm time.Duration // until the refusal was confirmed and class Work waits
+	Closed  time.Duration // until the gate was closed: no plaintext leaves after this
+	Erased  time.Duration // until no key was referenced any more; reported with Erased
+}
+
+// Observer receives measurements. Calls come from Run and must return at once;
+// they need not be safe for concurrent use among themselves for one guard.
+type Observer interface {
+	// Probed reports one finished probe: Enabled and "", or what the failure meant.
+	Probed(state KeyState, reason Reason, took time.Duration)
+	// Transitioned reports each change of the gate.
+	Transitioned(t Transition)
+	// Froze reports a freeze when the gate is closed (Erased is still zero).
+	Froze(t Transition, times FreezeTimes)
+	// Erased reports that the keys of an ended epoch are gone.
+	Erased(epoch uint64, took time.Duration)
+	// Thawed reports an opening: took counts from the first success after the refusals.
+	Thawed(t Transition, took time.Duration)
+}
+
+// AuditEvent is the kind of an AuditRecord.
+type AuditEvent string
+
+// The audit events.
+const (
+	AuditUnwrap  AuditEvent = "unwrap"  // a wrapped key was decrypted
+	AuditCreate  AuditEvent = "create"  // a data key or probe was made
+	AuditRefusal AuditEvent = "refusal" // KMS refused (first of a kind, then once a minute)
+	AuditOutage  AuditEvent = "outage"  // KMS became unreachable, the lease runs
+	AuditRecover AuditEvent = "recover" // KMS answers again before the lease ended
+	AuditFreeze  AuditEvent = "freeze"  // the gate is closed
+	AuditErase   AuditEvent = "erase"   // the keys of the ended epoch are gone from memory
+	AuditThaw    AuditEvent = "thaw"    // the gate is open
+	AuditStop    AuditEvent = "stop"    // the guard ended
+)
+
+// AuditRecord is one line of the audit log.
+type AuditRecord struct {
+	Time      time.Time         `json:"time"`
+	Event     AuditEvent        `json:"event"`
+	Guard     string            `json:"guard"`
+	KeyARN    string            `json:"keyArn"`
+	Key       KeyState          `json:"key"`
+	Gate      GateState         `json:"gate"`
+	Epoch     uint64            `json:"epoch"`
+	Reason    Reason            `json:"reason,omitempty"`
+	RequestID string            `json:"requestId,omitempty"`
+	DataKey   string            `json:"dataKey,omitempty"` // id of the data or root key concerned
+	Binding   map[string]string `json:"encryptionContext,omitempty"`
+	TookMS    float64           `json:"tookMs,omitempty"`
+	Count     int               `json:"count,omitempty"` // refusals since the last record
+	Detail    string            `json:"detail,omitempty"`
+}
