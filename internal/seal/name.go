@@ -1,9 +1,10 @@
 package seal
 
 import (
+	"bytes"
 	"encoding/base64"
 	"fmt"
-	"strings"
+	"sync"
 )
 
 const (
@@ -11,86 +12,107 @@ const (
 	// 191, in base64 255, the limit of the lower filesystem.
 	NameMax       = 175
 	sealedNameMax = 255
-	sivSize       = 16
 )
 
 // sealedText is unpadded base64url, and refuses bits that decode to nothing.
 var sealedText = base64.RawURLEncoding.Strict()
 
+var nameScratches = sync.Pool{New: func() any { return new(nameScratch) }}
+
+func putNameScratch(s *nameScratch) {
+	*s = nameScratch{}
+	nameScratches.Put(s)
+}
+
+func (r *Root) nameCipher() (*nameCipher, error) {
+	return once(r, &r.names, labelName, nameKeyLen, newNameCipher)
+}
+
 // SealName seals a file name. The same name always gives the same result under
 // one Root, in every directory. Errors: ErrNameTooLong, ErrBadName, ErrWiped.
 func (r *Root) SealName(name string) (string, error) {
-	if err := checkName(name); err != nil {
-		return "", err
+	var buf [sealedNameMax]byte
+	sealed, err := r.AppendSealName(buf[:0], name)
+	return string(sealed), err
+}
+
+// AppendSealName is SealName that appends the sealed name, at most 255 bytes, to
+// dst. It does not allocate when dst has the room.
+func (r *Root) AppendSealName(dst []byte, name string) ([]byte, error) {
+	if len(name) > NameMax {
+		return dst, ErrNameTooLong
 	}
-	if err := r.hold(); err != nil {
-		return "", err
-	}
-	defer r.mu.RUnlock()
-	siv, err := r.names()
+	c, err := r.nameCipher()
 	if err != nil {
-		return "", err
+		return dst, err
 	}
-	sealed, err := siv.EncryptDeterministically([]byte(name), nil)
-	if err != nil {
-		return "", err
+	s := nameScratches.Get().(*nameScratch)
+	defer putNameScratch(s)
+	n := copy(s.raw[sivSize:], name)
+	if !isName(s.raw[sivSize : sivSize+n]) {
+		return dst, ErrBadName
 	}
-	return sealedText.EncodeToString(sealed), nil
+	raw := c.seal(s, n)
+	sealedText.Encode(s.text[:], raw)
+	return append(dst, s.text[:sealedText.EncodedLen(len(raw))]...), nil
 }
 
 // OpenName opens what SealName returned. A name that byokd cannot have written
 // is ErrNotSealed; one that does not authenticate, or that no directory entry
 // may have, is ErrTampered.
 func (r *Root) OpenName(sealed string) (string, error) {
+	var buf [NameMax]byte
+	name, err := r.AppendOpenName(buf[:0], sealed)
+	return string(name), err
+}
+
+// AppendOpenName is OpenName that appends the plain name, at most NameMax bytes,
+// to dst. It does not allocate when dst has the room and nothing is wrong.
+func (r *Root) AppendOpenName(dst []byte, sealed string) ([]byte, error) {
 	if len(sealed) > sealedNameMax {
-		return "", fmt.Errorf("%w: a name of %d bytes", ErrNotSealed, len(sealed))
+		return dst, fmt.Errorf("%w: a name of %d bytes", ErrNotSealed, len(sealed))
 	}
-	raw, err := decodeText(sealed)
+	c, err := r.nameCipher()
 	if err != nil {
-		return "", err
+		return dst, err
 	}
-	if len(raw) <= sivSize {
-		return "", fmt.Errorf("%w: the name is too short", ErrNotSealed)
-	}
-	if err := r.hold(); err != nil {
-		return "", err
-	}
-	defer r.mu.RUnlock()
-	siv, err := r.names()
+	s := nameScratches.Get().(*nameScratch)
+	defer putNameScratch(s)
+	n, err := decodeText(s.raw[:], s.text[:copy(s.text[:], sealed)])
 	if err != nil {
-		return "", err
+		return dst, err
 	}
-	plain, err := siv.DecryptDeterministically(raw, nil)
-	if err != nil {
-		return "", ErrTampered
+	if n <= sivSize {
+		return dst, fmt.Errorf("%w: the name is too short", ErrNotSealed)
 	}
-	name := string(plain)
-	if checkName(name) != nil {
-		return "", fmt.Errorf("%w: not a file name", ErrTampered)
+	name, ok := c.open(s, n)
+	if !ok {
+		return dst, ErrTampered
 	}
-	return name, nil
+	if !isName(name) {
+		return dst, fmt.Errorf("%w: not a file name", ErrTampered)
+	}
+	return append(dst, name...), nil
 }
 
-// checkName refuses what no directory entry can be called.
-func checkName(name string) error {
+// isName refuses what no directory entry can be called, so that no sealed name,
+// whoever made it, leads out of its directory.
+func isName(name []byte) bool {
 	switch {
-	case len(name) > NameMax:
-		return ErrNameTooLong
-	case name == "", name == ".", name == "..", strings.ContainsAny(name, "/\x00"):
-		return ErrBadName
+	case len(name) == 0, len(name) == 1 && name[0] == '.', string(name) == "..":
+		return false
 	}
-	return nil
+	return bytes.IndexByte(name, '/') < 0 && bytes.IndexByte(name, 0) < 0
 }
 
-// decodeText decodes canonical unpadded base64url: what decodes also encodes to
-// the same text.
-func decodeText(text string) ([]byte, error) {
-	if strings.ContainsAny(text, "\r\n") { // which encoding/base64 would skip
-		return nil, fmt.Errorf("%w: not base64url", ErrNotSealed)
+// decodeText decodes canonical unpadded base64url into dst, which has the room:
+// what decodes also encodes to the same text.
+func decodeText(dst, text []byte) (int, error) {
+	// encoding/base64 would skip line ends.
+	if bytes.IndexByte(text, '\n') < 0 && bytes.IndexByte(text, '\r') < 0 {
+		if n, err := sealedText.Decode(dst, text); err == nil {
+			return n, nil
+		}
 	}
-	raw, err := sealedText.DecodeString(text)
-	if err != nil {
-		return nil, fmt.Errorf("%w: not base64url", ErrNotSealed)
-	}
-	return raw, nil
+	return 0, fmt.Errorf("%w: not base64url", ErrNotSealed)
 }

@@ -2,7 +2,6 @@ package seal
 
 import (
 	"crypto/cipher"
-	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -59,6 +58,13 @@ type ObjectHeader struct {
 	Tag        [macSize]byte        // over all of the above; set by NewObject
 }
 
+// UploadObjectID returns the object id of a multipart upload, which every part
+// must carry so that parts cannot be spliced between objects.
+func UploadObjectID(uploadID string) ObjectID {
+	sum := sha256.Sum256([]byte(labelUpload + uploadID))
+	return ObjectID(sum[:IDSize])
+}
+
 // ObjectCipher seals or opens the segments of one object or part. It is safe for
 // concurrent use, belongs to the Root it came from, and must run inside Do.
 type ObjectCipher struct {
@@ -97,6 +103,9 @@ func (r *Root) OpenObject(h ObjectHeader) (*ObjectCipher, error) {
 	if err := h.check(); err != nil {
 		return nil, err
 	}
+	if h.Key != r.id {
+		return nil, fmt.Errorf("%w: object %s needs key %s", ErrWrongKey, h.Object, h.Key)
+	}
 	keys, err := r.objectKeys(&h)
 	if err != nil {
 		return nil, err
@@ -115,52 +124,36 @@ func (r *Root) OpenObject(h ObjectHeader) (*ObjectCipher, error) {
 // objectKeys is what one salt gives.
 type objectKeys struct {
 	commitment [CommitmentSize]byte
-	header     [sha256.Size]byte
+	header     [keySize]byte
 	cipher     *ObjectCipher
 }
 
 func (k *objectKeys) clear() { clear(k.header[:]) }
 
-// objectKeys extracts with the salt and expands once for each purpose. Object id
-// and part are in the associated data of each segment.
-func (r *Root) objectKeys(h *ObjectHeader) (objectKeys, error) {
-	if err := r.hold(); err != nil {
-		return objectKeys{}, err
+// objectKeys derives a key for each purpose. Object id and part are bound by the
+// associated data of each segment.
+func (r *Root) objectKeys(h *ObjectHeader) (keys objectKeys, err error) {
+	var key [keySize]byte
+	defer clear(key[:])
+	if err := r.derive(keys.commitment[:], labelObjectCommit, h.Salt[:]); err != nil {
+		return keys, err
 	}
-	defer r.mu.RUnlock()
-	prk, err := hkdf.Extract(sha256.New, r.secret[:], h.Salt[:])
+	if err := r.derive(keys.header[:], labelObjectHeader, h.Salt[:]); err != nil {
+		return keys, err
+	}
+	if err := r.derive(key[:], labelObject, h.Salt[:]); err != nil {
+		return keys, err
+	}
+	aead, err := newGCM(key[:])
 	if err != nil {
-		return objectKeys{}, err
+		return keys, err
 	}
-	defer clear(prk)
-	var out objectKeys
-	for _, part := range []struct {
-		label string
-		take  func(key []byte) error
-	}{
-		{labelObjectCommit, func(key []byte) error { copy(out.commitment[:], key); return nil }},
-		{labelObjectHeader, func(key []byte) error { copy(out.header[:], key); return nil }},
-		{labelObject, func(key []byte) error {
-			aead, err := newGCM(key)
-			out.cipher = &ObjectCipher{aead: aead, object: h.Object, part: h.Part, suite: h.Suite}
-			return err
-		}},
-	} {
-		key, err := hkdf.Expand(sha256.New, prk, part.label, aesKeySize)
-		if err != nil {
-			return objectKeys{}, err
-		}
-		err = part.take(key)
-		clear(key)
-		if err != nil {
-			return objectKeys{}, err
-		}
-	}
-	return out, nil
+	keys.cipher = &ObjectCipher{aead: aead, object: h.Object, part: h.Part, suite: h.Suite}
+	return keys, nil
 }
 
 // tagUnder returns the HMAC of the header up to its tag.
-func (h *ObjectHeader) tagUnder(key *[sha256.Size]byte) (tag [macSize]byte) {
+func (h *ObjectHeader) tagUnder(key *[keySize]byte) (tag [macSize]byte) {
 	var raw [ObjectHeaderSize]byte
 	h.put(&raw)
 	mac := hmac.New(sha256.New, key[:])

@@ -1,6 +1,7 @@
 package seal
 
 import (
+	"crypto/cipher"
 	"fmt"
 )
 
@@ -25,15 +26,11 @@ func (r *Root) SealTarget(target []byte) ([]byte, error) {
 	if len(target) > TargetMax {
 		return nil, fmt.Errorf("%w: a symlink target of %d bytes", ErrTooLong, len(target))
 	}
-	if err := r.hold(); err != nil {
-		return nil, err
-	}
-	defer r.mu.RUnlock()
-	aead, err := r.targets()
+	aead, err := once(r, &r.targets, labelTarget, keySize, newGCM)
 	if err != nil {
 		return nil, err
 	}
-	return sealedText.AppendEncode(nil, aead.Seal(nil, nil, target, []byte(labelTarget))), nil
+	return sealedText.AppendEncode(nil, (*aead).Seal(nil, nil, target, []byte(labelTarget))), nil
 }
 
 // OpenTarget opens what SealTarget returned.
@@ -41,22 +38,18 @@ func (r *Root) OpenTarget(sealed []byte) ([]byte, error) {
 	if len(sealed) > sealedTargetMax {
 		return nil, fmt.Errorf("%w: a symlink target of %d bytes", ErrNotSealed, len(sealed))
 	}
-	raw, err := decodeText(string(sealed))
+	raw, err := decodeNew(string(sealed))
 	if err != nil {
 		return nil, err
 	}
 	if len(raw) < SegmentOverhead {
 		return nil, fmt.Errorf("%w: the symlink target is too short", ErrNotSealed)
 	}
-	if err := r.hold(); err != nil {
-		return nil, err
-	}
-	defer r.mu.RUnlock()
-	aead, err := r.targets()
+	aead, err := once(r, &r.targets, labelTarget, keySize, newGCM)
 	if err != nil {
 		return nil, err
 	}
-	plain, err := aead.Open(nil, nil, raw, []byte(labelTarget))
+	plain, err := (*aead).Open(nil, nil, raw, []byte(labelTarget))
 	if err != nil {
 		return nil, ErrTampered
 	}
@@ -67,11 +60,7 @@ func (r *Root) OpenTarget(sealed []byte) ([]byte, error) {
 // than the value. It is bound to the file and the attribute's name. It derives a
 // key each time; attributes are not a hot path.
 func (r *Root) SealXattr(file FileID, name string, value []byte) ([]byte, error) {
-	if err := r.hold(); err != nil {
-		return nil, err
-	}
-	defer r.mu.RUnlock()
-	aead, err := r.buildAEAD(file, labelXattr)
+	aead, err := r.xattrCipher(file)
 	if err != nil {
 		return nil, err
 	}
@@ -88,11 +77,7 @@ func (r *Root) OpenXattr(file FileID, name string, sealed []byte) ([]byte, error
 	if sealed[0] != textVersion {
 		return nil, fmt.Errorf("%w: extended attribute format %d", ErrUnknownVersion, sealed[0])
 	}
-	if err := r.hold(); err != nil {
-		return nil, err
-	}
-	defer r.mu.RUnlock()
-	aead, err := r.buildAEAD(file, labelXattr)
+	aead, err := r.xattrCipher(file)
 	if err != nil {
 		return nil, err
 	}
@@ -101,6 +86,15 @@ func (r *Root) OpenXattr(file FileID, name string, sealed []byte) ([]byte, error
 		return nil, ErrTampered
 	}
 	return plain, nil
+}
+
+func (r *Root) xattrCipher(file FileID) (cipher.AEAD, error) {
+	var key [keySize]byte
+	defer clear(key[:])
+	if err := r.derive(key[:], labelXattr, file[:]); err != nil {
+		return nil, err
+	}
+	return newGCM(key[:])
 }
 
 func xattrAD(file FileID, name string) []byte {
@@ -119,18 +113,14 @@ const metaPrefix = 1 + IDSize
 // It is bound to its kind, to the key and to place, which the caller chooses so
 // that it survives a copy, such as the bucket's name; place may be empty.
 func (r *Root) SealMeta(place string, plain []byte) (string, error) {
-	if err := r.hold(); err != nil {
-		return "", err
-	}
-	defer r.mu.RUnlock()
-	aead, err := r.meta()
+	aead, err := once(r, &r.meta, labelMeta, keySize, newGCM)
 	if err != nil {
 		return "", err
 	}
 	raw := make([]byte, 0, metaPrefix+SegmentOverhead+len(plain))
 	raw = append(raw, textVersion)
 	raw = append(raw, r.id[:]...)
-	raw = aead.Seal(raw, nil, plain, metaAD(raw, place))
+	raw = (*aead).Seal(raw, nil, plain, metaAD(raw, place))
 	if sealedText.EncodedLen(len(raw)) > metaMax {
 		return "", fmt.Errorf("%w: %d bytes of metadata", ErrTooLong, len(plain))
 	}
@@ -147,15 +137,11 @@ func (r *Root) OpenMeta(place, text string) ([]byte, error) {
 	if id != r.id {
 		return nil, ErrWrongKey
 	}
-	if err := r.hold(); err != nil {
-		return nil, err
-	}
-	defer r.mu.RUnlock()
-	aead, err := r.meta()
+	aead, err := once(r, &r.meta, labelMeta, keySize, newGCM)
 	if err != nil {
 		return nil, err
 	}
-	plain, err := aead.Open(nil, nil, raw[metaPrefix:], metaAD(raw, place))
+	plain, err := (*aead).Open(nil, nil, raw[metaPrefix:], metaAD(raw, place))
 	if err != nil {
 		return nil, ErrTampered
 	}
@@ -172,7 +158,7 @@ func parseMeta(text string) ([]byte, KeyID, error) {
 	if len(text) > metaMax {
 		return nil, KeyID{}, fmt.Errorf("%w: %d bytes of metadata", ErrNotSealed, len(text))
 	}
-	raw, err := decodeText(text)
+	raw, err := decodeNew(text)
 	if err != nil {
 		return nil, KeyID{}, err
 	}
@@ -189,4 +175,11 @@ func parseMeta(text string) ([]byte, KeyID, error) {
 func metaAD(raw []byte, place string) []byte {
 	ad := append([]byte(labelMeta), raw[:metaPrefix]...)
 	return append(ad, place...)
+}
+
+// decodeNew is decodeText into a new slice.
+func decodeNew(text string) ([]byte, error) {
+	raw := make([]byte, sealedText.DecodedLen(len(text)))
+	n, err := decodeText(raw, []byte(text))
+	return raw[:n], err
 }

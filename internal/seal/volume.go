@@ -78,16 +78,12 @@ func (r *Root) volumeMAC(h VolumeHeader) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := r.hold(); err != nil {
+	var key [keySize]byte
+	defer clear(key[:])
+	if err := r.derive(key[:], labelVolume, h.Volume[:]); err != nil {
 		return nil, err
 	}
-	defer r.mu.RUnlock()
-	key, err := r.derive(h.Volume[:], labelVolume, sha256.Size)
-	if err != nil {
-		return nil, err
-	}
-	defer clear(key)
-	mac := hmac.New(sha256.New, key)
+	mac := hmac.New(sha256.New, key[:])
 	mac.Write(text)
 	return mac.Sum(nil), nil
 }

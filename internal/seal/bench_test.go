@@ -1,0 +1,134 @@
+package seal
+
+import (
+	"encoding/binary"
+	"fmt"
+	"testing"
+)
+
+// inDo runs the loop inside one Do, as a request does with its blocks.
+func inDo(b *testing.B, n int64, f func()) {
+	b.Helper()
+	b.ReportAllocs()
+	b.SetBytes(n)
+	b.ResetTimer()
+	Do(func() {
+		for i := 0; i < b.N; i++ {
+			f()
+		}
+	})
+}
+
+func benchFile(b *testing.B) (*Root, *FileCipher) {
+	b.Helper()
+	r := testRoot(b, NewID())
+	c, err := r.File(NewID())
+	if err != nil {
+		b.Fatal(err)
+	}
+	return r, c
+}
+
+func BenchmarkSealBlock(b *testing.B) {
+	_, c := benchFile(b)
+	dst, plain := make([]byte, BlockSize), make([]byte, BlockPayload)
+	inDo(b, BlockPayload, func() { c.SealBlock(dst, 1, plain) })
+}
+
+func BenchmarkOpenBlock(b *testing.B) {
+	_, c := benchFile(b)
+	block, plain := make([]byte, BlockSize), make([]byte, BlockPayload)
+	c.SealBlock(block, 1, plain)
+	inDo(b, BlockPayload, func() {
+		if _, err := c.OpenBlock(plain, 1, block); err != nil {
+			b.Fatal(err)
+		}
+	})
+}
+
+func BenchmarkSealBlockParallel(b *testing.B) {
+	_, c := benchFile(b)
+	b.ReportAllocs()
+	b.SetBytes(BlockPayload)
+	b.RunParallel(func(pb *testing.PB) {
+		dst, plain := make([]byte, BlockSize), make([]byte, BlockPayload)
+		for pb.Next() {
+			c.SealBlock(dst, 1, plain)
+		}
+	})
+}
+
+func BenchmarkIsHole(b *testing.B) {
+	block := make([]byte, BlockSize)
+	for _, last := range []byte{0, 1} {
+		block[0] = last
+		b.Run(fmt.Sprintf("hole=%t", last == 0), func(b *testing.B) {
+			for b.Loop() {
+				if IsHole(block) != (last == 0) {
+					b.Fatal("wrong")
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkFileWarm(b *testing.B) {
+	r, c := benchFile(b)
+	id := c.ID()
+	inDo(b, 0, func() { r.File(id) })
+}
+
+func BenchmarkFileCold(b *testing.B) {
+	r, _ := benchFile(b)
+	var id FileID
+	var n uint64
+	block, plain := make([]byte, BlockSize), make([]byte, 16)
+	b.ReportAllocs()
+	for b.Loop() {
+		Do(func() {
+			n++
+			binary.BigEndian.PutUint64(id[:], n*0x9e3779b97f4a7c15)
+			c, err := r.File(id)
+			if err != nil {
+				b.Fatal(err)
+			}
+			c.SealBlock(block, 1, plain)
+		})
+	}
+}
+
+func BenchmarkNames(b *testing.B) {
+	r, _ := benchFile(b)
+	const name = "0000000000000123-7.log"
+	sealed, err := r.SealName(name)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("seal", func(b *testing.B) { inDo(b, 0, func() { r.SealName(name) }) })
+	b.Run("open", func(b *testing.B) { inDo(b, 0, func() { r.OpenName(sealed) }) })
+}
+
+func BenchmarkSegment(b *testing.B) {
+	r, _ := benchFile(b)
+	_, c, err := r.NewObject(ObjectHeader{Object: NewID()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	plain := make([]byte, SegmentSize)
+	sealed := c.SealSegment(nil, plain, 0, false)
+	dst := make([]byte, 0, len(sealed))
+	b.Run("seal", func(b *testing.B) { inDo(b, SegmentSize, func() { c.SealSegment(dst, plain, 0, false) }) })
+	b.Run("open", func(b *testing.B) { inDo(b, SegmentSize, func() { c.OpenSegment(dst, sealed, 0, false) }) })
+}
+
+func BenchmarkNewObject(b *testing.B) {
+	r, _ := benchFile(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		Do(func() {
+			if _, _, err := r.NewObject(ObjectHeader{}); err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+}
