@@ -358,7 +358,7 @@ func (g *Guard) create(ctx context.Context, k *Keys, f *flight, b Binding) error
 func (g *Guard) add(k *Keys, id seal.KeyID, plain []byte) error {
 	root, err := seal.NewRoot(id, plain)
 	if err != nil {
-		return fmt.Errorf("%w: %v", ErrMisconfigured, err)
+		return &KMSError{Op: "Decrypt", State: Misconfigured, Reason: ReasonInvalidCiphertext, Err: err}
 	}
 	if !k.add(root, g.isPinned(id)) {
 		root.Wipe()
@@ -384,7 +384,7 @@ func (g *Guard) judge(err error) error {
 // nothing by itself, for it may concern one context or one action only: it makes
 // Run probe at once, and the probe decides.
 func (g *Guard) told(op string, ctx context.Context, err error) {
-	if err != nil && ctx.Err() != nil && errors.Is(ctx.Err(), context.Canceled) {
+	if err != nil && (errors.Is(err, ErrFrozen) || errors.Is(ctx.Err(), context.Canceled)) {
 		return // cut by the end of the epoch: no news about KMS
 	}
 	if err != nil && StateOf(err) != Misconfigured {

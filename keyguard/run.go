@@ -2,23 +2,473 @@ package keyguard
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
 	"time"
+
+	"go.uber.org/zap"
 )
 
+// The pacing of probes. Probes are started by the clock, not one after the
+// other: a slow answer does not delay the next question, so KMS may be slower
+// than the probe interval without being taken for down, and the bound on
+// noticing a refusal is interval + one latency.
 const (
-	slowAnswer  = time.Second
+	// openJitter only shortens the interval (to 85 … 100 %), so that the
+	// interval stays an upper bound and pods started together drift apart.
+	openJitter = 0.15
+	// While closed or Degraded, probes are 480 … 800 ms apart whatever the
+	// interval: 800 ms to notice, 300 ms to confirm (confirmPause) leave 900 ms
+	// of the two seconds of a thaw for four round trips and for unwrapping.
+	closedPause  = 800 * time.Millisecond
+	closedJitter = 0.4
+	confirmPause = 150 * time.Millisecond
+	pokePause    = 100 * time.Millisecond // at most ten probes a second on request
+
+	// A probe that got no answer after hedgeAfter is asked again in parallel: a
+	// lost packet then costs 250 ms plus a latency, not another interval, and
+	// with 500 ms of draining the promise (interval + 1 s) holds up to 250 ms
+	// of latency. KMS answers in some 10 ms.
+	hedgeAfter = 250 * time.Millisecond
+	// silentAfter without any answer is told as an outage (Degraded): within
+	// the second that the status may lag behind.
+	silentAfter = 800 * time.Millisecond
+	// probeTimeout gives up on one call. It may be longer than the interval,
+	// since calls overlap; answers that took longer than 3 s are not worth having.
+	probeTimeout = 3 * time.Second
+	// maxProbes bounds the calls under way: 3 s of probes 480 ms apart.
+	maxProbes = 8
+
+	slowAnswer = time.Second // a granted call slower than this is told in the status
+
+	// watchPause is the longest sleep of Run. Go's timers stand still during
+	// suspend and the lease does not: so the lease ends at most 250 ms after resuming.
+	watchPause = 250 * time.Millisecond
+
+	// Deadlines of subscribers: draining 500 ms (half of the promised second),
+	// Frozen the same. Thawed is short, since the gate waits for it.
+	drainLimit  = 500 * time.Millisecond
+	frozenLimit = 500 * time.Millisecond
+	thawedLimit = 250 * time.Millisecond
+
+	// stopLimit bounds waiting for passes and calls when Run ends.
+	stopLimit = 2 * time.Second
+
+	auditAgain  = time.Minute // a lasting refusal is recorded again after this
 	eventBuffer = 64
 )
 
 type eventKind uint8
 
-const eventSideCall eventKind = 1
+const (
+	eventProbe    eventKind = iota // a probe ended
+	eventDescribe                  // DescribeKey ended
+	eventUnwrap                    // a thaw attempt ended
+	eventErased                    // the keys of an ended epoch are gone
+	eventSideCall                  // a call for Create or Load ended
+)
 
+// event is an answer on its way to Run.
 type event struct {
-	kind eventKind
-	op   string
-	err  error
+	kind    eventKind
+	obs     observation
+	attempt *thawAttempt // eventUnwrap
+	epoch   uint64       // eventErased
+	took    time.Duration
+	op      string // eventSideCall
+	err     error  // eventSideCall
 }
 
-// Run TODO
-func (g *Guard) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+// runner is the state of Run; everything in it belongs to Run's goroutine.
+type runner struct {
+	*Guard
+	m     machine
+	epoch uint64 // of the present or last opening
+
+	calls     context.Context // ends with Run: cancels every KMS call
+	cancel    context.CancelFunc
+	wg        sync.WaitGroup // goroutines started by Run
+	attempt   *thawAttempt   // the thaw under way, or nil
+	erasing   map[uint64]*epoch
+	wrecks    int // failed thaw attempts whose keys are not erased yet
+	describes int // DescribeKey calls under way
+
+	nextProbe  instant
+	lastLaunch instant
+	hedgeAt    instant // when to ask again, or never
+	awaiting   instant // launch of the oldest probe since the last answer, or never
+	probes     int     // under way
+
+	firstSuccess instant // of the present streak of granted calls while closed
+	desc         Description
+	warnings     map[string]string // by KMS operation
+	audited      verdict           // last recorded refusal
+	auditedAt    instant
+	refusals     int // since auditedAt
+	frozenSince  time.Time
+}
+
+// Run watches the key until ctx ends and is the only writer of the guard's
+// state: it probes, freezes, thaws and tells subscribers. It returns nil when ctx
+// ended, and an error wrapping ErrMisconfigured when the key or a pinned root
+// turns out wrong before the first opening; either way the gate is closed, waiting
+// calls end with ErrStopped and the keys are erased. Subscribers are not told
+// about the end: stop what uses keys first.
+func (g *Guard) Run(ctx context.Context) error {
+	if !g.running.CompareAndSwap(false, true) {
+		panic("keyguard: Run called twice")
+	}
+	r := &runner{
+		Guard: g, m: newMachine(len(g.o.Probe) > 0),
+		erasing: make(map[uint64]*epoch), warnings: make(map[string]string),
+		hedgeAt: never, awaiting: never, lastLaunch: never, auditedAt: never,
+	}
+	r.calls, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	r.nextProbe = g.o.Clock.Boot()
+	r.describe()
+	err := r.loop(ctx)
+	r.stop(err)
+	return err
+}
+
+func (r *runner) loop(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		r.launchDue(r.o.Clock.Boot())
+		timer.Reset(r.pause(r.o.Clock.Boot()))
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil
+		case e := <-r.events:
+			err = r.handle(e)
+		case <-r.pokes:
+			r.sooner(max(r.o.Clock.Boot(), r.lastLaunch+pokePause))
+		case <-r.repin:
+			r.loadPins()
+		case <-timer.C:
+			err = r.tick()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// pause is the time until something is due, at most watchPause.
+func (r *runner) pause(now instant) time.Duration {
+	due := min(r.nextProbe, now+watchPause)
+	if r.hedgeAt != never {
+		due = min(due, r.hedgeAt)
+	}
+	if r.awaiting != never && r.m.gate == Open {
+		due = min(due, r.awaiting+silentAfter)
+	}
+	if r.m.doubt != noDoubt {
+		due = min(due, r.m.doubtSince+doubtLimit)
+	}
+	if r.m.gate.Admits() {
+		due = min(due, r.m.lastSuccess+r.o.OutageGrace)
+	}
+	return max(due-now, 0)
+}
+
+func (r *runner) tick() error {
+	now := r.o.Clock.Boot()
+	kind := sawTick
+	if r.awaiting != never && now-r.awaiting >= silentAfter {
+		kind = sawSilence
+	}
+	return r.apply(observation{kind: kind})
+}
+
+// launchDue starts the probes that are due.
+func (r *runner) launchDue(now instant) {
+	switch {
+	case now >= r.nextProbe:
+		r.nextProbe = now + r.interval()
+		r.hedgeAt = never
+		if r.launch(now) && r.m.gate.Admits() {
+			r.hedgeAt = now + hedgeAfter
+		}
+	case r.hedgeAt != never && now >= r.hedgeAt:
+		r.hedgeAt = never
+		r.launch(now)
+	}
+}
+
+// interval is the jittered time until the next probe.
+func (r *runner) interval() time.Duration {
+	if r.m.gate == Open {
+		return jitter(r.o.ProbeInterval, openJitter)
+	}
+	return jitter(min(r.o.ProbeInterval, closedPause), closedJitter)
+}
+
+// jitter takes up to share off d.
+func jitter(d time.Duration, share float64) time.Duration {
+	return d - time.Duration(rand.Float64()*share*float64(d))
+}
+
+func (r *runner) sooner(at instant) { r.nextProbe = min(r.nextProbe, at) }
+
+// launch starts one probe, or the making of the probe ciphertext.
+func (r *runner) launch(now instant) bool {
+	ciphertext := r.ProbeCiphertext()
+	if r.probes >= maxProbes || ciphertext == nil && r.probes > 0 {
+		return false
+	}
+	r.probes++
+	r.lastLaunch = now
+	if r.awaiting == never {
+		r.awaiting = now
+	}
+	r.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(r.calls, probeTimeout)
+		defer cancel()
+		obs := observation{kind: sawSuccess, started: r.o.Clock.Boot()}
+		receipt, err := r.ask(ctx, ciphertext)
+		obs.took = r.o.Clock.Boot() - obs.started
+		obs.requestID, obs.err = receipt.RequestID, err
+		if err != nil {
+			obs.kind = sawFailure
+		}
+		r.send(event{kind: eventProbe, obs: obs})
+	})
+	return true
+}
+
+// ask makes the probe ciphertext if there is none yet, and has it decrypted.
+func (r *runner) ask(ctx context.Context, ciphertext []byte) (Receipt, error) {
+	if ciphertext == nil {
+		made, receipt, err := r.kms.GenerateProbe(ctx, r.o.ProbeBinding)
+		if err != nil {
+			return receipt, err
+		}
+		r.audit(AuditRecord{Event: AuditCreate, RequestID: receipt.RequestID,
+			Binding: r.o.ProbeBinding.Context(), Detail: "probe ciphertext"})
+		r.mu.Lock()
+		r.probe = append([]byte(nil), made...)
+		r.mu.Unlock()
+		ciphertext = made
+	}
+	return r.kms.Probe(ctx, ciphertext, r.o.ProbeBinding)
+}
+
+// describe asks for an explanation, unless one is on its way already.
+func (r *runner) describe() {
+	if r.describes > 0 {
+		return
+	}
+	r.describes++
+	r.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(r.calls, probeTimeout)
+		defer cancel()
+		obs := observation{kind: sawDescription, started: r.o.Clock.Boot()}
+		obs.desc, obs.err = r.kms.Describe(ctx)
+		r.send(event{kind: eventDescribe, obs: obs})
+	})
+}
+
+// send hands an event to Run and reports false when Run is over.
+func (r *runner) send(e event) bool {
+	select {
+	case r.events <- e:
+		return true
+	case <-r.calls.Done():
+		return false
+	}
+}
+
+func (r *runner) handle(e event) error {
+	switch e.kind {
+	case eventProbe:
+		r.probes--
+		r.awaiting, r.hedgeAt = never, never
+		r.o.Observer.Probed(StateOf(e.obs.err), ReasonOf(e.obs.err), e.obs.took)
+		if e.obs.err != nil {
+			r.recordRefusal(e.obs.err)
+		}
+	case eventDescribe:
+		r.describes--
+		r.warn("DescribeKey", e.obs.err)
+		if e.obs.err == nil {
+			r.desc = e.obs.desc
+		}
+	case eventUnwrap:
+		return r.unwrapped(e)
+	case eventErased:
+		delete(r.erasing, e.epoch)
+		return r.erased(e)
+	case eventSideCall:
+		r.warn(e.op, e.err)
+		r.publish()
+		return nil
+	}
+	return r.apply(e.obs)
+}
+
+// apply steps the machine and does what it asks for.
+func (r *runner) apply(o observation) error {
+	now := r.o.Clock.Boot()
+	before := r.m
+	var act action
+	r.m, act = step(r.m, o, now, r.o.OutageGrace)
+	if r.m.streak == 1 && before.streak == 0 {
+		r.firstSuccess = now
+	}
+	if before.gate == Open && r.m.gate != Open {
+		r.sooner(now + r.interval()) // a long interval is for an open gate only
+	}
+	if act&actAbort != 0 && r.attempt != nil {
+		r.attempt.cancel()
+		r.attempt = nil
+	}
+	if act&actRefuse != 0 {
+		r.publish()
+		return fmt.Errorf("%w: %s", ErrMisconfigured, r.Status().Cause())
+	}
+	if act&actProbe != 0 {
+		r.sooner(now)
+	}
+	if act&actConfirm != 0 {
+		r.sooner(now + confirmPause)
+	}
+	if act&actDescribe != 0 {
+		r.describe()
+	}
+	switch {
+	case act&actFreeze != 0:
+		r.freeze(before)
+	case act&actThaw != 0:
+		r.publish()
+		r.thaw()
+	case act&actOpen != 0:
+		// the attempt opens the gate, see unwrapped
+	default:
+		r.publish()
+		r.tellOutage(before)
+	}
+	return nil
+}
+
+// tellOutage logs and records the begin and the end of an outage within the lease.
+func (r *runner) tellOutage(before machine) {
+	switch {
+	case before.gate == Open && r.m.gate == Degraded:
+		r.transitioned(before.gate, Degraded)
+		r.audit(AuditRecord{Event: AuditOutage, Reason: r.m.reason, RequestID: r.m.requestID, Detail: r.m.detail})
+	case before.gate == Degraded && r.m.gate == Open:
+		r.transitioned(before.gate, Open)
+		r.audit(AuditRecord{Event: AuditRecover, Reason: before.reason, RequestID: r.m.requestID})
+	case before.state != r.m.state || before.reason != r.m.reason:
+		r.log.Info("key state", zap.Stringer("key", r.m.state), zap.String("reason", string(r.m.reason)),
+			zap.Stringer("gate", r.m.gate), zap.String("detail", r.m.detail), zap.String("request_id", r.m.requestID))
+	}
+}
+
+// recordRefusal writes a refusal to the audit log when it is new, and a lasting
+// one once a minute: a key that stays disabled for a month is no reason to fill a disk.
+func (r *runner) recordRefusal(err error) {
+	v := judgement(err)
+	if !v.state.refuses() {
+		return
+	}
+	r.refusals++
+	now := r.o.Clock.Boot()
+	if v.same(r.audited) && now-r.auditedAt < auditAgain {
+		return
+	}
+	r.audit(AuditRecord{Event: AuditRefusal, Reason: v.reason, RequestID: v.requestID,
+		Detail: v.detail, Count: r.refusals, Binding: r.o.ProbeBinding.Context()})
+	r.audited, r.auditedAt, r.refusals = v, now, 0
+}
+
+// warn keeps what went wrong with a call that does not decide about the gate.
+func (r *runner) warn(op string, err error) {
+	state := StateOf(err)
+	if !state.refuses() && state != Misconfigured {
+		delete(r.warnings, op)
+		return
+	}
+	r.warnings[op] = fmt.Sprintf("kms:%s is refused for this key (%s)", op, ReasonOf(err))
+}
+
+// stop ends everything: called once, when the loop is over.
+func (r *runner) stop(cause error) {
+	from := r.m.gate
+	r.m.gate = Stopping
+	e := r.gate.stop()
+	if r.attempt != nil {
+		r.attempt.cancel()
+	}
+	r.publish()
+	r.cancel()
+	ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
+	defer cancel()
+	r.waitGoroutines(ctx)
+	r.discardAttempts()
+	if e != nil {
+		r.erasing[e.n] = e
+	}
+	for n, ended := range r.erasing {
+		if ended.waitIdle(ctx) == nil {
+			ended.keys.erase()
+			delete(r.erasing, n)
+		}
+	}
+	collect()
+	r.publish()
+	r.transitioned(from, Stopping)
+	r.audit(AuditRecord{Event: AuditStop, Reason: r.m.reason})
+	if cause != nil {
+		r.log.Error("refusing to start", zap.Error(cause))
+	}
+}
+
+// discardAttempts erases the keys of thaw attempts that nobody will look at.
+func (r *runner) discardAttempts() {
+	for {
+		select {
+		case e := <-r.events:
+			if e.kind == eventUnwrap {
+				e.attempt.keys.erase()
+			}
+		default:
+			return
+		}
+	}
+}
+
+// waitGoroutines waits for Run's goroutines, whose calls are cancelled, but not
+// for one that a KMS ignoring its context keeps.
+func (r *runner) waitGoroutines(ctx context.Context) {
+	done := make(chan struct{})
+	go func() {
+		r.wg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// loadPins makes the present epoch hold every pinned root.
+func (r *runner) loadPins() {
+	for _, w := range r.pinned() {
+		p, ok := r.gate.tryEnter(Work, 0)
+		if !ok {
+			return // closed: the next thaw loads them
+		}
+		if p.Keys().pin(w.id) {
+			p.Exit()
+			continue
+		}
+		r.fly(p, loadFlight(w.id, w.binding), func(ctx context.Context, k *Keys, f *flight) error {
+			return r.load(ctx, k, w)
+		})
+	}
+}

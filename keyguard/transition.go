@@ -68,6 +68,7 @@ type machine struct {
 	doubt      doubt
 	doubtSince instant
 	doubted    verdict
+	frozenFrom instant // first refusal behind the last freeze, or the end of the lease
 
 	streak    int                    // granted calls since the last failure
 	successes [thawSuccesses]instant // arrivals of the last of them, by streak modulo
@@ -154,7 +155,11 @@ func (m machine) closedGate() GateState {
 }
 
 // freeze begins a freeze because of v.
-func (m machine) freeze(v verdict) (machine, action) {
+func (m machine) freeze(v verdict, now instant) (machine, action) {
+	m.frozenFrom = now
+	if m.doubt != noDoubt {
+		m.frozenFrom = m.doubtSince
+	}
 	m.verdict = v
 	m.gate = Draining
 	m.doubt = noDoubt
@@ -168,14 +173,14 @@ func (m machine) tick(o observation, now instant, grace time.Duration) (machine,
 		return m, 0
 	}
 	if m.doubt != noDoubt && now-m.doubtSince >= doubtLimit {
-		return m.freeze(m.doubted)
+		return m.freeze(m.doubted, now)
 	}
 	if now-m.lastSuccess >= grace {
 		v := m.verdict
 		if v.state == Enabled { // e.g. resumed from a long suspend: no failure was seen
 			v = verdict{state: Unreachable, reason: ReasonTimeout, detail: "no answer from KMS since the lease began"}
 		}
-		return m.freeze(v)
+		return m.freeze(v, now)
 	}
 	if o.kind == sawSilence && m.gate == Open {
 		m.verdict = verdict{state: Unreachable, reason: ReasonTimeout, detail: "KMS does not answer"}
@@ -206,8 +211,9 @@ func (m machine) success(o observation, now instant) (machine, action) {
 		m.verdict = granted(o)
 		return m, 0
 	case Starting, Frozen:
-		m.verdict = granted(o)
-		m.deletion = time.Time{}
+		if m.state == Unknown || m.state == Unreachable {
+			m.verdict = granted(o) // a refusal stands until the gate opens
+		}
 		return m.mayThaw(now)
 	default:
 		return m, 0
@@ -255,8 +261,11 @@ func (m machine) unwrapped(o observation, now instant) (machine, action) {
 // failure sorts a failed call: misconfigured, refused, or not reached.
 func (m machine) failure(o observation, now instant) (machine, action) {
 	v := judgement(o.err)
-	if v.reason == ReasonKeyNotFound || v.state == Deleted {
+	if v.state == Deleted {
 		v = m.notFound(v)
+	}
+	if !v.state.refuses() && o.kind == sawFailure && o.started < m.lastSuccess {
+		return m, 0 // a call made later was granted: this one only got lost
 	}
 	m.failures++
 	switch {
@@ -269,7 +278,7 @@ func (m machine) failure(o observation, now instant) (machine, action) {
 	default:
 		// Misconfigured cannot arise while running; should it, it is treated as
 		// an outage: not usable, but no word from the key's owner either.
-		return m.unreached(v, o.started)
+		return m.unreached(v, o.started, now)
 	}
 }
 
@@ -318,29 +327,30 @@ func (m machine) refused(v verdict, vague bool, started, now instant) (machine, 
 		m.gate = m.closedGate()
 		act = actAbort
 	}
-	if vague && m.explained.state != Unknown && m.explainedAs == v.reason {
+	as := v.reason
+	if vague && m.explained.state.refuses() && m.explainedAs == as {
 		v.state, v.reason = m.explained.state, m.explained.reason // as explained before
 	}
-	m.verdict = v
-	return m.explain(act, judgedAs(v, vague), now)
+	if !v.same(m.verdict) { // the words of the first refusal stay, with its request id
+		m.verdict = v
+	}
+	return m.explain(act, as, now)
 }
 
-// judgedAs is the refusal as KMS named it, before DescribeKey refined it.
-func judgedAs(v verdict, vague bool) Reason {
-	if vague {
-		return ReasonInvalidState
-	}
-	return v.reason
+// same: nothing new is said about the key.
+func (v verdict) same(w verdict) bool {
+	return v.state == w.state && v.reason == w.reason && v.action == w.action
 }
 
 // explain asks DescribeKey if there is something new to explain.
 func (m machine) explain(act action, as Reason, now instant) (machine, action) {
-	if m.explainedAs != as || now-m.explainedAt >= explainEvery {
-		m.explainedAs, m.explainedAt = as, now
+	if m.explainedAs != as {
 		m.explained = verdict{}
-		act |= actDescribe
+	} else if now-m.explainedAt < explainEvery {
+		return m, act
 	}
-	return m, act
+	m.explainedAs, m.explainedAt = as, now
+	return m, act | actDescribe
 }
 
 // refusedOpen: clear words close at once, doubtful ones are confirmed first.
@@ -357,12 +367,12 @@ func (m machine) refusedOpen(v verdict, vague bool, started, now instant) (machi
 	case v.state == AccessDenied && started < m.doubtSince:
 		return m, 0 // asked before the doubt arose: confirms nothing
 	default:
-		return m.freeze(v)
+		return m.freeze(v, now)
 	}
 }
 
 // unreached handles everything that is no answer about the key.
-func (m machine) unreached(v verdict, started instant) (machine, action) {
+func (m machine) unreached(v verdict, started, now instant) (machine, action) {
 	m.streak = 0
 	switch m.gate {
 	case Open, Degraded:
@@ -370,7 +380,7 @@ func (m machine) unreached(v verdict, started instant) (machine, action) {
 			if started < m.doubtSince {
 				return m, 0
 			}
-			return m.freeze(m.doubted) // the confirming call was not granted: fail closed
+			return m.freeze(m.doubted, now) // the confirming call was not granted: fail closed
 		}
 		if m.gate == Open && m.failures == 1 && v.reason != ReasonThrottled {
 			return m, actProbe // one lost call is no outage; a throttled one is not repeated at once
@@ -391,10 +401,10 @@ func (m machine) unreached(v verdict, started instant) (machine, action) {
 	}
 	if m.state.refuses() {
 		v.detail += " (last known key state: " + m.state.String() + ")"
-	} else if m.state == Unreachable && m.reason == v.reason {
-		v.detail = m.detail
 	}
-	m.verdict = v
+	if !v.same(m.verdict) {
+		m.verdict = v
+	}
 	return m, act
 }
 
@@ -404,7 +414,7 @@ func (m machine) described(o observation, now instant) (machine, action) {
 	v := verdict{state: o.desc.State, reason: o.desc.Reason, detail: o.desc.Problem, requestID: o.desc.RequestID}
 	if o.err != nil {
 		v = judgement(o.err)
-		if v.reason == ReasonKeyNotFound || v.state == Deleted {
+		if v.state == Deleted {
 			v = m.notFound(v)
 		}
 	}
@@ -448,7 +458,7 @@ func (m machine) settle(v verdict, o observation, now instant) (machine, action)
 		m.deletion = o.desc.DeletionDate
 	}
 	m.explained, m.explainedAs, m.explainedAt = v, ReasonInvalidState, now
-	m, act := m.freeze(w)
+	m, act := m.freeze(w, now)
 	return m, act &^ actDescribe
 }
 
@@ -467,8 +477,8 @@ func (m machine) refine(v verdict, o observation, now instant) machine {
 		}
 		return m
 	case v.state == Enabled && m.reason == ReasonInvalidState:
-		m.state = Unavailable // refused although enabled: custom key store
-		m.reason = ReasonKeyStoreDown
+		m.reason = ReasonKeyStoreDown // Unavailable although enabled
+		m.explained.state, m.explained.reason = m.state, m.reason
 	case v.state.refuses():
 		m.state, m.reason = v.state, v.reason
 	}
