@@ -1,0 +1,212 @@
+package main
+
+import "time"
+
+// Config is the one configuration file of byokd. The comments on its fields are the manual: they are
+// rendered into reference.yaml, which `byokd config reference` prints and a test keeps in step.
+// Every scalar can be overridden from the environment: the path in capitals, words and levels joined
+// by underscores, after BYOKD_ (admin.listen is BYOKD_ADMIN_LISTEN, keys.primary.probeInterval is
+// BYOKD_KEYS_PRIMARY_PROBE_INTERVAL). The environment wins over the file.
+type Config struct {
+	// The cluster that this data belongs to.
+	Cluster ClusterConfig `yaml:"cluster"`
+	// The KMS keys, under names that the volume and the buckets refer to. Each key is watched by a
+	// keyguard of its own; what names the same key freezes and thaws together. Required.
+	Keys map[string]KeyConfig `yaml:"keys"`
+	// The encrypted filesystem. Leave it out to serve buckets only.
+	Volume *VolumeConfig `yaml:"volume"`
+	// The encrypting S3 proxy. Leave it out to serve a volume only.
+	Objects *ObjectsConfig `yaml:"objects"`
+	// The listener for health, metrics, status and the Encryption at rest panel.
+	Admin AdminConfig `yaml:"admin"`
+	// The audit trail of key use.
+	Audit AuditConfig `yaml:"audit"`
+	// The log on standard error.
+	Log LogConfig `yaml:"log"`
+	// The longest time that a stop may take (flush, unmount) before byokd gives up waiting and detaches
+	// the mount. Keep it below the grace period of whatever stops byokd (30s in Kubernetes).
+	StopTimeout Duration `yaml:"stopTimeout"`
+}
+
+// ClusterConfig names the cluster in encryption contexts, and so in the key owner's CloudTrail.
+type ClusterConfig struct {
+	// Name of the cluster. It goes into the KMS encryption context as byokd:cluster, so that the owner
+	// of the key sees in CloudTrail who used it, and it is bound to the data: it cannot be changed
+	// later. Required.
+	ID string `yaml:"id"`
+	// The AWS region the cluster runs in. When given, the volume's key must be in it.
+	Region string `yaml:"region"`
+	// The tenant, for clusters that serve several. It goes into the encryption context as byokd:tenant
+	// and is bound to the data like the id.
+	Tenant string `yaml:"tenant"`
+}
+
+// KeyConfig is one AWS KMS key and how it is watched.
+type KeyConfig struct {
+	// ARN of a symmetric KMS key for encryption and decryption. An alias is refused: it could be
+	// pointed at another key behind the data's back. Required.
+	ARN string `yaml:"arn"`
+	// Pause between two probes of the key while all is well, from 100ms to 1m. Data freezes at most this
+	// long, plus one second, after KMS begins to refuse.
+	ProbeInterval Duration `yaml:"probeInterval"`
+	// How long reads and writes go on when KMS cannot be reached (an outage, not a refusal), from
+	// probeInterval + 2s to 24h. Then they freeze until KMS answers again.
+	OutageGrace Duration `yaml:"outageGrace"`
+	// Address of KMS, for a VPC endpoint with a name of its own or for a stand-in. Left out, the SDK's.
+	Endpoint string `yaml:"endpoint"`
+}
+
+// VolumeConfig is the encrypted filesystem.
+type VolumeConfig struct {
+	// What the volume holds: orchestration, elasticsearch or another short name. It is shown on the
+	// status page ("orchestration disk") and used in metrics.
+	Role string `yaml:"role"`
+	// The directory below the mount, where the sealed files are kept. An empty one is initialised; one
+	// that holds anything byokd has not written is refused. Absolute path. Required.
+	Lower string `yaml:"lower"`
+	// The directory at which the plain files appear: an existing, empty one. Absolute path. Required.
+	Mount string `yaml:"mount"`
+	// Which of the keys protects the volume. It is final: the volume remembers the key's ARN. May be
+	// left out when there is one key only.
+	Key string `yaml:"key"`
+	// Kernel caching of writes: writeback (fast; what was fsynced is safe) or writethrough (each write
+	// is sealed before it returns).
+	Cache string `yaml:"cache"`
+}
+
+// ObjectsConfig is the encrypting S3 proxy.
+type ObjectsConfig struct {
+	// Address and port of the S3 endpoint that the pod's own clients use.
+	Listen string `yaml:"listen"`
+	// Allows an address of `listen` that other machines can reach. Plain text travels on it, so the
+	// network between must be trusted.
+	AllowRemote bool `yaml:"allowRemote"`
+	// What clients of the proxy sign their requests with. Required.
+	Credentials CredentialsConfig `yaml:"credentials"`
+	// How long a request is held while frozen before it is answered 503 SlowDown with Retry-After, from
+	// 0s to 5m. Clients give up after 30s (Java) to 60s (boto3): stay below.
+	HoldFor Duration `yaml:"holdFor"`
+	// The buckets, under the names that clients use. Required.
+	Buckets map[string]BucketConfig `yaml:"buckets"`
+}
+
+// CredentialsConfig says where the S3 credentials of the proxy's clients are.
+type CredentialsConfig struct {
+	// A file with one ACCESS_KEY_ID:SECRET_ACCESS_KEY per line; lines that begin with # are comments.
+	// Refused when everybody may read it (chmod 600). Required.
+	File string `yaml:"file"`
+}
+
+// BucketConfig is one bucket of the proxy.
+type BucketConfig struct {
+	// Where the sealed objects are kept.
+	Upstream UpstreamConfig `yaml:"upstream"`
+	// Which of the keys protects the bucket. May be left out when there is one key only.
+	Key string `yaml:"key"`
+	// What the bucket holds: documents, backups or another short name, shown on the status page. Left
+	// out, the bucket's name.
+	Role string `yaml:"role"`
+}
+
+// UpstreamConfig is one bucket below the proxy.
+type UpstreamConfig struct {
+	// Name of the upstream bucket. Required.
+	Bucket string `yaml:"bucket"`
+	// Its region. Left out, cluster.region, else the region of the bucket's key.
+	Region string `yaml:"region"`
+	// Address of S3, for a store other than AWS. Buckets are then addressed by path. Left out, the SDK's.
+	Endpoint string `yaml:"endpoint"`
+}
+
+// AdminConfig is the listener for people and monitoring.
+type AdminConfig struct {
+	// Address and port of the admin listener.
+	Listen string `yaml:"listen"`
+	// Allows an address of `listen` that other machines can reach, as Prometheus and kubelet need. No key
+	// material, object names or file names are ever shown there, key ARNs and states are.
+	AllowRemote bool `yaml:"allowRemote"`
+	// Names under which browsers may ask for the panel besides localhost and plain IP addresses; others
+	// are refused, so that a web page cannot reach it by rebinding a name.
+	Hosts []string `yaml:"hosts"`
+}
+
+// AuditConfig is the audit trail.
+type AuditConfig struct {
+	// A file that gets one line of JSON for each unwrap, refusal, freeze and thaw, with the KMS request
+	// id that also stands in CloudTrail. Appended to, mode 0600. Left out, the lines go to the log.
+	File string `yaml:"file"`
+}
+
+// LogConfig is the log.
+type LogConfig struct {
+	// debug, info, warn or error.
+	Level string `yaml:"level"`
+	// json for machines or console for people.
+	Format string `yaml:"format"`
+}
+
+// Defaults. The probe interval and the grace are promises of docs/ARCHITECTURE.md: a refusal is acted on
+// within 1s + 1s, an outage of a minute is ridden out. stopTimeout stays under Kubernetes' 30s with 5s to
+// spare for the container runtime. holdFor stays under the shortest client timeout known (30s, Java).
+const (
+	defaultProbeInterval = time.Second
+	defaultOutageGrace   = 60 * time.Second
+	defaultStopTimeout   = 25 * time.Second
+	defaultHoldFor       = 20 * time.Second
+	defaultObjectsListen = "127.0.0.1:9000"
+	defaultAdminListen   = "127.0.0.1:9180"
+)
+
+// withDefaults returns c with everything filled in that was left out.
+func (c Config) withDefaults() Config {
+	only := ""
+	keys := make(map[string]KeyConfig, len(c.Keys))
+	for name, k := range c.Keys {
+		k.ProbeInterval.setDefault(defaultProbeInterval)
+		k.OutageGrace.setDefault(defaultOutageGrace)
+		keys[name] = k
+		only = name
+	}
+	if len(keys) != 1 {
+		only = ""
+	}
+	c.Keys = keys
+	if c.Volume != nil {
+		v := *c.Volume
+		setDefault(&v.Role, "orchestration")
+		setDefault(&v.Key, only)
+		setDefault(&v.Cache, cacheWriteback)
+		c.Volume = &v
+	}
+	if c.Objects != nil {
+		o := *c.Objects
+		setDefault(&o.Listen, defaultObjectsListen)
+		o.HoldFor.setDefault(defaultHoldFor)
+		buckets := make(map[string]BucketConfig, len(o.Buckets))
+		for name, b := range o.Buckets {
+			setDefault(&b.Key, only)
+			setDefault(&b.Role, name)
+			setDefault(&b.Upstream.Region, c.Cluster.Region)
+			setDefault(&b.Upstream.Region, regionOfARN(c.Keys[b.Key].ARN))
+			buckets[name] = b
+		}
+		o.Buckets = buckets
+		c.Objects = &o
+	}
+	setDefault(&c.Admin.Listen, defaultAdminListen)
+	setDefault(&c.Log.Level, "info")
+	setDefault(&c.Log.Format, "json")
+	c.StopTimeout.setDefault(defaultStopTimeout)
+	return c
+}
+
+const (
+	cacheWriteback    = "writeback"
+	cacheWritethrough = "writethrough"
+)
+
+func setDefault(field *string, value string) {
+	if *field == "" {
+		*field = value
+	}
+}

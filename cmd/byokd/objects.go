@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"go.uber.org/zap"
+
+	"github.com/byokd/byokd/keyguard"
+	"github.com/byokd/byokd/keyguard/awskms"
+	"github.com/byokd/byokd/metrics"
+	"github.com/byokd/byokd/objstore"
+)
+
+// newKMS makes the client of one key: its region stands in its ARN, credentials come from AWS' standard
+// chain (environment, IRSA, Pod Identity, instance profile).
+func newKMS(ctx context.Context, key KeyConfig) (keyguard.KMS, error) {
+	cfg, err := config.LoadDefaultConfig(ctx, config.WithRegion(regionOfARN(key.ARN)))
+	if err != nil {
+		return nil, err
+	}
+	return awskms.New(cfg, key.ARN, awskms.Options{Endpoint: key.Endpoint})
+}
+
+// newUpstream makes the client of one bucket below the proxy.
+func newUpstream(ctx context.Context, u UpstreamConfig) (objstore.Upstream, error) {
+	cfg, err := config.LoadDefaultConfig(ctx, config.WithRegion(u.Region))
+	if err != nil {
+		return nil, err
+	}
+	client := s3.NewFromConfig(cfg, func(o *s3.Options) {
+		if u.Endpoint != "" {
+			o.BaseEndpoint, o.UsePathStyle = aws.String(u.Endpoint), true
+		}
+		// Bodies are authenticated by their seals; a checksum of our own would need a second pass over
+		// a stream that cannot be rewound.
+		o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
+		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
+	})
+	return objstore.NewUpstream(client, u.Bucket), nil
+}
+
+// objects is the S3 proxy of the daemon.
+type objects struct {
+	cfg      Config
+	log      *zap.Logger
+	listener net.Listener
+	server   *http.Server
+	buckets  []protected
+}
+
+// protected is one bucket with what its state depends on.
+type protected struct {
+	guard    *keyguard.Guard
+	resource *metrics.Resource
+}
+
+func newObjects(ctx context.Context, d *daemon) (*objects, error) {
+	o := &objects{cfg: d.cfg, log: d.log.Named("objstore")}
+	settings := d.cfg.Objects
+	credentials, err := readCredentials(settings.Credentials.File)
+	if err != nil {
+		return nil, failure(d.log, "the S3 proxy cannot start", exitConfig, err)
+	}
+	names := slices.Sorted(maps.Keys(settings.Buckets))
+	buckets := make(map[string]objstore.Bucket, len(names))
+	for _, name := range names {
+		b := settings.Buckets[name]
+		upstream, err := newUpstream(ctx, b.Upstream)
+		if err != nil {
+			return nil, failure(d.log, "the upstream of bucket "+name, exitConfig, err)
+		}
+		guard := d.guards[b.Key]
+		buckets[name] = objstore.Bucket{Upstream: upstream, Guard: guard, Region: b.Upstream.Region,
+			Binding: keyguard.Binding{Cluster: d.cfg.Cluster.ID, Resource: "bucket/" + b.Upstream.Bucket, Tenant: d.cfg.Cluster.Tenant}}
+		title := b.Role
+		if title != name {
+			title += " (" + name + ")"
+		}
+		where := "s3://" + name + " at " + settings.Listen + ", sealed in s3://" + b.Upstream.Bucket
+		o.buckets = append(o.buckets, protected{guard, d.panel.AddResource(title, "bucket", where, guard)})
+	}
+	proxy, err := objstore.New(objstore.Options{Buckets: buckets, Credentials: objstore.StaticCredentials(credentials),
+		HoldFor: settings.HoldFor.Duration, Observer: d.registry.NewObjects(names), Logger: o.log})
+	if err != nil {
+		return nil, failure(d.log, "the S3 proxy cannot start", exitConfig, err)
+	}
+	if o.listener, err = listen("objects", settings.Listen); err != nil {
+		return nil, failure(d.log, "the S3 proxy cannot start", exitListen, err)
+	}
+	o.server = proxy.Server()
+	return o, nil
+}
+
+// serve answers from the first moment (requests wait for their key there) until ctx ends; then it takes no
+// new connection, gives requests under way their share of the time to stop, and cuts off the rest.
+func (o *objects) serve(ctx context.Context) error {
+	for _, b := range o.buckets {
+		b.resource.Waiting("waits for the key " + b.guard.Status().Name)
+		go func() {
+			if waitReady(ctx, b.guard) {
+				b.resource.Serving()
+			}
+		}()
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- o.server.Serve(o.listener) }()
+	o.log.Info("the S3 proxy listens", zap.Stringer("address", o.listener.Addr()))
+	select {
+	case err := <-ended:
+		return failure(o.log, "the S3 proxy has ended", exitFailure, err)
+	case <-ctx.Done():
+	}
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.cfg.share(1))
+	defer cancel()
+	if err := o.server.Shutdown(limit); errors.Is(err, context.DeadlineExceeded) {
+		o.log.Warn("requests under way were cut off; none of them was acknowledged")
+		if err := o.server.Close(); err != nil {
+			o.log.Debug("closing connections", zap.Error(err))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
+)
+
+// forcedGrace is how long a forced stop may still take: one lazy unmount, which returns at once.
+const forcedGrace = 3 * time.Second
+
+var errForced = errors.New("stopped without flushing: what was not fsynced may be lost")
+
+func newRunCommand(environ []string) *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use: "run --config FILE", Short: "Serve the volume and the buckets of a configuration file", Args: cobra.NoArgs,
+		Long: `Serves until SIGTERM or SIGINT, then flushes, unmounts and exits, also while frozen. A second signal stops
+without flushing. While the key cannot be used at the start, byokd waits, not mounted and not ready, and goes
+on by itself; the admin listener tells why from the first moment.
+
+Exit codes:
+  0  stopped after a signal, everything flushed
+  1  failed for a reason without a code of its own
+  2  wrong command line
+  3  the configuration is wrong
+  4  the lower directory is refused: foreign files, another key, another cluster, damaged header
+  5  the key is misconfigured: wrong region, wrong kind, or the data belongs to another key
+  6  the mount point cannot be used, or the mount was ended by somebody else
+  7  an address cannot be listened at
+  8  forced: a second signal, or stopTimeout ran out`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, warnings, err := loadConfig(file, environ)
+			if err != nil {
+				return exitWith(exitConfig, err)
+			}
+			log := newLogger(cfg.Log, cmd.ErrOrStderr())
+			for _, w := range warnings {
+				log.Warn(w)
+			}
+			return runUntilSignal(cmd.Context(), cfg, log)
+		},
+	}
+	configFlag(cmd, &file)
+	return cmd
+}
+
+func newLogger(cfg LogConfig, stderr io.Writer) *zap.Logger {
+	level, err := zapcore.ParseLevel(cfg.Level)
+	if err != nil {
+		panic(err) // validated
+	}
+	e := zap.NewProductionEncoderConfig()
+	e.TimeKey, e.EncodeTime = "time", zapcore.RFC3339NanoTimeEncoder
+	encoder := zapcore.NewJSONEncoder(e)
+	if cfg.Format == "console" {
+		e.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
+		e.EncodeLevel = zapcore.CapitalLevelEncoder
+		encoder = zapcore.NewConsoleEncoder(e)
+	}
+	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(stderr)), level))
+}
+
+// runUntilSignal serves until the first signal, stops in order, and cuts the stop short at the second or
+// when stopTimeout has run out twice over.
+func runUntilSignal(ctx context.Context, cfg Config, log *zap.Logger) error {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
+	defer signal.Stop(signals)
+	harden(log)
+
+	serving, stop := context.WithCancel(ctx)
+	defer stop()
+	d := newDaemon(cfg, log)
+	done := make(chan error, 1)
+	go func() { done <- d.serve(serving) }()
+
+	select {
+	case err := <-done:
+		return err
+	case s := <-signals:
+		log.Info("stopping", zap.Stringer("signal", s))
+	case <-ctx.Done():
+	}
+	stop()
+	deadline := time.After(cfg.StopTimeout.Duration)
+	select {
+	case err := <-done:
+		return err
+	case s := <-signals:
+		log.Warn("stopping at once", zap.Stringer("signal", s))
+	case <-deadline:
+		log.Error("the time to stop ran out", zap.Duration("stopTimeout", cfg.StopTimeout.Duration))
+	}
+	return force(d, done)
+}
+
+// force leaves nothing mounted and gives up on the rest.
+func force(d *daemon, done <-chan error) error {
+	d.abandon()
+	select {
+	case <-done:
+	case <-time.After(forcedGrace):
+	}
+	return &exitError{exitForced, errForced}
+}
+
+// report logs the error that ends a run; the caller of run prints it for people as well.
+func failure(log *zap.Logger, what string, code int, err error) error {
+	log.Error(what, zap.Error(err), zap.Int("exit_code", code))
+	return &exitError{code, fmt.Errorf("%s: %w", what, err)}
+}

@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/byokd/byokd/keyguard"
+	"github.com/byokd/byokd/metrics"
+)
+
+// daemon is one running byokd. The order of its life:
+//
+//	check → listen → guards → admin page → guards run → S3, volume (each when its own key is usable)
+//	…
+//	S3 refuses new connections → S3 requests end → flush and unmount → guards stop (keys erased) → admin page
+//
+// so that the page answers from the first moment to the last.
+type daemon struct {
+	cfg      Config
+	log      *zap.Logger
+	registry *metrics.Registry
+	panel    *metrics.Panel
+	guards   map[string]*keyguard.Guard // by name; fixed after build
+	volume   *volume                    // nil without one; fixed after build
+	objects  *objects                   // nil without one; fixed after build
+	audit    *auditTrail
+	admin    net.Listener
+	failures chan error // the first thing that ends the run
+}
+
+func newDaemon(cfg Config, log *zap.Logger) *daemon {
+	erasure := "best_effort"
+	if erasureGuaranteed {
+		erasure = "guaranteed"
+	}
+	return &daemon{cfg: cfg, log: log, failures: make(chan error, 1),
+		registry: metrics.NewRegistry(buildVersion(), erasure),
+		panel:    metrics.NewPanel(buildVersion(), cfg.Cluster.ID, erasure),
+		volume:   newVolume(cfg, log),
+	}
+}
+
+// serve runs until ctx ends or something fails, then stops everything in order. It returns nil after ctx.
+func (d *daemon) serve(ctx context.Context) error {
+	if err := d.build(ctx); err != nil {
+		return err
+	}
+	guardsRun, stopGuards := context.WithCancel(context.WithoutCancel(ctx))
+	pageServes, stopPage := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopPage()
+	defer stopGuards()
+	var page, guards sync.WaitGroup
+	page.Go(func() { d.panel.Watch(pageServes) })
+	page.Go(func() { d.serveAdmin(pageServes) })
+	for _, g := range d.guards {
+		guards.Go(func() { d.runGuard(guardsRun, g) })
+	}
+	work, stopWork := context.WithCancel(ctx)
+	defer stopWork()
+	var working sync.WaitGroup
+	if d.objects != nil {
+		working.Go(func() { d.fail(d.objects.serve(work)) })
+	}
+	if d.volume != nil {
+		working.Go(func() { d.fail(d.volume.serve(work)) })
+	}
+	d.log.Info("started", zap.String("version", buildVersion()), zap.String("admin", "http://"+d.admin.Addr().String()))
+
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-d.failures:
+	}
+	d.panel.Stopping()
+	stopWork() // the volume and the proxy end by themselves now, each within its part of stopTimeout
+	working.Wait()
+	stopGuards()
+	guards.Wait()
+	err = errors.Join(err, exitWith(exitFailure, d.audit.close()))
+	stopPage()
+	page.Wait()
+	if err == nil {
+		d.log.Info("stopped, everything flushed")
+	}
+	return err
+}
+
+// fail ends the run with the first error reported; later ones are consequences.
+func (d *daemon) fail(err error) {
+	if err == nil {
+		return
+	}
+	select {
+	case d.failures <- err:
+	default:
+	}
+}
+
+// build checks everything that can be checked before the key is asked, listens, and connects the parts.
+func (d *daemon) build(ctx context.Context) (err error) {
+	if d.audit, err = openAudit(d.cfg.Audit.File, d.log); err != nil {
+		return failure(d.log, "the audit file cannot be opened", exitConfig, err)
+	}
+	if d.volume != nil {
+		if err := d.volume.inspect(); err != nil {
+			return err
+		}
+	}
+	if d.admin, err = listen("admin", d.cfg.Admin.Listen); err != nil {
+		return failure(d.log, "the admin listener cannot start", exitListen, err)
+	}
+	if err := d.buildGuards(ctx); err != nil {
+		return err
+	}
+	if d.volume != nil {
+		d.volume.connect(d)
+	}
+	if d.cfg.Objects != nil {
+		d.objects, err = newObjects(ctx, d)
+	}
+	return err
+}
+
+func (d *daemon) buildGuards(ctx context.Context) error {
+	observers := d.registry.NewGuards()
+	d.guards = make(map[string]*keyguard.Guard, len(d.cfg.Keys))
+	for _, name := range slices.Sorted(maps.Keys(d.cfg.Keys)) {
+		key := d.cfg.Keys[name]
+		kms, err := newKMS(ctx, key)
+		if err != nil {
+			return failure(d.log, "keys."+name, exitMisconfigured, err)
+		}
+		options := keyguard.Options{
+			Name: name, ProbeInterval: key.ProbeInterval.Duration, OutageGrace: key.OutageGrace.Duration,
+			ProbeBinding: keyguard.Binding{Cluster: d.cfg.Cluster.ID, Resource: "probe/" + name, Tenant: d.cfg.Cluster.Tenant},
+			Observer:     observers.Observer(name), Audit: d.audit.record, Logger: d.log.Named("keyguard"),
+		}
+		if d.volume != nil && d.cfg.Volume.Key == name {
+			options.ProbeBinding, options.Probe = d.volume.binding, d.volume.header.Probe
+		}
+		g, err := keyguard.New(kms, options)
+		if err != nil {
+			return failure(d.log, "keys."+name, exitConfig, err)
+		}
+		d.guards[name] = g
+		d.registry.AddGuard(g)
+		d.panel.AddGuard(g)
+	}
+	return nil
+}
+
+func (d *daemon) runGuard(ctx context.Context, g *keyguard.Guard) {
+	err := g.Run(ctx)
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	s := g.Status()
+	code := exitFailure
+	if errors.Is(err, keyguard.ErrMisconfigured) {
+		code = exitMisconfigured
+	}
+	for _, line := range []string{s.Cause(), s.NextStep()} {
+		if line != "" {
+			err = fmt.Errorf("%w\n%s", err, line)
+		}
+	}
+	d.fail(failure(d.log, s.Headline(), code, err))
+}
+
+func (d *daemon) serveAdmin(ctx context.Context) {
+	server := metrics.NewServer(d.panel, d.registry, d.cfg.Admin.Hosts, d.log.Named("admin"))
+	d.fail(exitWith(exitFailure, server.Serve(ctx, d.admin)))
+}
+
+// abandon leaves nothing mounted, whatever the rest does.
+func (d *daemon) abandon() {
+	if d.volume != nil {
+		d.volume.abandon()
+	}
+}
+
+// waitReady waits until the guard admits work; false when ctx ended first.
+func waitReady(ctx context.Context, g *keyguard.Guard) bool {
+	for {
+		changed := g.Changed() // before Status, so that no change falls between
+		if g.Status().Ready() {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// listen opens a TCP listener and says in whose way it is when it cannot.
+func listen(section, address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("%s.listen: %w; is another byokd running? To see who listens: ss -ltnp", section, err)
+	}
+	return l, nil
+}
+
+// share splits the time to stop: the proxy gets a third to finish its requests, the volume the rest.
+func (c Config) share(third int) time.Duration {
+	return c.StopTimeout.Duration * time.Duration(third) / 3
+}

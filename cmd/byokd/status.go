@@ -1,0 +1,255 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/byokd/byokd/keyguard"
+	"github.com/byokd/byokd/metrics"
+)
+
+const (
+	// statusTimeout bounds one question: the daemon answers from memory, in milliseconds.
+	statusTimeout = 5 * time.Second
+	// streamSilence is how long --watch waits for a sign of life: the server sends one every 10 s.
+	streamSilence = 25 * time.Second
+	// maxReport bounds what is read of an answer: some 100 events of history are below 64 KiB.
+	maxReport = 4 << 20
+)
+
+func newStatusCommand() *cobra.Command {
+	var admin, output string
+	var watch bool
+	cmd := &cobra.Command{
+		Use: "status", Short: "Show the state of a running byokd, its cause and the next step", Args: cobra.NoArgs,
+		Long: `Asks the admin listener of a running byokd. It answers while frozen, too.
+
+Exit codes:
+  0   ready
+  1   failed: a resource broke for a reason other than its key
+  10  frozen: reads and writes wait for the key
+  11  waiting: not started yet, the key is not usable or was not asked yet
+  12  degraded: serving, but KMS cannot be reached; frozen when the lease ends
+  13  stopping
+  14  final: frozen for good, the key is deleted
+  20  no byokd answers at the address
+With --watch the code is that of the last state seen.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output != "table" && output != "json" {
+				return &exitError{exitUsage, fmt.Errorf("-o %s: say table or json", output)}
+			}
+			ask := statusClient{url: adminURL(admin), json: output == "json", out: cmd.OutOrStdout()}
+			if watch {
+				return ask.watch(cmd.Context())
+			}
+			return ask.once(cmd.Context())
+		},
+	}
+	cmd.Flags().StringVar(&admin, "admin", defaultAdminListen, "address of the admin listener")
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	cmd.Flags().BoolVar(&watch, "watch", false, "keep watching: print one line (or one JSON document) per change")
+	return cmd
+}
+
+func adminURL(address string) string {
+	if strings.Contains(address, "://") {
+		return strings.TrimSuffix(address, "/")
+	}
+	return "http://" + address
+}
+
+// statusClient asks one daemon.
+type statusClient struct {
+	url  string
+	json bool
+	out  io.Writer
+}
+
+func (c statusClient) noAnswer(err error) error {
+	return &exitError{exitNoAnswer, fmt.Errorf("no byokd answers at %s: %w", c.url, err)}
+}
+
+// once prints the state and turns it into the exit code.
+func (c statusClient) once(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	body, err := c.get(ctx, "/v1/status")
+	if err != nil {
+		return c.noAnswer(err)
+	}
+	defer body.Close()
+	text, err := io.ReadAll(io.LimitReader(body, maxReport))
+	if err != nil {
+		return c.noAnswer(err)
+	}
+	var report metrics.Report
+	if err := json.Unmarshal(text, &report); err != nil {
+		return c.noAnswer(err)
+	}
+	if c.json {
+		_, err = c.out.Write(text)
+	} else {
+		err = writeReport(c.out, report)
+	}
+	if err != nil {
+		return exitWith(exitFailure, err)
+	}
+	return codeOf(report.State)
+}
+
+// watch prints a line for each change until ctx or the daemon ends.
+func (c statusClient) watch(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	body, err := c.get(ctx, "/v1/events")
+	if err != nil {
+		return c.noAnswer(err)
+	}
+	defer body.Close()
+	silence := time.AfterFunc(streamSilence, cancel)
+	defer silence.Stop()
+	last, lastLine := metrics.State(""), ""
+	lines := bufio.NewScanner(body)
+	lines.Buffer(nil, maxReport)
+	for lines.Scan() {
+		silence.Reset(streamSilence)
+		data, ok := strings.CutPrefix(lines.Text(), "data: ")
+		if !ok {
+			continue
+		}
+		var r metrics.Report
+		if err := json.Unmarshal([]byte(data), &r); err != nil {
+			return c.noAnswer(err)
+		}
+		last = r.State
+		line := changeLine(r)
+		if line == lastLine {
+			continue // a heartbeat
+		}
+		lastLine = line
+		if c.json {
+			line = data
+		} else {
+			line = r.Time.Local().Format("15:04:05.000") + "  " + line
+		}
+		if _, err := fmt.Fprintln(c.out, line); err != nil {
+			return exitWith(exitFailure, err)
+		}
+	}
+	if last == "" {
+		return c.noAnswer(errors.Join(lines.Err(), ctx.Err()))
+	}
+	return codeOf(last)
+}
+
+// changeLine is a report in one line, the same as long as nothing worth telling has changed.
+func changeLine(r metrics.Report) string {
+	parts := []string{strings.ToUpper(string(r.State)), r.Headline}
+	for _, k := range r.Keys {
+		parts = append(parts, fmt.Sprintf("%s: key %s, gate %s", k.Name, k.Key, k.Gate))
+	}
+	if r.Cause != "" {
+		parts = append(parts, r.Cause)
+	}
+	if r.NextStep != "" {
+		parts = append(parts, "next: "+r.NextStep)
+	}
+	return strings.Join(parts, " | ")
+}
+
+func (c statusClient) get(ctx context.Context, path string) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	// A client of its own: proxies of the environment are for the outside, this is our own daemon.
+	client := &http.Client{Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		resp.Body.Close()
+		return nil, fmt.Errorf("it answers %s", resp.Status)
+	}
+	return resp.Body, nil
+}
+
+// codeOf turns a state into the exit code.
+func codeOf(s metrics.State) error {
+	codes := map[metrics.State]int{metrics.StateReady: exitOK, metrics.StateDegraded: exitDegraded, metrics.StateWaiting: exitWaiting,
+		metrics.StateFrozen: exitFrozen, metrics.StateFinal: exitFinal, metrics.StateStopping: exitStopping}
+	code, known := codes[s]
+	switch {
+	case !known:
+		return &exitError{code: exitFailure}
+	case code == exitOK:
+		return nil
+	}
+	return &exitError{code: code}
+}
+
+// writeReport prints a report for people.
+func writeReport(out io.Writer, r metrics.Report) error {
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, r.Headline)
+	if r.Cause != "" {
+		fmt.Fprintln(w, r.Cause)
+	}
+	if r.NextStep != "" {
+		fmt.Fprintln(w, "Next step: "+r.NextStep)
+	}
+	fmt.Fprintf(w, "\nCluster %s, byokd %s, key erasure %s\n\n", r.Cluster, r.Version, r.Erasure)
+	fmt.Fprintln(w, "KEY\tSTATE\tGATE\tSINCE\tARN")
+	for _, k := range r.Keys {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", k.Name, k.Key, k.Gate, since(k.Since, r.Time), k.KeyARN)
+	}
+	for _, k := range r.Keys {
+		for _, line := range notes(k, r.Time) {
+			fmt.Fprintf(w, "  %s: %s\n", k.Name, line)
+		}
+	}
+	fmt.Fprintln(w, "\nRESOURCE\tSTATE\tKEY\tWHERE")
+	for _, x := range r.Resources {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", x.Name, x.State, x.Key, x.Where)
+		if x.Note != "" {
+			fmt.Fprintf(w, "  %s\n", x.Note)
+		}
+	}
+	return w.Flush()
+}
+
+// notes are the facts about a key that only matter in some states.
+func notes(k metrics.KeyReport, now time.Time) []string {
+	var lines []string
+	if k.Gate == keyguard.Degraded && !k.LeaseUntil.IsZero() {
+		lines = append(lines, "freezes in "+k.LeaseUntil.Sub(now).Round(time.Second).String()+" unless KMS answers")
+	}
+	if !k.DeletionDate.IsZero() {
+		lines = append(lines, "KMS deletes the key, and the data with it, at "+k.DeletionDate.Format(time.RFC3339))
+	}
+	if !k.Gate.Admits() && k.Erased {
+		lines = append(lines, "no key is in memory")
+	}
+	if k.Warning != "" {
+		lines = append(lines, "warning: "+k.Warning)
+	}
+	return lines
+}
+
+func since(t, now time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return now.Sub(t).Round(time.Second).String()
+}

@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync/atomic"
+
+	"go.uber.org/zap"
+
+	"github.com/byokd/byokd/fs"
+	"github.com/byokd/byokd/internal/seal"
+	"github.com/byokd/byokd/keyguard"
+	"github.com/byokd/byokd/metrics"
+)
+
+// volume is the encrypted filesystem of the daemon, from the look at its directories to the unmount.
+type volume struct {
+	cfg     Config
+	log     *zap.Logger
+	header  seal.VolumeHeader // zero while the lower directory is empty; written by inspect, then by serve
+	fresh   bool              // the lower directory has no volume yet
+	binding keyguard.Binding  // encryption context of this volume
+
+	guard    *keyguard.Guard
+	resource *metrics.Resource
+	observer *metrics.FS
+	mounted  atomic.Pointer[fs.Filesystem] // while mounted; metrics and abandon read it
+}
+
+func newVolume(cfg Config, log *zap.Logger) *volume {
+	if cfg.Volume == nil {
+		return nil
+	}
+	return &volume{cfg: cfg, log: log.Named("fs")}
+}
+
+// inspect looks at both directories before any key is asked, and refuses what waiting would not mend.
+func (v *volume) inspect() error {
+	if err := refuseRequestTimeouts(); err != nil {
+		return failure(v.log, "the kernel would break a freeze", exitMount, err)
+	}
+	if err := prepareMountPoint(v.cfg.Volume.Mount, v.log); err != nil {
+		return failure(v.log, "the volume cannot be mounted", exitMount, err)
+	}
+	header, err := fs.ReadHeader(v.cfg.Volume.Lower)
+	switch {
+	case errors.Is(err, fs.ErrNotInitialised):
+		v.fresh = true
+		// The resource name is unique to the volume, so that KMS itself refuses to unwrap one volume's
+		// root key in the name of another, and it tells a person who reads CloudTrail which disk it was.
+		v.binding = keyguard.Binding{Cluster: v.cfg.Cluster.ID, Tenant: v.cfg.Cluster.Tenant,
+			Resource: "volume/" + v.cfg.Volume.Role + "/" + seal.NewID().String()}
+		return nil
+	case err != nil:
+		return failure(v.log, "volume.lower is refused", exitLower, err)
+	}
+	v.header = header
+	v.binding = bindingOf(header.Binding)
+	if err := v.belongs(); err != nil {
+		return failure(v.log, "volume.lower is refused", exitLower, err)
+	}
+	return nil
+}
+
+// belongs compares what the volume remembers with what the configuration says.
+func (v *volume) belongs() error {
+	if arn := v.cfg.Keys[v.cfg.Volume.Key].ARN; v.header.KeyARN != arn {
+		return fmt.Errorf("the volume in %s was made with the key\n  %s\nthe configuration names (keys.%s.arn)\n  %s\n"+
+			"A volume's key is final in this version of byokd: it cannot be replaced. Name the first key again, or start with an empty directory",
+			v.cfg.Volume.Lower, v.header.KeyARN, v.cfg.Volume.Key, arn)
+	}
+	if v.binding.Cluster != v.cfg.Cluster.ID || v.binding.Tenant != v.cfg.Cluster.Tenant {
+		return fmt.Errorf("the volume in %s was made for cluster %q, tenant %q; the configuration says %q, %q. Both are bound to the data and cannot be changed",
+			v.cfg.Volume.Lower, v.binding.Cluster, v.binding.Tenant, v.cfg.Cluster.ID, v.cfg.Cluster.Tenant)
+	}
+	return nil
+}
+
+// bindingOf reads a binding back from an encryption context.
+func bindingOf(context map[string]string) keyguard.Binding {
+	return keyguard.Binding{Cluster: context["byokd:cluster"], Resource: context["byokd:resource"], Tenant: context["byokd:tenant"]}
+}
+
+// connect registers the volume with the daemon's guard, page and metrics.
+func (v *volume) connect(d *daemon) {
+	v.guard = d.guards[v.cfg.Volume.Key]
+	name := v.cfg.Volume.Role + " disk"
+	if v.cfg.Volume.Role == "elasticsearch" {
+		name = "Elasticsearch disk"
+	}
+	v.resource = d.panel.AddResource(name, "volume", v.cfg.Volume.Mount, v.guard)
+	v.observer = d.registry.NewFS(v.gauges)
+}
+
+func (v *volume) gauges() (metrics.VolumeGauges, bool) {
+	f := v.mounted.Load()
+	if f == nil {
+		return metrics.VolumeGauges{}, false
+	}
+	s := f.Stats()
+	return metrics.VolumeGauges{LowerFreeBytes: s.LowerFreeBytes, ParkedCalls: int64(s.Parked), Writeback: s.Writeback}, true
+}
+
+// serve makes the volume if need be, mounts it once its key is usable, and serves until ctx ends or the
+// mount does. It leaves nothing mounted.
+func (v *volume) serve(ctx context.Context) error {
+	f, err := v.open(ctx)
+	if err != nil || f == nil {
+		return err
+	}
+	defer func() {
+		if err := f.Close(); err != nil {
+			v.log.Error("the lower directory was not closed cleanly", zap.Error(err))
+		}
+	}()
+	if !waitReady(ctx, v.guard) {
+		return nil // stopped before there was anything to serve
+	}
+	if err := f.Mount(v.cfg.Volume.Mount); err != nil {
+		v.resource.Failed(err.Error())
+		return failure(v.log, "the volume cannot be mounted", exitMount, err)
+	}
+	v.mounted.Store(f)
+	v.resource.Serving()
+	v.log.Info("mounted", zap.String("mount", v.cfg.Volume.Mount), zap.Stringer("volume", v.header.Volume))
+	ended := make(chan error, 1)
+	go func() { ended <- f.Wait(context.WithoutCancel(ctx)) }()
+	select {
+	case err = <-ended:
+		v.mounted.Store(nil)
+		if err == nil {
+			err = errors.New("somebody else has unmounted it")
+		}
+		v.resource.Failed(err.Error())
+		return failure(v.log, "the mount has ended", exitMount, err)
+	case <-ctx.Done():
+	}
+	return v.unmount(ctx, f, ended)
+}
+
+// open returns the volume, made first where there is none. nil when ctx ended before the key was usable.
+func (v *volume) open(ctx context.Context) (*fs.Filesystem, error) {
+	if v.fresh {
+		v.resource.Waiting("waits for the key " + v.cfg.Volume.Key + " to make a new volume")
+		header, err := fs.CreateVolume(ctx, v.cfg.Volume.Lower, v.guard, v.binding)
+		if ctx.Err() != nil {
+			return nil, nil // asked to stop; a header that was written all the same is found next time
+		}
+		if err != nil {
+			return nil, failure(v.log, "no volume can be made in volume.lower", exitLower, err)
+		}
+		v.header = header
+		v.log.Info("made a new volume", zap.String("lower", v.cfg.Volume.Lower), zap.Stringer("volume", header.Volume))
+	}
+	cache := fs.Writeback
+	if v.cfg.Volume.Cache == cacheWritethrough {
+		cache = fs.Writethrough
+	}
+	v.resource.Waiting("waits for the key " + v.cfg.Volume.Key)
+	f, err := fs.Open(ctx, v.cfg.Volume.Lower, v.guard, fs.Options{Cache: cache, Binding: v.binding, Observer: v.observer, Logger: v.log})
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, nil
+		}
+		return nil, failure(v.log, "volume.lower is refused", exitLower, err)
+	}
+	return f, nil
+}
+
+// unmount flushes and unmounts within its share of the time to stop.
+func (v *volume) unmount(ctx context.Context, f *fs.Filesystem, ended <-chan error) error {
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.cfg.share(2))
+	defer cancel()
+	err := f.Unmount(limit)
+	v.mounted.Store(nil)
+	if err != nil {
+		return failure(v.log, "the volume was not unmounted cleanly", exitFailure, err)
+	}
+	select {
+	case <-ended:
+	case <-limit.Done(): // detached; a frozen process still holds it
+	}
+	v.log.Info("unmounted", zap.String("mount", v.cfg.Volume.Mount))
+	return nil
+}
+
+// abandon detaches the mount without flushing. Processes that use it fail from now on.
+func (v *volume) abandon() {
+	if v.mounted.Load() == nil {
+		return
+	}
+	if err := detach(v.cfg.Volume.Mount); err != nil {
+		v.log.Error("the mount is left behind", zap.String("mount", v.cfg.Volume.Mount), zap.Error(err))
+	}
+}
+
+// refuseRequestTimeouts refuses kernels set to abort FUSE connections whose requests take long: a freeze
+// would then end in errors instead of waiting (Linux 6.15 and later have these settings, 0 by default).
+func refuseRequestTimeouts() error {
+	for _, name := range []string{"default_request_timeout", "max_request_timeout"} {
+		value, err := os.ReadFile("/proc/sys/fs/fuse/" + name)
+		if err == nil && strings.TrimSpace(string(value)) != "0" {
+			return fmt.Errorf("fs.fuse.%s is %s seconds, so a longer freeze would abort the mount; type: sysctl fs.fuse.%s=0", name, strings.TrimSpace(string(value)), name)
+		}
+	}
+	return nil
+}

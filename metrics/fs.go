@@ -1,0 +1,125 @@
+package metrics
+
+import (
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
+
+	"github.com/byokd/byokd/fs"
+)
+
+// FS turns the filesystem's operations into series. It implements fs.Observer; every method is safe for
+// concurrent use and allocates nothing once an operation has been seen.
+type FS struct {
+	duration *prometheus.HistogramVec
+	errors   *prometheus.CounterVec
+	read     prometheus.Counter
+	written  prometheus.Counter
+	tampered prometheus.Counter
+	byOp     sync.Map // operation → prometheus.Observer: WithLabelValues hashes on every call
+}
+
+var _ fs.Observer = (*FS)(nil)
+
+// VolumeGauges are the facts about a volume that are read at the moment of a scrape.
+type VolumeGauges struct {
+	LowerFreeBytes uint64 // space left below the mount
+	ParkedCalls    int64  // calls that wait for the key
+	Writeback      bool   // the kernel agreed to cache writes
+}
+
+// NewFS registers the series of the filesystem. gauges is asked at every scrape; ok is false while
+// nothing is mounted, and the gauges are then absent.
+func (r *Registry) NewFS(gauges func() (g VolumeGauges, ok bool)) *FS {
+	bytes := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "byokd_fs_bytes_total",
+		Help: "Plain bytes moved through the mount, as the kernel asked for them (cached reads do not count).",
+	}, []string{"direction"})
+	f := &FS{
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "byokd_fs_operation_duration_seconds",
+			Help:    "Time from reading a FUSE request to its reply, including any wait for the key.",
+			Buckets: latencyBuckets(),
+		}, []string{"op"}),
+		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "byokd_fs_operation_errors_total",
+			Help: "FUSE requests answered with an error, by its name; ENOENT and the like are everyday answers.",
+		}, []string{"op", "errno"}),
+		read: bytes.WithLabelValues("read"), written: bytes.WithLabelValues("write"),
+		tampered: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "byokd_fs_tampered_blocks_total",
+			Help: "Sealed blocks that failed authentication and were answered with EIO.",
+		}),
+	}
+	r.prom.MustRegister(f.duration, f.errors, bytes, f.tampered, volumeCollector{gauges})
+	return f
+}
+
+// Done records one finished operation. bytes are those of a read or a write, errno is 0 for success.
+func (f *FS) Done(op string, bytes int, took time.Duration, errno syscall.Errno) {
+	f.observer(op).Observe(took.Seconds())
+	switch {
+	case errno != 0:
+		f.errors.WithLabelValues(op, errnoLabel(errno)).Inc()
+	case bytes > 0 && strings.HasPrefix(op, "read"):
+		f.read.Add(float64(bytes))
+	case bytes > 0:
+		f.written.Add(float64(bytes))
+	}
+}
+
+// Damaged counts one block that failed authentication.
+func (f *FS) Damaged() { f.tampered.Inc() }
+
+func (f *FS) observer(op string) prometheus.Observer {
+	if o, ok := f.byOp.Load(op); ok {
+		return o.(prometheus.Observer)
+	}
+	o, _ := f.byOp.LoadOrStore(op, f.duration.WithLabelValues(op))
+	return o.(prometheus.Observer)
+}
+
+func errnoLabel(errno syscall.Errno) string {
+	if name := unix.ErrnoName(errno); name != "" {
+		return name
+	}
+	return "other"
+}
+
+var (
+	lowerFree = prometheus.NewDesc("byokd_fs_lower_free_bytes", "Space left on the filesystem that holds the sealed files.", nil, nil)
+	parked    = prometheus.NewDesc("byokd_fs_parked_calls", "Calls on the mount that wait for the key.", nil, nil)
+	writeback = prometheus.NewDesc("byokd_fs_writeback_cache", "1 when the kernel caches writes (cache: writeback), 0 when it does not.", nil, nil)
+)
+
+// volumeCollector reads the gauges of the mounted volume.
+type volumeCollector struct {
+	gauges func() (VolumeGauges, bool)
+}
+
+func (c volumeCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- lowerFree
+	ch <- parked
+	ch <- writeback
+}
+
+func (c volumeCollector) Collect(ch chan<- prometheus.Metric) {
+	g, ok := c.gauges()
+	if !ok {
+		return
+	}
+	ch <- prometheus.MustNewConstMetric(lowerFree, prometheus.GaugeValue, float64(g.LowerFreeBytes))
+	ch <- prometheus.MustNewConstMetric(parked, prometheus.GaugeValue, float64(g.ParkedCalls))
+	ch <- prometheus.MustNewConstMetric(writeback, prometheus.GaugeValue, oneIf(g.Writeback))
+}
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

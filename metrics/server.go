@@ -1,0 +1,174 @@
+package metrics
+
+import (
+	"context"
+	"embed"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.uber.org/zap"
+)
+
+// Limits of the admin listener. It is for people, kubelet and Prometheus: small requests, quick answers.
+const (
+	readTimeout  = 5 * time.Second
+	writeTimeout = 15 * time.Second // a scrape of a few hundred series takes milliseconds
+	idleTimeout  = 90 * time.Second // above Prometheus' default scrape interval of 60 s, to keep its connection
+	maxHeader    = 16 << 10
+	maxWatchers  = 32               // streams of /v1/events at once: open panels and `byokd status --watch`
+	heartbeat    = 10 * time.Second // a stream shows that it lives, and the clock of the countdown moves
+)
+
+//go:embed panel.html panel.css panel.js
+var assets embed.FS
+
+// Server is the admin listener's handler with its limits.
+type Server struct {
+	panel    *Panel
+	registry *Registry
+	hosts    []string
+	log      *zap.Logger
+	watchers atomic.Int32
+}
+
+// NewServer returns a Server. hosts are names, besides localhost and IP addresses, by which it may be
+// asked.
+func NewServer(p *Panel, r *Registry, hosts []string, log *zap.Logger) *Server {
+	return &Server{panel: p, registry: r, hosts: hosts, log: log}
+}
+
+// Serve answers on l until ctx ends, then returns nil.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	server := &http.Server{
+		Handler: s.Handler(), ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
+		MaxHeaderBytes: maxHeader, ErrorLog: zap.NewStdLog(s.log),
+		BaseContext: func(net.Listener) context.Context { return ctx }, // ends the event streams
+	}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.Serve(l); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("the admin listener ended: %w", err)
+	}
+	return nil
+}
+
+// Handler returns the admin pages.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.registry.prom, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "alive") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { health(w, "ready", s.panel.Ready) })
+	mux.HandleFunc("GET /startupz", func(w http.ResponseWriter, _ *http.Request) { health(w, "started", s.panel.Started) })
+	mux.HandleFunc("GET /v1/status", s.status)
+	mux.HandleFunc("GET /v1/events", s.events)
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, assets, "panel.html") })
+	for _, name := range []string{"panel.css", "panel.js"} {
+		mux.HandleFunc("GET /"+name, func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, assets, name) })
+	}
+	return s.guarded(mux)
+}
+
+// guarded refuses foreign Host headers, by which a web page could read this listener through a name that
+// it rebinds to 127.0.0.1, and forbids browsers everything that the panel does not need.
+func (s *Server) guarded(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "+
+			"img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
+		h.Set("Cache-Control", "no-store")
+		if !s.knownHost(r.Host) {
+			http.Error(w, "this name is not known here; add it to admin.hosts", http.StatusMisdirectedRequest)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (s *Server) knownHost(hostport string) bool {
+	host := hostport
+	if h, _, err := net.SplitHostPort(hostport); err == nil {
+		host = h
+	}
+	host = strings.ToLower(strings.Trim(host, "[]"))
+	if _, err := netip.ParseAddr(host); err == nil {
+		return true
+	}
+	return host == "localhost" || slices.Contains(s.hosts, host)
+}
+
+// health answers a probe: 200 and the word, or 503 with the reason in plain text.
+func health(w http.ResponseWriter, word string, ask func() (Report, bool)) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	r, ok := ask()
+	if ok {
+		fmt.Fprintln(w, word)
+		return
+	}
+	w.WriteHeader(http.StatusServiceUnavailable)
+	fmt.Fprintln(w, r.Headline)
+	for _, line := range []string{r.Cause, r.NextStep} {
+		if line != "" {
+			fmt.Fprintln(w, line)
+		}
+	}
+	for _, resource := range r.Resources {
+		if resource.State == StateWaiting && resource.Note != "" {
+			fmt.Fprintf(w, "%s: %s\n", resource.Name, resource.Note)
+		}
+	}
+}
+
+func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	if err := e.Encode(s.panel.Report()); err != nil {
+		s.log.Debug("a status was not delivered", zap.Error(err))
+	}
+}
+
+// events streams the report as server-sent events: once at the beginning, at every change and at each
+// heartbeat.
+func (s *Server) events(w http.ResponseWriter, r *http.Request) {
+	if s.watchers.Add(1) > maxWatchers {
+		s.watchers.Add(-1)
+		http.Error(w, "too many watchers", http.StatusServiceUnavailable)
+		return
+	}
+	defer s.watchers.Add(-1)
+	w.Header().Set("Content-Type", "text/event-stream")
+	stream := http.NewResponseController(w)
+	tick := time.NewTicker(heartbeat)
+	defer tick.Stop()
+	for {
+		changed := s.panel.Changed() // before Report, so that no change falls between
+		body, err := json.Marshal(s.panel.Report())
+		if err != nil {
+			s.log.Error("the status cannot be written as JSON", zap.Error(err))
+			return
+		}
+		if stream.SetWriteDeadline(time.Now().Add(writeTimeout)) != nil {
+			return
+		}
+		if _, err := fmt.Fprintf(w, "event: status\ndata: %s\n\n", body); err != nil || stream.Flush() != nil {
+			return
+		}
+		select {
+		case <-changed:
+		case <-tick.C:
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
