@@ -2,7 +2,6 @@ package kmstest
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -247,10 +246,11 @@ func (s *Server) Faults() []Fault { return s.faults.list() }
 // ClearFault ends one fault; false if there is none with this id.
 func (s *Server) ClearFault(id int) bool { return id > 0 && s.faults.remove(id) > 0 }
 
-// Clear ends every fault. Calls that hang go on.
-func (s *Server) Clear() {
-	s.faults.remove(0)
+// Clear ends every fault and returns how many. Calls that hang go on.
+func (s *Server) Clear() int {
+	n := s.faults.remove(0)
 	s.calls.add(Call{Time: s.now(), Service: "devcloud", Operation: "Clear", RequestID: newRequestID()})
+	return n
 }
 
 // Throttle, Latency, ServerError, Hang and Cut inject a fault for the named KMS
@@ -292,11 +292,4 @@ func (s *Server) AwaitCalls(ctx context.Context, seq uint64, operation string, n
 		return n <= 0
 	})
 	return err
-}
-
-// document is a policy whose statements are kept as they were written.
-type document struct {
-	Version   string            `json:"Version"`
-	ID        string            `json:"Id,omitempty"`
-	Statement []json.RawMessage `json:"Statement"`
 }

@@ -81,6 +81,13 @@ func fullPrincipal(principal string) string {
 	return principal
 }
 
+// document is a policy whose statements are kept as they were written.
+type document struct {
+	Version   string            `json:"Version"`
+	ID        string            `json:"Id,omitempty"`
+	Statement []json.RawMessage `json:"Statement"`
+}
+
 func readDocument(text string) (*document, error) {
 	var raw struct {
 		Version   string

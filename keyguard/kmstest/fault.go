@@ -1,6 +1,7 @@
 package kmstest
 
 import (
+	"encoding/xml"
 	"fmt"
 	"net"
 	"net/http"
@@ -172,6 +173,12 @@ func (fs *faultSet) take(c *call) []*activeFault {
 	return out
 }
 
+func (fs *faultSet) idle() bool {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	return len(fs.active) == 0
+}
+
 func (fs *faultSet) close() { fs.once.Do(func() { close(fs.closed) }) }
 
 // apply lets the faults have their way with a call; true when the call is over.
@@ -218,11 +225,50 @@ func (fs *faultSet) wait(r *http.Request, timer <-chan time.Time, ended <-chan s
 
 // refuse answers with an error in the service's own protocol.
 func (c *call) refuse(w http.ResponseWriter, aerr *apiError) {
-	if c.event.Service == "sts" {
+	switch c.event.Service {
+	case "sts":
 		c.answerSTS(w, nil, aerr)
-		return
+	case "s3":
+		c.refuseS3(w, aerr)
+	default:
+		c.answer(w, nil, aerr)
 	}
-	c.answer(w, nil, aerr)
+}
+
+// s3Error is an error as S3 puts it on the wire.
+type s3Error struct {
+	XMLName   xml.Name `xml:"Error"`
+	Code      string
+	Message   string
+	RequestID string `xml:"RequestId"`
+}
+
+// refuseS3 gives the injected errors the names they have in S3.
+func (c *call) refuseS3(w http.ResponseWriter, aerr *apiError) {
+	out := *aerr
+	switch out.Code {
+	case "ThrottlingException":
+		out = apiError{Code: "SlowDown", Message: "Please reduce your request rate.", Status: http.StatusServiceUnavailable}
+	case "KMSInternalException":
+		out = apiError{Code: "InternalError", Message: "We encountered an internal error. Please try again.", Status: http.StatusInternalServerError}
+	}
+	c.event.Error, c.event.Message = out.Code, out.Message
+	c.log(out.Status)
+	body, _ := xml.Marshal(s3Error{Code: out.Code, Message: out.Message, RequestID: c.event.RequestID}) // strings only
+	w.Header().Set("Content-Type", "application/xml")
+	w.Header().Set("x-amz-request-id", c.event.RequestID)
+	w.WriteHeader(out.Status)
+	w.Write(body)
+}
+
+// FaultyS3 puts the faults injected for service "s3" in front of an S3 server.
+// Their operations are HTTP methods. Only calls that a fault answers are logged.
+func (s *Server) FaultyS3(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.faults.idle() || !s.faults.apply(w, r, s.newCall(r, "s3", r.Method)) {
+			next.ServeHTTP(w, r)
+		}
+	})
 }
 
 // cut resets the connection under a response: the client sees neither status nor FIN.

@@ -68,7 +68,7 @@ func (l *Local) Up() error {
 
 // Close stops listening, cuts calls under way and closes the server.
 func (l *Local) Close() error {
-	l.Server.faults.close()
+	l.Interrupt()
 	l.mu.Lock()
 	if l.http != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)

@@ -125,6 +125,10 @@ func (s *Server) open(o Options) error {
 	return err
 }
 
+// Interrupt ends calls that hang in an injected fault or wait for the call log,
+// for good: it is the first step of a graceful shutdown.
+func (s *Server) Interrupt() { s.faults.close() }
+
 // Close releases the directory and ends calls that hang in an injected fault.
 // It does not wait for calls under way: shut the HTTP server down first.
 func (s *Server) Close() error {
@@ -181,7 +185,7 @@ func (s *Server) update(f func(*state) error) error {
 // ServeHTTP answers KMS, STS and, below /_devcloud/, the control interface.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
-	case strings.HasPrefix(r.URL.Path, ControlPath):
+	case IsControl(r):
 		s.serveControl(w, r)
 	case r.Header.Get("X-Amz-Target") == "" && IsSTS(r):
 		s.serveSTS(w, r)
@@ -189,6 +193,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.serveKMS(w, r)
 	}
 }
+
+// IsControl tells whether a request is one for the control interface.
+func IsControl(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, ControlPath) }
 
 // IsKMS tells whether a request is one for KMS rather than for S3.
 func IsKMS(r *http.Request) bool {
