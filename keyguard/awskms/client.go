@@ -2,43 +2,247 @@ package awskms
 
 import (
 	"context"
-	"errors"
+	"fmt"
+	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/arn"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+	"github.com/aws/smithy-go/middleware"
 
+	"github.com/byokd/byokd/internal/seal"
 	"github.com/byokd/byokd/keyguard"
 )
 
+// dataKeySize is the size of every key that byokd asks for, in bytes.
+const dataKeySize = 32
+
 // Options of a Client.
 type Options struct {
-	Endpoint string // overrides the endpoint derived from the key's region; for trying and testing
+	// Endpoint is the URL to call instead of the one derived from the key's
+	// region, e.g. of a VPC endpoint or of devcloud.
+	Endpoint string
 }
 
-// Client is one KMS key in AWS. Safe for concurrent use.
-type Client struct{ arn string }
+// Client is one KMS key in AWS. It is safe for concurrent use; every call makes
+// one attempt, honours ctx, and fails with a *keyguard.KMSError.
+type Client struct {
+	arn    string
+	pooled *kms.Client // for what carries no secret
+	direct *kms.Client // for what carries a plaintext key, inside seal.Do only
+}
 
 var _ keyguard.KMS = (*Client)(nil)
 
-// New makes a client for the key with this ARN (not an alias).
+// New makes a client for the key with this ARN (an alias will not do: it can be
+// pointed at another key). cfg comes from config.LoadDefaultConfig: credentials
+// and the trusted CAs are taken from it, its region and retries are not.
 func New(cfg aws.Config, keyARN string, o Options) (*Client, error) {
-	return &Client{arn: keyARN}, nil
+	parsed, err := parseKeyARN(keyARN)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Credentials = markCredentials(cfg.Credentials)
+	pooled, direct := transports(cfg.HTTPClient)
+	options := func(client aws.HTTPClient) func(*kms.Options) {
+		return func(k *kms.Options) {
+			k.Region = parsed.Region
+			k.Retryer = aws.NopRetryer{}
+			k.HTTPClient = client
+			if o.Endpoint != "" {
+				k.BaseEndpoint = aws.String(o.Endpoint)
+			}
+		}
+	}
+	return &Client{
+		arn:    keyARN,
+		pooled: kms.NewFromConfig(cfg, options(pooled)),
+		direct: kms.NewFromConfig(cfg, options(direct)),
+	}, nil
 }
 
-var errTODO = errors.New("not yet")
+func parseKeyARN(keyARN string) (arn.ARN, error) {
+	parsed, err := arn.Parse(keyARN)
+	switch {
+	case err != nil || parsed.Service != "kms" || parsed.Region == "" || parsed.AccountID == "":
+		return arn.ARN{}, fmt.Errorf("awskms: %q is not the ARN of a KMS key (arn:aws:kms:REGION:ACCOUNT:key/ID)", keyARN)
+	case strings.HasPrefix(parsed.Resource, "alias/"):
+		return arn.ARN{}, fmt.Errorf("awskms: %q is an alias, which can be pointed at another key; give the key's own ARN (aws kms describe-key --key-id %s --region %s --query KeyMetadata.Arn)",
+			keyARN, parsed.Resource, parsed.Region)
+	case !strings.HasPrefix(parsed.Resource, "key/") || len(parsed.Resource) == len("key/"):
+		return arn.ARN{}, fmt.Errorf("awskms: %q is not the ARN of a KMS key (arn:aws:kms:REGION:ACCOUNT:key/ID)", keyARN)
+	}
+	return parsed, nil
+}
 
+// ARN names the key.
 func (c *Client) ARN() string { return c.arn }
+
+// GenerateProbe makes a probe ciphertext: a data key that nobody has seen in clear.
 func (c *Client) GenerateProbe(ctx context.Context, b keyguard.Binding) ([]byte, keyguard.Receipt, error) {
-	return nil, keyguard.Receipt{}, errTODO
+	out, err := c.pooled.GenerateDataKeyWithoutPlaintext(ctx, &kms.GenerateDataKeyWithoutPlaintextInput{
+		KeyId:             aws.String(c.arn),
+		EncryptionContext: b.Context(),
+		NumberOfBytes:     aws.Int32(dataKeySize),
+	})
+	const op = "GenerateDataKeyWithoutPlaintext"
+	if err != nil {
+		return nil, keyguard.Receipt{}, classify(op, err)
+	}
+	receipt, err := c.receipt(op, out.KeyId, out.ResultMetadata, len(out.CiphertextBlob) > 0)
+	return out.CiphertextBlob, receipt, err
 }
+
+// Probe asks KMS to decrypt a probe ciphertext and forgets the answer.
 func (c *Client) Probe(ctx context.Context, ciphertext []byte, b keyguard.Binding) (keyguard.Receipt, error) {
-	return keyguard.Receipt{}, errTODO
+	out, err := c.pooled.Decrypt(ctx, c.decryptInput(ciphertext, b))
+	const op = "Decrypt"
+	if err != nil {
+		return keyguard.Receipt{}, classify(op, err)
+	}
+	clear(out.Plaintext)
+	return c.receipt(op, out.KeyId, out.ResultMetadata, len(out.Plaintext) > 0)
 }
-func (c *Client) GenerateDataKey(ctx context.Context, b keyguard.Binding, use func(plain []byte) error) ([]byte, keyguard.Receipt, error) {
-	return nil, keyguard.Receipt{}, errTODO
+
+func (c *Client) decryptInput(ciphertext []byte, b keyguard.Binding) *kms.DecryptInput {
+	return &kms.DecryptInput{
+		CiphertextBlob:    ciphertext,
+		KeyId:             aws.String(c.arn),
+		EncryptionContext: b.Context(),
+	}
 }
-func (c *Client) Unwrap(ctx context.Context, wrapped []byte, b keyguard.Binding, use func(plain []byte) error) (keyguard.Receipt, error) {
-	return keyguard.Receipt{}, errTODO
+
+// GenerateDataKey makes a data key and shows it to use, inside seal.Do.
+func (c *Client) GenerateDataKey(ctx context.Context, b keyguard.Binding, use func(plain []byte) error) (wrapped []byte, receipt keyguard.Receipt, err error) {
+	seal.Do(func() {
+		const op = "GenerateDataKey"
+		out, callErr := c.direct.GenerateDataKey(ctx, &kms.GenerateDataKeyInput{
+			KeyId:             aws.String(c.arn),
+			EncryptionContext: b.Context(),
+			NumberOfBytes:     aws.Int32(dataKeySize),
+		})
+		if callErr != nil {
+			err = classify(op, callErr)
+			return
+		}
+		defer clear(out.Plaintext)
+		receipt, err = c.receipt(op, out.KeyId, out.ResultMetadata, len(out.Plaintext) == dataKeySize && len(out.CiphertextBlob) > 0)
+		if err != nil {
+			return
+		}
+		if err = use(out.Plaintext); err == nil {
+			wrapped = out.CiphertextBlob
+		}
+	})
+	return wrapped, receipt, err
 }
+
+// Unwrap decrypts a wrapped data key and shows it to use, inside seal.Do.
+func (c *Client) Unwrap(ctx context.Context, wrapped []byte, b keyguard.Binding, use func(plain []byte) error) (receipt keyguard.Receipt, err error) {
+	seal.Do(func() {
+		const op = "Decrypt"
+		out, callErr := c.direct.Decrypt(ctx, c.decryptInput(wrapped, b))
+		if callErr != nil {
+			err = classify(op, callErr)
+			return
+		}
+		defer clear(out.Plaintext)
+		receipt, err = c.receipt(op, out.KeyId, out.ResultMetadata, len(out.Plaintext) > 0)
+		if err == nil {
+			err = use(out.Plaintext)
+		}
+	})
+	return receipt, err
+}
+
+// receipt checks that an answer is complete and came from our key: an endpoint
+// that says 200 and nothing else must not pass for a granted call.
+func (c *Client) receipt(op string, keyID *string, metadata middleware.Metadata, complete bool) (keyguard.Receipt, error) {
+	id, _ := awsmiddleware.GetRequestIDMetadata(metadata)
+	r := keyguard.Receipt{RequestID: id, KeyARN: aws.ToString(keyID)}
+	switch {
+	case !complete:
+		return r, &keyguard.KMSError{Op: op, State: keyguard.Unreachable, Reason: keyguard.ReasonUnknownFault,
+			RequestID: id, Err: fmt.Errorf("incomplete answer")}
+	case r.KeyARN != c.arn:
+		return r, &keyguard.KMSError{Op: op, State: keyguard.Misconfigured, Reason: keyguard.ReasonWrongKey,
+			RequestID: id, Err: fmt.Errorf("answered for key %q", r.KeyARN)}
+	}
+	return r, nil
+}
+
+// Describe explains the state of the key and checks its kind.
 func (c *Client) Describe(ctx context.Context) (keyguard.Description, error) {
-	return keyguard.Description{}, errTODO
+	out, err := c.pooled.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: aws.String(c.arn)})
+	if err != nil {
+		return keyguard.Description{}, classify("DescribeKey", err)
+	}
+	id, _ := awsmiddleware.GetRequestIDMetadata(out.ResultMetadata)
+	if out.KeyMetadata == nil {
+		return keyguard.Description{}, &keyguard.KMSError{Op: "DescribeKey", State: keyguard.Unreachable,
+			Reason: keyguard.ReasonUnknownFault, RequestID: id, Err: fmt.Errorf("incomplete answer")}
+	}
+	return c.describe(out.KeyMetadata, id), nil
+}
+
+func (c *Client) describe(m *types.KeyMetadata, requestID string) keyguard.Description {
+	d := keyguard.Description{
+		Raw:           string(m.KeyState),
+		DeletionDate:  aws.ToTime(m.DeletionDate),
+		ValidTo:       aws.ToTime(m.ValidTo),
+		MultiRegion:   aws.ToBool(m.MultiRegion),
+		Origin:        string(m.Origin),
+		KeyMaterialID: aws.ToString(m.CurrentKeyMaterialId),
+		RequestID:     requestID,
+	}
+	if set := m.MultiRegionConfiguration; set != nil {
+		d.Replicas = siblings(set, c.arn)
+	}
+	d.State, d.Reason = describedState(m.KeyState)
+	switch {
+	case aws.ToString(m.Arn) != c.arn:
+		d.State, d.Reason = keyguard.Misconfigured, keyguard.ReasonWrongKey
+		d.Problem = fmt.Sprintf("AWS answers for %s", aws.ToString(m.Arn))
+	case m.KeySpec != types.KeySpecSymmetricDefault || m.KeyUsage != types.KeyUsageTypeEncryptDecrypt:
+		d.State, d.Reason = keyguard.Misconfigured, keyguard.ReasonWrongKind
+		d.Problem = fmt.Sprintf("its spec is %s and its usage %s", m.KeySpec, m.KeyUsage)
+	}
+	return d
+}
+
+// describedState maps KMS's key states; one that is not known is not usable.
+func describedState(s types.KeyState) (keyguard.KeyState, keyguard.Reason) {
+	switch s {
+	case types.KeyStateEnabled, types.KeyStateUpdating: // Updating: the primary Region is changing, the key works
+		return keyguard.Enabled, keyguard.ReasonNone
+	case types.KeyStateDisabled:
+		return keyguard.Disabled, keyguard.ReasonKeyDisabled
+	case types.KeyStatePendingDeletion, types.KeyStatePendingReplicaDeletion:
+		return keyguard.PendingDeletion, keyguard.ReasonPendingDeletion
+	case types.KeyStatePendingImport:
+		return keyguard.Unavailable, keyguard.ReasonPendingImport
+	case types.KeyStateUnavailable:
+		return keyguard.Unavailable, keyguard.ReasonKeyStoreDown
+	case types.KeyStateCreating:
+		return keyguard.Unavailable, keyguard.ReasonKeyCreating
+	default:
+		return keyguard.Unavailable, keyguard.ReasonInvalidState
+	}
+}
+
+// siblings lists the other keys of a multi-Region set.
+func siblings(set *types.MultiRegionConfiguration, self string) []string {
+	var list []string
+	keys := set.ReplicaKeys
+	if set.PrimaryKey != nil {
+		keys = append([]types.MultiRegionKey{*set.PrimaryKey}, keys...)
+	}
+	for _, k := range keys {
+		if other := aws.ToString(k.Arn); other != "" && other != self {
+			list = append(list, other)
+		}
+	}
+	return list
 }

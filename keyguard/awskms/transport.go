@@ -1,0 +1,158 @@
+package awskms
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+)
+
+// The guard bounds each call by its context (3 to 5 s); these bounds name the
+// part that hangs, and are shorter so that they win.
+const (
+	dialTimeout = 2500 * time.Millisecond // two retransmissions of a lost SYN (1 s, then 3 s in all)
+	tlsTimeout  = 2500 * time.Millisecond
+	idleTimeout = 30 * time.Second // probes come every second and keep one connection warm
+	keepAlive   = 15 * time.Second
+	maxIdle     = 4 // a probe, its repetition, a description
+
+	// maxAnswer bounds an answer that carries a plaintext key: KMS's are below 10 KiB.
+	maxAnswer = 64 << 10
+)
+
+// transports makes the two HTTP clients out of the configured one, whose trusted
+// CAs, client certificates and proxy they keep. A client of a foreign kind is
+// taken as it is for both.
+func transports(configured aws.HTTPClient) (pooled, direct aws.HTTPClient) {
+	buildable, ok := configured.(*awshttp.BuildableClient)
+	if !ok {
+		if configured != nil {
+			return configured, configured
+		}
+		buildable = awshttp.NewBuildableClient()
+	}
+	buildable = buildable.
+		WithDialerOptions(func(d *net.Dialer) {
+			d.Timeout = dialTimeout
+			d.KeepAlive = keepAlive
+		}).
+		WithTransportOptions(func(t *http.Transport) {
+			// One connection per call under way: on a shared HTTP/2 connection one
+			// dead path would hold up every later probe, and with it the thaw.
+			t.ForceAttemptHTTP2 = false
+			t.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
+			t.TLSHandshakeTimeout = tlsTimeout
+			t.IdleConnTimeout = idleTimeout
+			t.MaxIdleConns = maxIdle
+			t.MaxIdleConnsPerHost = maxIdle
+		})
+	oneShot := buildable.WithTransportOptions(func(t *http.Transport) { t.DisableKeepAlives = true })
+	return buildable.Freeze(), &directClient{transport: buildable.GetTransport(), proxied: oneShot.Freeze()}
+}
+
+// directClient makes each request on a connection of its own, in the caller's
+// goroutine. net/http's pool reads answers in goroutines of its own and keeps
+// its buffers: inside seal.Do that would leave the plaintext key in memory that
+// is not wiped. It costs one TLS handshake per unwrap, at start, thaw and for
+// each new data key.
+type directClient struct {
+	transport *http.Transport // read for its settings, never used to send
+	proxied   aws.HTTPClient  // through an HTTP proxy, which directClient does not speak
+}
+
+// Do sends one request and reads its whole answer.
+func (d *directClient) Do(req *http.Request) (*http.Response, error) {
+	if d.transport.Proxy != nil {
+		proxy, err := d.transport.Proxy(req)
+		if err != nil {
+			return nil, err
+		}
+		if proxy != nil {
+			return d.proxied.Do(req)
+		}
+	}
+	ctx := req.Context()
+	conn, err := d.dial(ctx, req)
+	if err != nil {
+		return nil, because(ctx, err)
+	}
+	defer conn.Close()
+	// A cancelled call must end at once: an expired deadline wakes reads and writes.
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	resp, err := exchange(conn, req)
+	if err != nil {
+		return nil, because(ctx, err)
+	}
+	return resp, nil
+}
+
+func (d *directClient) dial(ctx context.Context, req *http.Request) (net.Conn, error) {
+	port := req.URL.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[req.URL.Scheme]
+	}
+	conn, err := d.transport.DialContext(ctx, "tcp", net.JoinHostPort(req.URL.Hostname(), port))
+	if err != nil || req.URL.Scheme != "https" {
+		return conn, err
+	}
+	settings := &tls.Config{MinVersion: tls.VersionTLS12}
+	if d.transport.TLSClientConfig != nil {
+		settings = d.transport.TLSClientConfig.Clone()
+	}
+	if settings.ServerName == "" {
+		settings.ServerName = req.URL.Hostname()
+	}
+	settings.NextProtos = []string{"http/1.1"}
+	shake, cancel := context.WithTimeout(ctx, tlsTimeout)
+	defer cancel()
+	secured := tls.Client(conn, settings)
+	if err := secured.HandshakeContext(shake); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return secured, nil
+}
+
+// exchange writes the request and reads the answer into memory.
+func exchange(conn net.Conn, req *http.Request) (*http.Response, error) {
+	req = req.Clone(req.Context())
+	req.Close = true
+	if err := req.Write(conn); err != nil {
+		return nil, err
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), req)
+	if err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(body) > maxAnswer {
+		return nil, fmt.Errorf("answer of more than %d bytes", maxAnswer)
+	}
+	resp.Body = io.NopCloser(bytes.NewReader(body))
+	return resp, nil
+}
+
+// because prefers the context's word to that of the connection it broke.
+func because(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
