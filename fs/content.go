@@ -1,0 +1,410 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/byokd/byokd/internal/seal"
+	"golang.org/x/sys/unix"
+)
+
+// This file maps plain ranges of a file to its sealed blocks. The rules of the
+// format are in docs/FORMAT.md, "Files"; what they say about order is here:
+//
+//   - block 0, which names the file, exists before any other block;
+//   - a block is replaced as a whole, and an existing one through O_DIRECT;
+//   - the shortened tail block is durable before the lower file is cut;
+//   - the length is in the last block and nowhere else.
+//
+// Callers hold node.content: shared to read, alone to change.
+
+const block = seal.BlockSize
+
+// load reads what a node must know of its lower file: id, sizes. It holds
+// node.content alone.
+func (c *call) load(n *node) error {
+	if n.known {
+		return nil
+	}
+	if err := c.openLower(n); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(n.file.buffered(), &st); err != nil {
+		return err
+	}
+	lower := st.Size - st.Size%block // a cut block was never acknowledged
+	n.lower, n.size = lower, 0
+	if err := c.loadID(n); err != nil {
+		return err
+	}
+	if lower > 0 {
+		last := lower/block - 1
+		length, err := c.openBlock(n, last, c.plain[:])
+		var errno unix.Errno
+		if errors.As(err, &errno) {
+			return err
+		}
+		if length < 0 || err != nil { // a hole as the last block counts as full, and so does a damaged one: reads of it fail, the rest of the file does not
+			length = seal.PayloadOf(last)
+		}
+		n.size = seal.BlockStart(last) + int64(length)
+	}
+	n.known = true
+	return nil
+}
+
+// share takes node.content shared, with the node loaded and open.
+func (c *call) share(n *node) error {
+	for {
+		n.content.RLock()
+		if n.known && n.file.isOpen() {
+			return nil
+		}
+		n.content.RUnlock()
+		if err := c.own(n); err != nil {
+			return err
+		}
+		n.content.Unlock()
+	}
+}
+
+// own takes node.content alone, with the node loaded and open.
+func (c *call) own(n *node) error {
+	n.content.Lock()
+	err := c.openLower(n)
+	if err == nil {
+		err = c.load(n)
+	}
+	if err != nil {
+		n.content.Unlock()
+	}
+	return err
+}
+
+// openLower opens the lower descriptors of a node in use.
+func (c *call) openLower(n *node) error {
+	if n.file.isOpen() {
+		return nil
+	}
+	n.meta.Lock()
+	defer n.meta.Unlock()
+	if n.file.isOpen() {
+		return nil
+	}
+	return n.file.open(c.fs.nodes.ids, n.id)
+}
+
+// loadID takes the file's id from block 0 or from the extended attribute;
+// either suffices. A file without blocks and without an id gets one now.
+func (c *call) loadID(n *node) error {
+	if n.hasID {
+		return nil
+	}
+	fd := n.file.buffered()
+	var raw [len(seal.FileID{})]byte
+	if got, err := unix.Fgetxattr(fd, idAttribute, raw[:]); err == nil && got == len(raw) {
+		n.fileID, n.hasID = raw, true
+		return nil
+	}
+	if n.lower > 0 {
+		if err := n.file.readAt(c.sealed[:block], 0); err != nil {
+			return err
+		}
+		id, err := seal.ParseFileHeader(c.sealed[:block])
+		if err != nil {
+			return fmt.Errorf("%w (block 0: %v)", ErrNoFileID, err)
+		}
+		n.fileID, n.hasID = id, true
+		return nil
+	}
+	return c.giveID(n, fd)
+}
+
+// idAttribute holds the file id beside block 0. It is set at creation, in the
+// transaction of the inode, and so never later than the data.
+const idAttribute = "user.byokd.id"
+
+func (c *call) giveID(n *node, fd int) error {
+	id := seal.NewID()
+	if err := unix.Fsetxattr(fd, idAttribute, id[:], 0); err != nil {
+		return err
+	}
+	n.fileID, n.hasID = id, true
+	return nil
+}
+
+// readPlain reads into dst from plain offset off and returns how many bytes
+// there are before the end of the file.
+func (c *call) readPlain(n *node, dst []byte, off int64) (int, error) {
+	if off >= n.size || len(dst) == 0 {
+		return 0, nil
+	}
+	dst = dst[:min(int64(len(dst)), n.size-off)]
+	first, skip := seal.BlockAt(off)
+	last, _ := seal.BlockAt(off + int64(len(dst)) - 1)
+	sealed := c.sealed[:(last-first+1)*block]
+	if err := n.file.readAt(sealed, first*block); err != nil {
+		return 0, err
+	}
+	err := c.crypt(n, job{kind: openRange, dst: dst, sealed: sealed, index: first, skip: skip})
+	if err != nil {
+		return 0, err
+	}
+	return len(dst), nil
+}
+
+// openBlock opens one block into dst and returns its length, or -1 for a hole.
+func (c *call) openBlock(n *node, index int64, dst []byte) (int, error) {
+	if n.tail.valid && n.tail.index == index {
+		return copy(dst, n.tail.plain[:n.tail.n]), nil
+	}
+	one := c.block[:block]
+	if err := n.file.readAt(one, index*block); err != nil {
+		return 0, err
+	}
+	if seal.IsHole(one) {
+		return -1, nil
+	}
+	j := job{kind: openOne, dst: dst, sealed: one, index: index}
+	err := c.crypt(n, j)
+	return c.job.n, err
+}
+
+// writePlain writes data at plain offset off, growing the file as needed.
+func (c *call) writePlain(n *node, data []byte, off int64) error {
+	if len(data) == 0 {
+		return nil
+	}
+	if err := c.ensureFirst(n, off); err != nil {
+		return err
+	}
+	// A request of maxWrite may touch two blocks more than the scratch holds;
+	// the pieces are bounded by it.
+	for len(data) > 0 {
+		first, skip := seal.BlockAt(off)
+		room := seal.BlockStart(first+scratchBlocks) - off
+		piece := data[:min(int64(len(data)), room)]
+		if err := c.writePiece(n, piece, off, first, skip); err != nil {
+			return err
+		}
+		data, off = data[len(piece):], off+int64(len(piece))
+	}
+	return nil
+}
+
+// ensureFirst writes an empty block 0 where a write to a later block would
+// come before it.
+func (c *call) ensureFirst(n *node, off int64) error {
+	if n.lower > 0 || off < seal.FirstPayload {
+		return nil
+	}
+	return c.writeBlock(n, 0, nil)
+}
+
+func (c *call) writePiece(n *node, data []byte, off, first int64, skip int) error {
+	last, _ := seal.BlockAt(off + int64(len(data)) - 1)
+	sealed := c.sealed[:(last-first+1)*block]
+	edges, err := c.readEdges(n, data, off, first, last, skip)
+	if err != nil {
+		return err
+	}
+	err = c.crypt(n, job{kind: sealRange, src: data, sealed: sealed, index: first, skip: skip, edges: edges})
+	if err != nil {
+		return err
+	}
+	n.tail.drop()
+	if err := c.store(n, sealed, first, edges.shortTail); err != nil {
+		return err
+	}
+	n.lower = max(n.lower, (last+1)*block)
+	n.size = max(n.size, off+int64(len(data)))
+	if edges.tailKept {
+		n.tail.valid, n.tail.index, n.tail.n = true, last, edges.tailLen
+		copy(n.tail.plain[:], edges.tail[:edges.tailLen])
+	}
+	return nil
+}
+
+// edges holds the plain content of the first and last block of a write, where
+// the write does not replace them whole: what was there, with the new bytes
+// laid over it.
+type edges struct {
+	head, tail       []byte // nil where the data alone is the block
+	headLen, tailLen int
+	tailKept         bool // tail holds the last block's plaintext: worth remembering
+	shortTail        bool // the last block is not full
+}
+
+// readEdges prepares the first and last block of a write.
+func (c *call) readEdges(n *node, data []byte, off, first, last int64, skip int) (edges, error) {
+	var e edges
+	end := off + int64(len(data))
+	if skip > 0 || first == last && end < seal.BlockStart(first+1) {
+		length, err := c.existing(n, first, c.head[:])
+		if err != nil {
+			return e, err
+		}
+		covered := copy(c.head[skip:seal.PayloadOf(first)], data)
+		e.head, e.headLen = c.head[:], max(length, skip+covered)
+	}
+	if first == last {
+		e.tail, e.tailLen, e.tailKept = e.head, e.headLen, e.head != nil
+		e.shortTail = e.head != nil && e.headLen < seal.PayloadOf(first)
+		return e, nil
+	}
+	inLast := int(end - seal.BlockStart(last))
+	if inLast < seal.PayloadOf(last) {
+		length, err := c.existing(n, last, c.plain[:])
+		if err != nil {
+			return e, err
+		}
+		copy(c.plain[:inLast], data[len(data)-inLast:])
+		e.tail, e.tailLen, e.tailKept = c.plain[:], max(length, inLast), true
+		e.shortTail = e.tailLen < seal.PayloadOf(last)
+	}
+	return e, nil
+}
+
+// existing reads the block that a write will change in part, zeros where there
+// is none, and returns its length.
+func (c *call) existing(n *node, index int64, dst []byte) (int, error) {
+	if index*block >= n.lower {
+		clear(dst[:seal.BlockPayload])
+		return 0, nil
+	}
+	length, err := c.openBlock(n, index, dst)
+	if err != nil {
+		return 0, err
+	}
+	clear(dst[max(length, 0):seal.BlockPayload])
+	if length < 0 && index*block+block == n.lower { // a hole as the last block counts as full
+		length = seal.PayloadOf(index)
+	}
+	return max(length, 0), nil
+}
+
+// writeBlock seals plain as the whole of one block.
+func (c *call) writeBlock(n *node, index int64, plain []byte) error {
+	sealed := c.sealed[:block]
+	e := edges{head: plain, headLen: len(plain)}
+	if e.head == nil {
+		e.head = []byte{}
+	}
+	e.tail, e.tailLen = e.head, e.headLen
+	if err := c.crypt(n, job{kind: sealRange, sealed: sealed, index: index, edges: e}); err != nil {
+		return err
+	}
+	n.tail.drop()
+	if err := c.store(n, sealed, index, len(plain) < seal.PayloadOf(index)); err != nil {
+		return err
+	}
+	n.lower = max(n.lower, (index+1)*block)
+	return nil
+}
+
+// store writes sealed blocks from block index first on: those that exist, and
+// a tail block that will be written again, through O_DIRECT.
+func (c *call) store(n *node, sealed []byte, first int64, shortTail bool) error {
+	existing := min(max(n.lower/block-first, 0), int64(len(sealed))/block)
+	if existing > 0 {
+		if err := c.rewrite(n, sealed[:existing*block], first*block); err != nil {
+			return err
+		}
+	}
+	fresh := sealed[existing*block:]
+	at := (first + existing) * block
+	if shortTail && len(fresh) > 0 {
+		body := fresh[:len(fresh)-block]
+		if len(body) > 0 {
+			if err := n.file.writeFresh(body, at); err != nil {
+				return err
+			}
+		}
+		return c.rewrite(n, fresh[len(body):], at+int64(len(body)))
+	}
+	if len(fresh) > 0 {
+		return n.file.writeFresh(fresh, at)
+	}
+	return nil
+}
+
+func (c *call) rewrite(n *node, sealed []byte, at int64) error {
+	if n.file.direct.Load() == 0 {
+		n.meta.Lock()
+		err := n.file.openDirect(c.fs.stable)
+		n.meta.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return n.file.rewrite(sealed, at)
+}
+
+// truncate sets the plain size.
+func (c *call) truncate(n *node, size int64) error {
+	switch {
+	case size == n.size:
+		return nil
+	case size == 0:
+		n.tail.drop()
+		if err := n.file.truncate(0); err != nil {
+			return err
+		}
+		n.size, n.lower = 0, 0
+		return nil
+	case size < n.size:
+		return c.shrink(n, size)
+	default:
+		return c.grow(n, size)
+	}
+}
+
+// shrink makes the shortened tail block durable and only then cuts: after a
+// power cut between the two the old tail, full, must not stand at the new end.
+func (c *call) shrink(n *node, size int64) error {
+	last, _ := seal.BlockAt(size - 1)
+	length := int(size - seal.BlockStart(last))
+	was, err := c.existing(n, last, c.plain[:])
+	if err != nil {
+		return err
+	}
+	if was != length {
+		if err := c.writeBlock(n, last, c.plain[:length]); err != nil {
+			return err
+		}
+		if err := n.file.sync(true); err != nil {
+			return err
+		}
+	}
+	n.tail.drop()
+	if err := n.file.truncate((last + 1) * block); err != nil {
+		return err
+	}
+	n.size, n.lower = size, (last+1)*block
+	return nil
+}
+
+// grow extends the file with zeros: the blocks between are holes, the last one
+// carries the length.
+func (c *call) grow(n *node, size int64) error {
+	last, _ := seal.BlockAt(size - 1)
+	length := int(size - seal.BlockStart(last))
+	if err := c.ensureFirst(n, seal.BlockStart(last)); err != nil {
+		return err
+	}
+	was, err := c.existing(n, last, c.plain[:])
+	if err != nil {
+		return err
+	}
+	if length == seal.PayloadOf(last) && was == 0 && last*block >= n.lower {
+		if err := n.file.truncate((last + 1) * block); err != nil { // a hole as the last block counts as full
+			return err
+		}
+		n.lower = (last + 1) * block
+	} else if err := c.writeBlock(n, last, c.plain[:length]); err != nil {
+		return err
+	}
+	n.size = size
+	return nil
+}

@@ -1,0 +1,107 @@
+package fs
+
+import (
+	"github.com/byokd/byokd/internal/seal"
+)
+
+// A job is what a call asks of the keys: to open or to seal a run of blocks.
+// It is run by crypt inside seal.Do, which wipes stack and registers behind it,
+// so it holds no result but in the caller's buffers.
+type job struct {
+	kind   jobKind
+	dst    []byte // plain bytes wanted
+	src    []byte // plain bytes given
+	sealed []byte // whole blocks
+	index  int64  // of the first block
+	skip   int    // plain bytes of the first block that are not asked for
+	edges  edges  // first and last block of a sealRange where src is not the whole
+
+	n   int   // openOne: the block's length
+	bad int64 // the block that failed
+	err error
+}
+
+type jobKind uint8
+
+const (
+	openRange jobKind = iota // holes and short blocks read as zeros
+	openOne
+	sealRange
+)
+
+// crypt runs a job with the keys of the call's pass.
+func (c *call) crypt(n *node, j job) error {
+	c.job, c.jobFile = j, n.fileID
+	seal.Do(c.runJob) // a method value bound once: a closure here would allocate for each request
+	c.job.dst, c.job.src = nil, nil
+	if c.job.err != nil {
+		c.fs.damaged(n, c.job.bad, c.job.err)
+	}
+	return c.job.err
+}
+
+func (c *call) run() {
+	j := &c.job
+	root := c.pass.Keys().Root(c.fs.header.Volume)
+	cipher, err := root.File(c.jobFile)
+	if err != nil {
+		j.err = err
+		return
+	}
+	switch j.kind {
+	case openRange:
+		j.open(cipher, &c.opened)
+	case openOne:
+		j.n, j.err = cipher.OpenBlock(j.dst, uint64(j.index), j.sealed)
+		j.bad = j.index
+	case sealRange:
+		j.seal(cipher)
+	}
+}
+
+// open opens blocks into dst; what does not fit there whole goes through
+// scratch, which is wiped.
+func (j *job) open(cipher *seal.FileCipher, scratch *[seal.BlockPayload]byte) {
+	index, skip, dst := j.index, j.skip, j.dst
+	for rest := j.sealed; len(dst) > 0; rest = rest[block:] {
+		payload := seal.PayloadOf(index) - skip
+		want := min(payload, len(dst))
+		out := dst[:want]
+		switch {
+		case seal.IsHole(rest[:block]):
+			clear(out)
+		default:
+			n, err := cipher.OpenBlock(scratch[:], uint64(index), rest[:block])
+			if err != nil {
+				j.err, j.bad = err, index
+				clear(j.dst)
+				return
+			}
+			copied := 0
+			if n > skip {
+				copied = copy(out, scratch[skip:n])
+			}
+			clear(out[copied:])
+		}
+		dst, index, skip = dst[want:], index+1, 0
+	}
+	clear(scratch[:])
+}
+
+func (j *job) seal(cipher *seal.FileCipher) {
+	blocks := int64(len(j.sealed)) / block
+	for i := range blocks {
+		index := j.index + i
+		var plain []byte
+		switch {
+		case i == 0 && j.edges.head != nil:
+			plain = j.edges.head[:j.edges.headLen]
+		case i == blocks-1 && j.edges.tail != nil:
+			plain = j.edges.tail[:j.edges.tailLen]
+		default:
+			from := seal.BlockStart(index) - seal.BlockStart(j.index) - int64(j.skip)
+			plain = j.src[from:][:seal.PayloadOf(index)]
+		}
+		cipher.SealBlock(j.sealed[i*block:][:block], uint64(index), plain)
+	}
+}

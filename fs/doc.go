@@ -1,0 +1,32 @@
+// Package fs is the encrypted filesystem: a FUSE mount whose files are kept,
+// sealed, in a lower directory of an ordinary filesystem.
+//
+// # Shape
+//
+// [loop] reads requests from the FUSE device, asks the gate, lets go-fuse's
+// protocol server decode the request into one call of fuse.RawFileSystem (type
+// call, files ops_*.go), and writes the reply. Gate, parking and the final
+// look at the epoch are in the loop and nowhere else, so no operation can
+// forget them. An operation translates plain ranges to blocks (content.go),
+// does one lower read or write, and seals or opens the blocks with keys that
+// only its pass can give.
+//
+// # Guarantees
+//
+//   - No reply that carries plaintext is written after its epoch ended: the
+//     pass is asked last, and a reply that lost the race is wiped and the
+//     request enters again, which waits.
+//   - A frozen call waits; it never fails because of a freeze. It ends early
+//     only when its caller is being killed (EINTR, parking.go).
+//   - A freeze leaves no page of file data in the kernel's cache (freeze.go).
+//   - A lower block is replaced as a whole and never changed in a page that may
+//     be under writeback (lower.go); what was fsynced survives a power cut.
+//   - The process is the only user of the lower directory: it holds a lock on
+//     it from [Open] to [Filesystem.Close].
+//
+// # Order of locks
+//
+// shard.mu (the node table) before nothing; node.content before node.meta.
+// No notification is sent to the kernel from a handler, nor with a lock held
+// that a handler takes: the kernel may wait for a handler to answer first.
+package fs

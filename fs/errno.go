@@ -1,0 +1,45 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"syscall"
+
+	"github.com/byokd/byokd/internal/seal"
+	"github.com/byokd/byokd/keyguard"
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// Errors of opening and mounting a volume.
+var (
+	ErrNotInitialised = errors.New("the lower directory is empty: it holds no byokd volume yet")
+	ErrForeign        = errors.New("the lower directory holds files that byokd did not write")
+	ErrBusy           = errors.New("the lower directory is in use by another byokd")
+	ErrBlockSize      = errors.New("the lower filesystem's blocks are smaller than 4096 bytes: a power cut could tear a sealed block")
+	ErrNoFileID       = errors.New("the file's id is lost in block 0 and in its extended attribute: it cannot be opened")
+)
+
+// errnoOf is the one translation of errors into what a caller sees. An error
+// it does not know is EIO: never success, and never something a database
+// would take for a full disk.
+func errnoOf(err error) syscall.Errno {
+	var errno syscall.Errno
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &errno):
+		return errno
+	case errors.Is(err, seal.ErrNameTooLong):
+		return syscall.ENAMETOOLONG
+	case errors.Is(err, seal.ErrNotSealed):
+		return syscall.ENOENT // a name that byokd did not write is not there
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return syscall.EINTR
+	case errors.Is(err, keyguard.ErrStopped):
+		return syscall.ENOTCONN
+	default: // seal.ErrTampered, ErrTruncated, ErrUnknownVersion, ErrNoFileID
+		return syscall.EIO
+	}
+}
+
+func status(err error) fuse.Status { return fuse.Status(errnoOf(err)) }

@@ -1,0 +1,275 @@
+package fs
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"maps"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/byokd/byokd/internal/seal"
+	"github.com/byokd/byokd/keyguard"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// CacheMode says who holds back writes.
+type CacheMode uint8
+
+const (
+	// Writeback lets the kernel gather small writes; a freeze flushes them.
+	Writeback CacheMode = iota
+	// Writethrough sends each write at once: at a freeze nothing is dirty but
+	// what was stored through shared mappings.
+	Writethrough
+)
+
+func (m CacheMode) String() string {
+	if m == Writethrough {
+		return "writethrough"
+	}
+	return "writeback"
+}
+
+// Observer is told of every operation that the gate let through; it must be
+// quick and safe for concurrent use.
+type Observer interface {
+	// Done: op is a FUSE operation in lower case; bytes of data moved; took
+	// includes waiting at the gate; errno 0 is success.
+	Done(op string, bytes int, took time.Duration, errno syscall.Errno)
+	// Damaged: a block failed authentication and was not returned.
+	Damaged()
+}
+
+// Options of a Filesystem. The zero value is right.
+type Options struct {
+	Cache    CacheMode
+	Binding  keyguard.Binding // encryption context of the root key; must be the header's
+	Observer Observer         // may be nil
+	Logger   *zap.Logger      // may be nil
+}
+
+// Filesystem is one volume. It may be mounted once.
+type Filesystem struct {
+	guard   *keyguard.Guard
+	header  seal.VolumeHeader
+	options Options
+	log     *zap.Logger
+
+	root       int // the lower directory, locked
+	nodes      *nodeTable
+	handles    *handleTable
+	stable     bool // pages under writeback do not change below
+	privileged bool // may give files to other users
+
+	serving  context.Context // ends when waiting calls must go
+	dismiss  context.CancelFunc
+	parking  parking
+	loop     atomic.Pointer[loop]
+	bdi      *bdi
+	rootAttr atomic.Pointer[fuse.AttrOut]
+
+	mountpoint string // guarded by mountMu
+	mountMu    sync.Mutex
+	unwatch    func()
+
+	// closed and holdReads follow the guard; set by its transitions alone.
+	closed    atomic.Bool
+	holdReads atomic.Bool
+	reading   atomic.Int64 // READs let in although reads may be held back next
+
+	damagedBlocks atomic.Uint64
+	foreignNames  atomic.Uint64
+	requests      atomic.Uint64
+}
+
+// Open prepares the volume in a lower directory for mounting: it locks the
+// directory against other daemons, reads and verifies the header, and pins the
+// root key on the guard. It waits while the key is not usable, until ctx ends.
+func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options) (*Filesystem, error) {
+	header, err := ReadHeader(lower)
+	if err != nil {
+		return nil, err
+	}
+	if !maps.Equal(header.Binding, o.Binding.Context()) {
+		return nil, fmt.Errorf("the volume in %s was made for the encryption context %v, the configuration says %v: set cluster, tenant and role as they were", lower, header.Binding, o.Binding.Context())
+	}
+	root, err := openLower(lower)
+	if err != nil {
+		return nil, err
+	}
+	g.Pin(header.Volume, header.WrappedRoot, o.Binding)
+	err = withRoot(ctx, g, header, o.Binding, func(r *seal.Root) error { return r.VerifyVolumeHeader(header) })
+	if err != nil {
+		unix.Close(root)
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(root, &st); err != nil {
+		unix.Close(root)
+		return nil, err
+	}
+	f := &Filesystem{
+		guard: g, header: header, options: o, log: o.Logger,
+		root: root, nodes: newNodeTable(newLowerIDs(root), root), handles: newHandleTable(),
+		stable: stablePages(&st), privileged: unix.Geteuid() == 0, bdi: &bdi{},
+	}
+	if f.log == nil {
+		f.log = zap.NewNop()
+	}
+	f.rootAttr.Store(rootAttr(&st))
+	f.serving, f.dismiss = context.WithCancel(context.Background())
+	f.follow()
+	return f, nil
+}
+
+func rootAttr(st *unix.Stat_t) *fuse.AttrOut {
+	return &fuse.AttrOut{Attr: fuse.Attr{
+		Ino: st.Ino, Mode: st.Mode, Nlink: uint32(st.Nlink), Size: uint64(st.Size), Blocks: uint64(st.Blocks),
+		Owner: fuse.Owner{Uid: st.Uid, Gid: st.Gid}, Blksize: block,
+		Mtime: uint64(st.Mtim.Sec), Ctime: uint64(st.Ctim.Sec), Atime: uint64(st.Atim.Sec),
+	}}
+}
+
+// follow subscribes to the guard, and takes over its present state: a
+// transition that comes between the two speaks later and so last.
+func (f *Filesystem) follow() {
+	f.closed.Store(true)
+	f.holdReads.Store(true)
+	first := &firstState{fs: f}
+	f.unwatch = f.guard.Subscribe(first)
+	first.mu.Lock()
+	defer first.mu.Unlock()
+	if !first.told && f.guard.Status().Gate.Admits() {
+		f.Thawed(keyguard.Transition{})
+	}
+}
+
+// firstState passes the guard's transitions on and remembers that there was one.
+type firstState struct {
+	fs   *Filesystem
+	mu   sync.Mutex
+	told bool // guarded by mu
+}
+
+func (s *firstState) tell() {
+	s.mu.Lock()
+	s.told = true
+	s.mu.Unlock()
+}
+
+func (s *firstState) Draining(ctx context.Context, t keyguard.Transition) {
+	s.tell()
+	s.fs.Draining(ctx, t)
+}
+
+func (s *firstState) Frozen(ctx context.Context, t keyguard.Transition) {
+	s.tell()
+	s.fs.Frozen(ctx, t)
+}
+
+func (s *firstState) Thawed(t keyguard.Transition) {
+	s.tell()
+	s.fs.Thawed(t)
+}
+
+// Header is the volume's header.
+func (f *Filesystem) Header() seal.VolumeHeader { return f.header }
+
+// Stats is what a status page shows.
+type Stats struct {
+	Mounted        bool
+	Mountpoint     string
+	Writeback      bool   // the kernel granted the writeback cache
+	Parked         int    // calls waiting at the gate
+	Requests       uint64 // served since the mount
+	DamagedBlocks  uint64 // blocks that failed authentication
+	ForeignNames   uint64 // lower names that byokd did not write, met while listing
+	Inodes         int    // known to the kernel
+	LowerFreeBytes uint64
+}
+
+// Stats never blocks on the gate.
+func (f *Filesystem) Stats() Stats {
+	s := Stats{
+		Parked: f.parking.count(), Requests: f.requests.Load(),
+		DamagedBlocks: f.damagedBlocks.Load(), ForeignNames: f.foreignNames.Load(),
+	}
+	f.mountMu.Lock()
+	s.Mountpoint = f.mountpoint
+	f.mountMu.Unlock()
+	if l := f.loop.Load(); l != nil {
+		s.Mounted = true
+		s.Writeback = l.granted()&fuse.CAP_WRITEBACK_CACHE != 0
+	}
+	f.nodes.mu.RLock()
+	s.Inodes = len(f.nodes.byID)
+	f.nodes.mu.RUnlock()
+	st := f.statfs()
+	s.LowerFreeBytes = st.Bavail * uint64(st.Frsize)
+	return s
+}
+
+// statfs asks the lower filesystem, which needs no key. The space is what is
+// left for plain bytes.
+func (f *Filesystem) statfs() fuse.StatfsOut {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(f.root, &st); err != nil {
+		f.log.Warn("statfs of the lower directory", zap.Error(err))
+		return fuse.StatfsOut{Bsize: block, Frsize: block, NameLen: seal.NameMax}
+	}
+	plain := func(blocks uint64) uint64 {
+		return blocks * uint64(st.Frsize) / block * seal.BlockPayload / block
+	}
+	return fuse.StatfsOut{
+		Blocks: plain(st.Blocks), Bfree: plain(st.Bfree), Bavail: plain(st.Bavail),
+		Files: st.Files, Ffree: st.Ffree, Bsize: block, Frsize: block, NameLen: seal.NameMax,
+	}
+}
+
+func (f *Filesystem) observe(op string, c *call, took time.Duration) {
+	f.requests.Add(1)
+	if f.options.Observer != nil {
+		f.options.Observer.Done(op, c.bytes, took, syscall.Errno(c.errno))
+	}
+}
+
+// damaged tells of a block that could not be opened or sealed.
+func (f *Filesystem) damaged(n *node, index int64, err error) {
+	if !errors.Is(err, seal.ErrTampered) && !errors.Is(err, seal.ErrTruncated) && !errors.Is(err, seal.ErrUnknownVersion) && !errors.Is(err, seal.ErrNotSealed) {
+		f.log.Error("sealed block", zap.Stringer("file", n.fileID), zap.Int64("block", index), zap.Error(err))
+		return
+	}
+	f.damagedBlocks.Add(1)
+	if f.options.Observer != nil {
+		f.options.Observer.Damaged()
+	}
+	f.log.Error("damaged block: reads of it fail with EIO, the rest of the file is served",
+		zap.Stringer("file", n.fileID), zap.Uint64("inode", n.id), zap.Int64("block", index),
+		zap.Int64("offset", seal.BlockStart(index)), zap.String("reason", err.Error()))
+}
+
+// foreignName counts names that are not ours; they are logged below the root,
+// where nothing but ours belongs.
+func (f *Filesystem) foreignName(dir *node, sealed string) {
+	if dir.id == fuse.FUSE_ROOT_ID && (sealed == seal.VolumeHeaderName || sealed == "lost+found") {
+		return
+	}
+	if f.foreignNames.Add(1) == 1 {
+		f.log.Warn("the lower directory holds a name that byokd did not write; it is not shown",
+			zap.String("lower name, base64", base64.StdEncoding.EncodeToString([]byte(sealed))))
+	}
+}
+
+// Close ends the use of the lower directory. Unmount comes first.
+func (f *Filesystem) Close() error {
+	f.unwatch()
+	f.dismiss()
+	f.nodes.close()
+	return unix.Close(f.root)
+}

@@ -1,0 +1,242 @@
+package fs
+
+import (
+	"context"
+	"sort"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/byokd/byokd/keyguard"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// The freeze. Gate and keys are the guard's; what is done here is to take away
+// from the kernel everything it could answer from without asking us, while it
+// still can give its dirty pages back. The order matters, each step has its
+// trap (docs/ARCHITECTURE.md, "Freeze"):
+//
+//  1. throttle writers in the kernel (bdi.go), or one big write() dirties
+//     pages faster than they are flushed;
+//  2. INC_EPOCH: every cached name is looked up again, which waits;
+//  3. attributes: every read(), write() and stat() begins with GETATTR, which
+//     waits;
+//  4. data: dropping pages flushes the dirty ones through us, by WRITE and
+//     SETATTR, which pass while the gate drains;
+//  5. hold READs back, and drop once more what came in meanwhile, around the
+//     pages that waiting READs hold locked;
+//  6. the gate closes; what was touched by the last stragglers goes.
+
+// hungAfter is when a notification that has not returned is taken to hang
+// behind a locked page: it is left behind and another goroutine goes on.
+const hungAfter = 20 * time.Millisecond
+
+// Draining implements keyguard.Subscriber.
+func (f *Filesystem) Draining(ctx context.Context, _ keyguard.Transition) {
+	f.closed.Store(true)
+	l := f.loop.Load()
+	if l == nil {
+		return
+	}
+	f.bdi.throttle()
+	if err := l.incEpoch(); err != nil {
+		f.log.Warn("kernel refused INC_EPOCH: cached names may be answered while frozen", zap.Error(err))
+	}
+	nodes := f.nodes.all()
+	for _, n := range nodes {
+		_ = l.invalidate(n.id, -1, 0) // ENOENT: the kernel does not know it any more
+	}
+	f.drop(ctx, l, nodes)
+	f.holdReads.Store(true)
+	f.awaitReads(ctx)
+	for range 3 { // what was read while the first pass ran; each round is shorter
+		again := f.touched(f.nodes.all())
+		if len(again) == 0 || ctx.Err() != nil {
+			break
+		}
+		f.drop(ctx, l, again)
+	}
+}
+
+// Frozen implements keyguard.Subscriber: the gate is closed.
+func (f *Filesystem) Frozen(ctx context.Context, _ keyguard.Transition) {
+	if l := f.loop.Load(); l != nil {
+		f.drop(ctx, l, f.touched(f.nodes.all()))
+		l.wipe()
+	}
+	for _, n := range f.nodes.all() {
+		n.content.Lock()
+		n.tail.drop()
+		n.content.Unlock()
+	}
+}
+
+// Thawed implements keyguard.Subscriber.
+func (f *Filesystem) Thawed(keyguard.Transition) {
+	f.holdReads.Store(false)
+	f.closed.Store(false)
+	f.bdi.restore()
+}
+
+// awaitReads waits until the READs that were let in before reads were held back
+// have given their pages to the kernel, or it would be too late to drop them.
+func (f *Filesystem) awaitReads(ctx context.Context) {
+	const look = time.Millisecond // a READ of 1 MiB takes about half of it
+	ticker := time.NewTicker(look)
+	defer ticker.Stop()
+	for f.reading.Load() > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// touched returns the nodes through which data passed since the last look.
+func (f *Filesystem) touched(nodes []*node) []*node {
+	kept := nodes[:0]
+	for _, n := range nodes {
+		if n.touched.Load() {
+			kept = append(kept, n)
+		}
+	}
+	return kept
+}
+
+// drop removes the pages of the nodes from the kernel's cache. It returns when
+// every notification has returned or hangs, or when ctx ends.
+func (f *Filesystem) drop(ctx context.Context, l *loop, nodes []*node) {
+	queue := make(chan *node, len(nodes))
+	for _, n := range nodes {
+		queue <- n
+	}
+	close(queue)
+	left := int64(len(nodes))
+	if left == 0 {
+		return
+	}
+	d := &dropper{fs: f, loop: l, queue: queue, done: make(chan struct{})}
+	d.left.Store(left)
+	d.work()
+	watch := time.NewTicker(hungAfter / 2)
+	defer watch.Stop()
+	for {
+		select {
+		case <-d.done:
+			return
+		case <-ctx.Done():
+			return
+		case <-watch.C:
+			if d.replaceHung() { // nothing is left but what hangs
+				return
+			}
+		}
+	}
+}
+
+// dropper drops nodes one after the other, in as many goroutines as hang.
+type dropper struct {
+	fs    *Filesystem
+	loop  *loop
+	queue chan *node
+	left  atomic.Int64
+	done  chan struct{}
+
+	mu      sync.Mutex
+	workers []*dropWorker // guarded by mu
+}
+
+type dropWorker struct {
+	since atomic.Int64 // start of the notification in hand, nanoseconds; 0 between
+	node  atomic.Pointer[node]
+	ended atomic.Bool
+	hung  bool // guarded by dropper.mu
+}
+
+func (d *dropper) work() {
+	w := &dropWorker{}
+	d.mu.Lock()
+	d.workers = append(d.workers, w)
+	d.mu.Unlock()
+	go func() {
+		defer w.ended.Store(true)
+		for n := range d.queue {
+			w.node.Store(n)
+			w.since.Store(time.Now().UnixNano())
+			d.dropNode(n)
+			w.since.Store(0)
+			if d.left.Add(-1) == 0 {
+				close(d.done)
+			}
+		}
+	}()
+}
+
+// replaceHung starts another worker for each that hangs, and reports whether
+// all that is left hangs.
+func (d *dropper) replaceHung() bool {
+	d.mu.Lock()
+	now, fresh, working := time.Now().UnixNano(), 0, 0
+	for _, w := range d.workers {
+		since := w.since.Load()
+		if since != 0 && now-since > int64(hungAfter) {
+			if !w.hung {
+				w.hung = true
+				w.node.Load().touched.Store(true) // to be tried again
+				fresh++
+			}
+			continue
+		}
+		if !w.ended.Load() {
+			working++
+		}
+	}
+	d.mu.Unlock()
+	if len(d.queue) == 0 {
+		return working == 0 && fresh == 0
+	}
+	for range fresh {
+		d.work()
+	}
+	return false
+}
+
+// dropNode drops the pages of one node, range by range around the pages that
+// parked READs hold locked: a walk stops at a locked page, and what lies behind
+// it would stay readable.
+func (d *dropper) dropNode(n *node) {
+	n.touched.Store(false)
+	locked := d.fs.parking.readsOf(n.id)
+	if len(locked) == 0 {
+		if err := d.loop.invalidate(n.id, 0, 0); err != nil && err != unix.ENOENT {
+			n.touched.Store(true)
+		}
+		return
+	}
+	for _, s := range gaps(locked) {
+		_ = d.loop.invalidate(n.id, s.from, s.to-s.from)
+	}
+}
+
+// span is a range of plain bytes; to is exclusive, and 0 means the end.
+type span struct{ from, to int64 }
+
+const pageSize = 4096
+
+// gaps returns what lies between the spans, in whole pages, the last without
+// end. The kernel may have rounded a READ out to its readahead window, so the
+// locked span is taken as it was asked.
+func gaps(locked []span) []span {
+	sort.Slice(locked, func(i, j int) bool { return locked[i].from < locked[j].from })
+	var open []span
+	at := int64(0)
+	for _, s := range locked {
+		if from := s.from &^ (pageSize - 1); from > at {
+			open = append(open, span{at, from})
+		}
+		at = max(at, (s.to+pageSize-1)&^(pageSize-1))
+	}
+	return append(open, span{at, at}) // length 0: to the end
+}

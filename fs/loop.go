@@ -1,0 +1,319 @@
+package fs
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"log"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/byokd/byokd/keyguard"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// The serve loop: the only reader of the FUSE device and the only user of
+// go-fuse's ProtocolServer, which is marked experimental upstream.
+//
+// Every slot has a ProtocolServer of its own, told the same INIT, so that an
+// operation finds the pass of its request in the slot rather than in a table,
+// and so that requests share no lock of the library.
+
+const (
+	maxWrite = 1 << 20 // largest WRITE and READ: what the kernel takes without a raised max_pages_limit
+	// A request is a WRITE's header (80 bytes) and its data; the kernel asks
+	// for a page more than max_write (fs/fuse/dev.c, fuse_dev_do_read).
+	bufferSize = maxWrite + 2*4096
+	// A piece of a write may touch one block more than its size says at either
+	// end.
+	scratchBlocks = maxWrite/block + 2
+	scratchSize   = scratchBlocks * block
+
+	// idleReaders is how many goroutines wait in read(2) on the device: one
+	// takes the next request while the others serve theirs.
+	idleReaders = 2
+)
+
+// slot is the memory and the state of one request at a time.
+type slot struct {
+	in, out []byte
+	server  *fuse.ProtocolServer
+	call    call
+	memory  []byte // one mapping, in | out | sealed | block
+}
+
+type loop struct {
+	fs  *Filesystem
+	log *zap.Logger
+	dev int // the FUSE device
+
+	init struct {
+		sync.Mutex
+		request []byte // the kernel's INIT, to tell later slots the same
+		reply   fuse.InitOut
+	}
+
+	mu   sync.Mutex
+	free []*slot // guarded by mu; last in, first out, so that few slots' memory is warm
+
+	waiting atomic.Int32 // goroutines in read(2)
+	serving sync.WaitGroup
+	ended   chan struct{} // closed when the connection is gone
+	end     sync.Once
+}
+
+func newLoop(f *Filesystem, dev int) *loop {
+	return &loop{fs: f, log: f.log, dev: dev, ended: make(chan struct{})}
+}
+
+func (l *loop) start() {
+	for range idleReaders {
+		l.serving.Add(1)
+		l.waiting.Add(1)
+		go l.serve()
+	}
+}
+
+// serve reads and answers requests until the connection ends, or until enough
+// others wait.
+func (l *loop) serve() {
+	defer l.serving.Done()
+	for {
+		s := l.take()
+		n, err := l.read(s)
+		left := l.waiting.Add(-1)
+		if err != nil {
+			l.give(s)
+			l.stop(err)
+			return
+		}
+		if left == 0 { // always leave one behind to read
+			l.serving.Add(1)
+			l.waiting.Add(1)
+			go l.serve()
+		}
+		l.answer(s, s.in[:n])
+		l.give(s)
+		if l.waiting.Add(1) > idleReaders {
+			l.waiting.Add(-1)
+			return
+		}
+	}
+}
+
+func (l *loop) read(s *slot) (int, error) {
+	for {
+		n, err := unix.Read(l.dev, s.in)
+		switch {
+		case err == nil && n >= int(unsafe.Sizeof(fuse.InHeader{})):
+			return n, nil
+		case err == nil:
+			return 0, unix.EPROTO
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+			continue // ENOENT: the request was interrupted before it was read
+		default:
+			return 0, err // ENODEV: unmounted
+		}
+	}
+}
+
+func (l *loop) stop(err error) {
+	l.end.Do(func() {
+		if !errors.Is(err, unix.ENODEV) {
+			l.log.Error("fuse connection lost", zap.Error(err))
+		}
+		close(l.ended)
+	})
+}
+
+// answer serves one request: gate, operation, last look, reply.
+func (l *loop) answer(s *slot, request []byte) {
+	header := (*fuse.InHeader)(unsafe.Pointer(&request[0]))
+	rule := ruleOf(header.Opcode)
+	if header.Opcode == opInterrupt {
+		return // parked callers are looked at without being asked, see parking.go
+	}
+	var began time.Time
+	if rule.observed {
+		began = time.Now()
+	}
+	s.call.begin(header)
+	for {
+		if err := l.fs.enter(rule, &s.call, request); err != nil { // call.end or call.undo gives the pass back
+			l.reply(s, l.failure(s, header.Unique, errnoOf(err)))
+			break
+		}
+		n, code := s.server.HandleRequest([][]byte{request}, [][]byte{s.out})
+		if header.Opcode == opInit {
+			l.initialised(request, s.out[:n])
+		}
+		if rule.plain && s.call.inside && s.call.pass.Err() != nil {
+			clear(s.out[:n]) // the epoch ended under us: nothing read in it may leave
+			s.call.undo()
+			continue
+		}
+		if code == fuse.OK && n > 0 {
+			l.reply(s, s.out[:n])
+		}
+		break
+	}
+	if rule.observed {
+		l.fs.observe(rule.name, &s.call, time.Since(began))
+	}
+	s.call.end()
+}
+
+// failure builds a reply that only says an errno.
+func (l *loop) failure(s *slot, unique uint64, errno unix.Errno) []byte {
+	out := s.out[:outHeaderSize]
+	binary.NativeEndian.PutUint32(out[0:], outHeaderSize)
+	binary.NativeEndian.PutUint32(out[4:], uint32(-int32(errno)))
+	binary.NativeEndian.PutUint64(out[8:], unique)
+	return out
+}
+
+const outHeaderSize = 16
+
+// reply writes a reply. ENOENT means that the kernel no longer waits for it.
+func (l *loop) reply(s *slot, reply []byte) {
+	for {
+		_, err := unix.Write(l.dev, reply)
+		switch {
+		case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.EBADF):
+			return
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+			continue
+		default:
+			l.log.Error("fuse reply refused by the kernel", zap.String("op", s.call.name()), zap.Error(err))
+			return
+		}
+	}
+}
+
+// initialised remembers the kernel's INIT and tells it to the other slots.
+func (l *loop) initialised(request, reply []byte) {
+	l.init.Lock()
+	defer l.init.Unlock()
+	l.init.request = append([]byte(nil), request...)
+	if len(reply) >= outHeaderSize {
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(&l.init.reply)), unsafe.Sizeof(l.init.reply)), reply[outHeaderSize:])
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.free {
+		s.tell(l.init.request)
+	}
+}
+
+func (s *slot) tell(init []byte) {
+	if init != nil {
+		s.server.HandleRequest([][]byte{init}, [][]byte{s.out})
+	}
+}
+
+// take returns a slot: a used one while there are any.
+func (l *loop) take() *slot {
+	l.mu.Lock()
+	if n := len(l.free); n > 0 {
+		s := l.free[n-1]
+		l.free = l.free[:n-1]
+		l.mu.Unlock()
+		return s
+	}
+	l.mu.Unlock()
+	return l.newSlot()
+}
+
+func (l *loop) give(s *slot) {
+	l.mu.Lock()
+	l.free = append(l.free, s)
+	l.mu.Unlock()
+}
+
+// newSlot maps a slot's memory. A page is resident only once it was used.
+func (l *loop) newSlot() *slot {
+	memory, err := unix.Mmap(-1, 0, 2*bufferSize+scratchSize+block, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		panic("fs: no address space for a request buffer: " + err.Error())
+	}
+	s := &slot{memory: memory, in: memory[:bufferSize], out: memory[bufferSize : 2*bufferSize]}
+	s.call.init(l.fs, memory[2*bufferSize:])
+	s.server = fuse.NewProtocolServer(&s.call, l.fs.mountOptions())
+	l.init.Lock()
+	defer l.init.Unlock()
+	s.tell(l.init.request)
+	return s
+}
+
+// wipe gives the memory of idle slots back to the kernel, and with it every
+// byte of plaintext that passed through.
+func (l *loop) wipe() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.free {
+		_ = unix.Madvise(s.memory, unix.MADV_DONTNEED) // cannot fail for a mapping of ours
+		s.call.wipe()
+	}
+}
+
+// close waits for the readers, which see the end of the connection, frees the
+// slots and closes the device. Calls that wait at the gate have been dismissed.
+func (l *loop) close(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() { l.serving.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.free {
+		_ = unix.Munmap(s.memory)
+	}
+	l.free = nil
+	return unix.Close(l.dev)
+}
+
+// Notifications, include/uapi/linux/fuse.h. They are written raw: the protocol
+// server has none, and go-fuse's Server does not know INC_EPOCH.
+const (
+	notifyInvalInode = 2
+	notifyIncEpoch   = 8
+)
+
+func (l *loop) notify(code int32, payload []byte) error {
+	b := make([]byte, outHeaderSize, outHeaderSize+len(payload))
+	b = append(b, payload...)
+	binary.NativeEndian.PutUint32(b[0:], uint32(len(b)))
+	binary.NativeEndian.PutUint32(b[4:], uint32(code))
+	for {
+		if _, err := unix.Write(l.dev, b); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// incEpoch makes every cached name be looked up again: 1 µs and no lock.
+func (l *loop) incEpoch() error { return l.notify(notifyIncEpoch, nil) }
+
+// invalidate drops what the kernel caches of an inode: with off < 0 its
+// attributes only, else also its pages from off on (length 0: to the end). It
+// hangs behind a locked or dirty page.
+func (l *loop) invalidate(id uint64, off, length int64) error {
+	var b [24]byte
+	binary.NativeEndian.PutUint64(b[0:], id)
+	binary.NativeEndian.PutUint64(b[8:], uint64(off))
+	binary.NativeEndian.PutUint64(b[16:], uint64(length))
+	return l.notify(notifyInvalInode, b[:])
+}
+
+// libraryLog takes what the protocol server has to say, which is never about
+// names or data unless Debug is set, and it is not.
+func libraryLog(l *zap.Logger) *log.Logger { return zap.NewStdLog(l.Named("go-fuse")) }
+
+var _ keyguard.Subscriber = (*Filesystem)(nil)

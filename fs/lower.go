@@ -1,0 +1,146 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync/atomic"
+
+	"github.com/byokd/byokd/internal/seal"
+	"golang.org/x/sys/unix"
+)
+
+// lowerFile is an open lower file. Fresh blocks are written through the page
+// cache; blocks that exist are rewritten with O_DIRECT, because a page that
+// changes while it is under writeback reaches a device without stable pages as
+// a mixture of two sealings, and the block then fails authentication though it
+// was acknowledged (docs/ARCHITECTURE.md, "Rewrites"). O_DIRECT waits for the
+// writeback of the pages it replaces (mm/filemap.c, kiocb_invalidate_pages).
+//
+// The zero value is closed. Descriptors are opened and closed under node.meta;
+// between, they may be used by any number of requests.
+type lowerFile struct {
+	fd     atomic.Int32 // descriptor + 1, 0 when closed
+	direct atomic.Int32 // the same file with O_DIRECT, opened at the first rewrite; equals fd where rewrites may be buffered
+}
+
+func (f *lowerFile) isOpen() bool  { return f.fd.Load() != 0 }
+func (f *lowerFile) buffered() int { return int(f.fd.Load()) - 1 }
+
+// adopt makes fd, open for reading and writing, the file's descriptor.
+func (f *lowerFile) adopt(fd int) { f.fd.Store(int32(fd) + 1) }
+
+// open opens the file behind id.
+func (f *lowerFile) open(ids lowerIDs, id uint64) error {
+	fd, err := ids.open(id, unix.O_RDWR|unix.O_NOFOLLOW)
+	if err == nil {
+		f.adopt(fd)
+	}
+	return err
+}
+
+// openDirect makes rewrites possible. stable says that pages under writeback
+// do not change below, so that rewrites may be buffered.
+func (f *lowerFile) openDirect(stable bool) error {
+	direct := f.buffered()
+	if !stable {
+		fd, err := ignoringEINTR(func() (int, error) {
+			return unix.Open(procFD(direct), unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+		})
+		switch {
+		case err == nil:
+			direct = fd
+		case !errors.Is(err, unix.EINVAL): // EINVAL: tmpfs and others without writeback to a device
+			return err
+		}
+	}
+	f.direct.Store(int32(direct) + 1)
+	return nil
+}
+
+func (f *lowerFile) close() {
+	fd, direct := f.fd.Swap(0)-1, f.direct.Swap(0)-1
+	if fd < 0 {
+		return
+	}
+	unix.Close(int(fd))
+	if direct >= 0 && direct != fd {
+		unix.Close(int(direct))
+	}
+}
+
+// readAt fills b from lower offset off; what lies beyond the end reads as
+// zeros, which is how a hole reads.
+func (f *lowerFile) readAt(b []byte, off int64) error {
+	for done := 0; done < len(b); {
+		n, err := ignoringEINTR(func() (int, error) { return unix.Pread(f.buffered(), b[done:], off+int64(done)) })
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			clear(b[done:])
+			return nil
+		}
+		done += n
+	}
+	return nil
+}
+
+// writeFresh writes whole blocks that did not exist.
+func (f *lowerFile) writeFresh(b []byte, off int64) error {
+	return f.writeAt(f.buffered(), b, off)
+}
+
+// rewrite replaces whole blocks that may exist. b is aligned to 4096 bytes.
+func (f *lowerFile) rewrite(b []byte, off int64) error {
+	return f.writeAt(int(f.direct.Load())-1, b, off)
+}
+
+func (f *lowerFile) writeAt(fd int, b []byte, off int64) error {
+	for len(b) > 0 {
+		n, err := ignoringEINTR(func() (int, error) { return unix.Pwrite(fd, b, off) })
+		if err != nil {
+			return err
+		}
+		// A short write ends at a block or it is made good by writing that
+		// block again from its beginning.
+		n -= n % seal.BlockSize
+		if n == 0 {
+			return unix.ENOSPC
+		}
+		b, off = b[n:], off+int64(n)
+	}
+	return nil
+}
+
+func (f *lowerFile) truncate(size int64) error {
+	_, err := ignoringEINTR(func() (int, error) { return 0, unix.Ftruncate(f.buffered(), size) })
+	return err
+}
+
+func (f *lowerFile) fallocate(mode uint32, off, length int64) error {
+	_, err := ignoringEINTR(func() (int, error) { return 0, unix.Fallocate(f.buffered(), mode, off, length) })
+	return err
+}
+
+// sync makes the file durable; with dataOnly, its data and what is needed to
+// find them.
+func (f *lowerFile) sync(dataOnly bool) error {
+	if dataOnly {
+		return unix.Fdatasync(f.buffered())
+	}
+	return unix.Fsync(f.buffered())
+}
+
+// stablePages reports whether the device below st keeps a page unchanged while
+// it is under writeback: Documentation/ABI/stable/sysfs-block, stable_writes.
+func stablePages(st *unix.Stat_t) bool {
+	dev := fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
+	for _, queue := range []string{dev + "/queue/stable_writes", dev + "/../queue/stable_writes"} {
+		if b, err := os.ReadFile(queue); err == nil {
+			return strings.TrimSpace(string(b)) == "1"
+		}
+	}
+	return false
+}

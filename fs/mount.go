@@ -1,0 +1,223 @@
+package fs
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// fsType is what /proc/mounts shows.
+const fsType = "fuse.byokd"
+
+// Capabilities of include/uapi/linux/fuse.h that go-fuse has no name for.
+const capHandleKillprivV2 = 1 << 28
+
+// mountOptions are the protocol's settings; why each, with figures, stands in
+// docs/ARCHITECTURE.md, "Kernel settings".
+func (f *Filesystem) mountOptions() *fuse.MountOptions {
+	o := &fuse.MountOptions{
+		MaxWrite:                 maxWrite,
+		MaxBackground:            1024, // waiting READs must not crowd out the flush of dirty pages
+		ExplicitDataCacheControl: true, // we invalidate, nobody else
+		DisableSplice:            true, // nothing to splice: data is opened in memory
+		Name:                     "byokd",
+		Logger:                   libraryLog(f.log),
+		// KILLPRIV_V2 spares a GETXATTR(security.capability) with each write.
+		ExtraCapabilities: capHandleKillprivV2 | fuse.CAP_READDIRPLUS_AUTO,
+	}
+	if f.options.Cache == Writeback {
+		o.ExtraCapabilities |= fuse.CAP_WRITEBACK_CACHE
+	}
+	return o
+}
+
+// Mount mounts the volume at dir and serves it. It returns when the mount
+// answers. dir must be an existing, empty directory.
+func (f *Filesystem) Mount(dir string) error {
+	f.mountMu.Lock()
+	defer f.mountMu.Unlock()
+	if f.loop.Load() != nil {
+		return errors.New("mounted already")
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	if err := mountable(dir); err != nil {
+		return err
+	}
+	dev, err := mountDevice(dir)
+	if err != nil {
+		return err
+	}
+	l := newLoop(f, dev)
+	f.loop.Store(l)
+	l.start()
+	f.mountpoint = dir
+	// The first call through the mount waits until INIT was answered.
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("the mount at %s does not answer: %w", dir, err)
+	}
+	f.bdi = newBDI(dir)
+	if f.options.Cache == Writeback && l.granted()&fuse.CAP_WRITEBACK_CACHE == 0 {
+		f.log.Warn("the kernel did not grant the writeback cache: small writes will be slow")
+	}
+	f.log.Info("mounted", zap.String("at", dir), zap.Stringer("cache", f.options.Cache), zap.String("volume", f.header.Volume.String()))
+	return nil
+}
+
+// granted returns the capabilities the kernel and we agreed on.
+func (l *loop) granted() uint64 {
+	l.init.Lock()
+	defer l.init.Unlock()
+	return l.init.reply.Flags64()
+}
+
+// mountable refuses a mount point that is not an empty directory: what lies in
+// it would be hidden, and written through by whoever has it open.
+func mountable(dir string) error {
+	entries, err := os.ReadDir(dir)
+	switch {
+	case errors.Is(err, unix.ENOTCONN):
+		return fmt.Errorf("%s is a mount whose daemon died; `umount -l %s` removes it: %w", dir, dir, err)
+	case err != nil:
+		return err
+	case len(entries) > 0:
+		return fmt.Errorf("the mount point %s is not empty (it holds %s): what is in it would be hidden, not encrypted", dir, entries[0].Name())
+	}
+	return nil
+}
+
+// mountDevice opens the FUSE device and mounts it, which needs CAP_SYS_ADMIN.
+func mountDevice(dir string) (int, error) {
+	dev, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open /dev/fuse: %w (is the fuse module loaded, and the device in this container?)", err)
+	}
+	options := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,default_permissions,allow_other,max_read=%d",
+		dev, unix.S_IFDIR, os.Geteuid(), os.Getegid(), maxWrite)
+	if err := unix.Mount("byokd", dir, fsType, unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+		unix.Close(dev)
+		if errors.Is(err, unix.EPERM) {
+			return -1, fmt.Errorf("mount at %s: %w: byokd must run as root or with CAP_SYS_ADMIN to mount", dir, err)
+		}
+		return -1, fmt.Errorf("mount at %s: %w", dir, err)
+	}
+	return dev, nil
+}
+
+// Wait returns when the mount is gone: by Unmount, by an administrator's
+// umount, or because the connection was aborted.
+func (f *Filesystem) Wait(ctx context.Context) error {
+	l := f.loop.Load()
+	if l == nil {
+		return errors.New("not mounted")
+	}
+	select {
+	case <-l.ended:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Unmount ends the mount. While the gate is open it flushes first; calls that
+// wait at a closed gate end with an error, for their filesystem goes away. If
+// files are open the mount is detached, and they lose it when this process
+// exits. It does not outlast ctx.
+func (f *Filesystem) Unmount(ctx context.Context) error {
+	f.mountMu.Lock()
+	defer f.mountMu.Unlock()
+	l := f.loop.Load()
+	if l == nil || f.mountpoint == "" {
+		return nil
+	}
+	done := make(chan error, 1)
+	frozen := f.closed.Load()
+	go func() { done <- unmount(f.mountpoint, frozen) }()
+	var err error
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		err = errors.Join(ctx.Err(), unix.Unmount(f.mountpoint, unix.MNT_FORCE|unix.MNT_DETACH))
+	}
+	f.dismiss()
+	err = errors.Join(err, l.close(ctx))
+	f.loop.Store(nil)
+	f.mountpoint = ""
+	return err
+}
+
+// unmount takes the mount away. One that is busy or frozen is detached, and
+// MNT_FORCE aborts the connection, which ends the calls that wait and our reads.
+func unmount(dir string, frozen bool) error {
+	if !frozen {
+		switch err := unix.Unmount(dir, 0); {
+		case err == nil, errors.Is(err, unix.EINVAL): // EINVAL: not mounted any more
+			return nil
+		case !errors.Is(err, unix.EBUSY):
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+		if err := syncMount(dir); err != nil {
+			return err
+		}
+	}
+	if err := unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("detach %s: %w", dir, err)
+	}
+	return nil
+}
+
+func syncMount(dir string) error {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil // nothing can be flushed through a mount that does not open
+	}
+	defer unix.Close(fd)
+	return unix.Syncfs(fd)
+}
+
+// StaleMount reports whether dir is a byokd mount that nobody serves, left by a
+// daemon that was killed.
+func StaleMount(dir string) (bool, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return false, err
+	}
+	mine, err := isMounted(dir)
+	if err != nil || !mine {
+		return false, err
+	}
+	var st unix.Stat_t
+	return errors.Is(unix.Stat(dir, &st), unix.ENOTCONN), nil
+}
+
+// RemoveStaleMount detaches a mount of which StaleMount is true.
+func RemoveStaleMount(dir string) error { return unix.Unmount(dir, unix.MNT_DETACH) }
+
+// isMounted looks for a byokd mount at dir without touching it.
+func isMounted(dir string) (bool, error) {
+	file, err := os.Open("/proc/self/mounts")
+	if err != nil {
+		return false, err
+	}
+	defer file.Close()
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	lines := bufio.NewScanner(file)
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		if len(fields) > 2 && fields[2] == fsType && unescape.Replace(fields[1]) == dir {
+			return true, nil
+		}
+	}
+	return false, lines.Err()
+}

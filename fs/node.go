@@ -1,0 +1,286 @@
+package fs
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/byokd/byokd/internal/seal"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// A node is what we remember of a lower inode that the kernel knows, or has
+// open. All of it can be found again from the lower inode.
+type node struct {
+	id uint64
+
+	// Changed under nodeTable.mu (using: raised under it), read without.
+	lookups atomic.Int64 // the kernel's references by name
+	opens   atomic.Int32 // handles
+	using   atomic.Int32 // requests at work
+
+	// touched is set when data went to the kernel or came from it, and tells a
+	// freeze that the kernel may hold pages of this inode.
+	touched atomic.Bool
+
+	// meta guards the opening and closing of the descriptors.
+	meta   sync.Mutex
+	path   atomic.Int32 // O_PATH descriptor + 1, or 0
+	dir    atomic.Bool  // path is kept while the kernel knows the node: it is asked again
+	pinned atomic.Bool  // path is kept because the name is gone and the inode must not be
+	file   lowerFile
+
+	// content guards what follows: shared by readers, held alone by writers.
+	content sync.RWMutex
+	known   bool        // the fields below have been read from the lower file
+	fileID  seal.FileID // zero until block 0 or the extended attribute names it
+	hasID   bool
+	size    int64 // plain bytes
+	lower   int64 // lower bytes, a multiple of seal.BlockSize
+	tail    tailBlock
+
+	failures failures
+}
+
+// tailBlock is the plaintext of the block last written, so that an append need
+// not read back what it wrote. It is dropped at a freeze and when it may be
+// stale; guarded by node.content.
+type tailBlock struct {
+	valid bool
+	index int64
+	n     int
+	plain [seal.BlockPayload]byte
+}
+
+func (t *tailBlock) drop() {
+	t.valid = false
+	clear(t.plain[:])
+}
+
+// failures counts lower fsyncs that failed, so that each handle is told once
+// (errseq_t in the kernel, lib/errseq.c).
+type failures struct {
+	mu    sync.Mutex
+	seq   uint64
+	errno error
+}
+
+func (f *failures) record(err error) {
+	f.mu.Lock()
+	f.seq++
+	f.errno = err
+	f.mu.Unlock()
+}
+
+// since returns the last failure if it is newer than seen, and the number to
+// remember.
+func (f *failures) since(seen uint64) (uint64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.seq == seen {
+		return seen, nil
+	}
+	return f.seq, f.errno
+}
+
+// nodeTable holds the nodes by id.
+type nodeTable struct {
+	ids       lowerIDs
+	heldPaths atomic.Int32 // O_PATH descriptors open
+
+	mu   sync.RWMutex
+	byID map[uint64]*node // guarded by mu
+}
+
+func newNodeTable(ids lowerIDs, root int) *nodeTable {
+	t := &nodeTable{ids: ids, byID: map[uint64]*node{}}
+	r := &node{id: fuse.FUSE_ROOT_ID}
+	r.path.Store(int32(root) + 1)
+	r.lookups.Store(1)
+	r.pinned.Store(true)
+	t.byID[fuse.FUSE_ROOT_ID] = r
+	return t
+}
+
+// look names the lower inode at (dir, name), or dir itself, to the kernel: the
+// kernel gains one reference, which a FORGET gives back.
+func (t *nodeTable) look(dir int, name string, st *unix.Stat_t) (*node, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	id, err := t.ids.identify(dir, name, st)
+	if err != nil {
+		return nil, err
+	}
+	n := t.byID[id]
+	if n == nil {
+		n = &node{id: id}
+		t.byID[id] = n
+	}
+	n.lookups.Add(1)
+	n.using.Add(1)
+	return n, nil
+}
+
+// find returns the node without a new reference for the kernel, or nil: what a
+// rename or unlink is about to remove.
+func (t *nodeTable) find(dir int, name string, st *unix.Stat_t) *node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	id, err := t.ids.identify(dir, name, st)
+	if err != nil {
+		return nil
+	}
+	n := t.byID[id]
+	if n != nil {
+		n.using.Add(1)
+	}
+	return n
+}
+
+// use returns the node for the length of a request; done gives it back. A node
+// that is not known is made anew: its id says where the lower inode is.
+func (t *nodeTable) use(id uint64) *node {
+	t.mu.RLock()
+	n := t.byID[id]
+	if n != nil {
+		n.using.Add(1)
+		t.mu.RUnlock()
+		return n
+	}
+	t.mu.RUnlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n = t.byID[id]; n == nil {
+		n = &node{id: id}
+		t.byID[id] = n
+	}
+	n.using.Add(1)
+	return n
+}
+
+// done ends a use. The last user of a file nobody has open closes its
+// descriptors.
+func (t *nodeTable) done(n *node) {
+	if n.using.Add(-1) > 0 || n.opens.Load() > 0 || (n.lookups.Load() > 0 && !n.file.isOpen() && t.keepPath(n)) {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.settle(n)
+}
+
+// maxHeldPaths bounds the directory descriptors kept for speed alone.
+const maxHeldPaths = 4096
+
+// keepPath says whether the node's O_PATH descriptor, if any, stays open while
+// nobody uses the node.
+func (t *nodeTable) keepPath(n *node) bool {
+	return n.path.Load() == 0 || n.pinned.Load() || n.dir.Load() && t.heldPaths.Load() <= maxHeldPaths
+}
+
+// settle closes what an unused node need not hold, and drops the node when the
+// kernel does not know it either. mu is held.
+func (t *nodeTable) settle(n *node) {
+	if n.using.Load() > 0 || n.opens.Load() > 0 {
+		return
+	}
+	n.meta.Lock()
+	defer n.meta.Unlock()
+	n.file.close()
+	known := n.lookups.Load() > 0
+	if !known || !t.keepPath(n) {
+		t.closePath(n)
+	}
+	if known || t.byID[n.id] != n {
+		return
+	}
+	n.content.Lock()
+	n.tail.drop()
+	n.content.Unlock()
+	delete(t.byID, n.id)
+	t.ids.forget(n.id)
+}
+
+// closePath closes the O_PATH descriptor; meta is held.
+func (t *nodeTable) closePath(n *node) {
+	if fd := n.path.Swap(0) - 1; fd >= 0 {
+		unix.Close(int(fd))
+		t.heldPaths.Add(-1)
+	}
+}
+
+// opened and closed count handles.
+func (t *nodeTable) opened(n *node) { n.opens.Add(1) }
+
+func (t *nodeTable) closed(n *node) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n.opens.Add(-1)
+	t.settle(n)
+}
+
+// forget takes back references of the kernel.
+func (t *nodeTable) forget(id, count uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.byID[id]
+	if n == nil || id == fuse.FUSE_ROOT_ID {
+		return
+	}
+	n.lookups.Store(max(0, n.lookups.Load()-int64(count)))
+	t.settle(n)
+}
+
+// all returns the nodes known now, for a freeze.
+func (t *nodeTable) all() []*node {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	nodes := make([]*node, 0, len(t.byID))
+	for _, n := range t.byID {
+		nodes = append(nodes, n)
+	}
+	return nodes
+}
+
+// pathFD returns an O_PATH descriptor of the node's inode, valid while the
+// caller uses the node.
+func (t *nodeTable) pathFD(n *node) (int, error) {
+	if fd := n.path.Load(); fd != 0 {
+		return int(fd) - 1, nil
+	}
+	n.meta.Lock()
+	defer n.meta.Unlock()
+	if fd := n.path.Load(); fd != 0 {
+		return int(fd) - 1, nil
+	}
+	fd, err := t.ids.open(n.id, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return -1, err
+	}
+	n.path.Store(int32(fd) + 1)
+	t.heldPaths.Add(1)
+	return fd, nil
+}
+
+// pin keeps the inode of a node whose last name is about to go, for as long as
+// the kernel knows the node.
+func (t *nodeTable) pin(n *node) {
+	if _, err := t.pathFD(n); err == nil {
+		n.pinned.Store(true)
+	}
+}
+
+// close closes every descriptor.
+func (t *nodeTable) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id, n := range t.byID {
+		n.meta.Lock()
+		n.file.close()
+		if id != fuse.FUSE_ROOT_ID {
+			t.closePath(n)
+		}
+		n.meta.Unlock()
+	}
+	t.ids.close()
+}

@@ -1,0 +1,194 @@
+package fs
+
+import (
+	"time"
+
+	"github.com/byokd/byokd/internal/seal"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+func (c *call) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	if !c.inside { // the root, while the gate is closed
+		*out = *c.fs.rootAttr.Load()
+		return fuse.OK
+	}
+	n := c.use(in.NodeId)
+	if err := c.attr(n, &out.Attr); err != nil {
+		return c.fail(err)
+	}
+	out.SetTimeout(cacheFor)
+	if in.NodeId == fuse.FUSE_ROOT_ID {
+		root := *out
+		root.SetTimeout(0) // true only for as long as it takes to say it
+		c.fs.rootAttr.Store(&root)
+	}
+	return fuse.OK
+}
+
+// attr reads the attributes of a node's inode.
+func (c *call) attr(n *node, out *fuse.Attr) error {
+	var st unix.Stat_t
+	if n.file.isOpen() {
+		if err := unix.Fstat(n.file.buffered(), &st); err != nil {
+			return err
+		}
+		return c.fill(n, &st, out)
+	}
+	fd, err := c.fs.nodes.pathFD(n)
+	if err != nil {
+		return err
+	}
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	return c.fill(n, &st, out)
+}
+
+// fill makes plain attributes of lower ones: all are the same but the size.
+func (c *call) fill(n *node, st *unix.Stat_t, out *fuse.Attr) error {
+	*out = fuse.Attr{
+		Ino:    st.Ino,
+		Blocks: uint64(st.Blocks),
+		Atime:  uint64(st.Atim.Sec), Atimensec: uint32(st.Atim.Nsec),
+		Mtime: uint64(st.Mtim.Sec), Mtimensec: uint32(st.Mtim.Nsec),
+		Ctime: uint64(st.Ctim.Sec), Ctimensec: uint32(st.Ctim.Nsec),
+		Mode:    st.Mode,
+		Nlink:   uint32(st.Nlink),
+		Owner:   fuse.Owner{Uid: st.Uid, Gid: st.Gid},
+		Rdev:    uint32(st.Rdev),
+		Blksize: block,
+		Size:    uint64(st.Size),
+	}
+	var err error
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		out.Size, err = c.plainSize(n, st.Size)
+	case unix.S_IFLNK:
+		var target []byte
+		target, err = c.target(n)
+		out.Size = uint64(len(target))
+	}
+	return err
+}
+
+// plainSize returns the size of a regular file. A file whose id is lost has
+// the size its blocks allow: it cannot be read, but it can be seen and removed.
+func (c *call) plainSize(n *node, lower int64) (uint64, error) {
+	err := c.share(n)
+	if err == nil {
+		defer n.content.RUnlock()
+		return uint64(n.size), nil
+	}
+	if errnoOf(err) == unix.EIO {
+		return uint64(seal.BlockStart(lower / block)), nil
+	}
+	return 0, err
+}
+
+func (c *call) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	n := c.use(in.NodeId)
+	if size, ok := in.GetSize(); ok {
+		if err := c.resize(n, int64(size)); err != nil {
+			return c.fail(err)
+		}
+	}
+	fd, err := c.fs.nodes.pathFD(n)
+	if err == nil {
+		err = c.setOwnerAndMode(fd, in)
+	}
+	if err == nil {
+		err = setTimes(fd, in)
+	}
+	if err == nil {
+		err = c.attr(n, &out.Attr)
+	}
+	out.SetTimeout(cacheFor)
+	return c.fail(err)
+}
+
+func (c *call) resize(n *node, size int64) error {
+	if size < 0 || size > seal.MaxFileSize {
+		return unix.EFBIG
+	}
+	if err := c.own(n); err != nil {
+		return err
+	}
+	defer n.content.Unlock()
+	return c.truncate(n, size)
+}
+
+func (c *call) setOwnerAndMode(fd int, in *fuse.SetAttrIn) error {
+	uid, setUID := in.GetUID()
+	gid, setGID := in.GetGID()
+	if setUID || setGID {
+		u, g := -1, -1
+		if setUID {
+			u = int(uid)
+		}
+		if setGID {
+			g = int(gid)
+		}
+		if err := unix.Fchownat(fd, "", u, g, unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+	}
+	if mode, ok := in.GetMode(); ok {
+		if err := unix.Chmod(procFD(fd), mode); err != nil {
+			return err
+		}
+	}
+	if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
+		return killSUIDGID(fd)
+	}
+	return nil
+}
+
+// killSUIDGID does what a write by an unprivileged caller does to the set-id
+// bits: the kernel leaves it to us (FUSE_HANDLE_KILLPRIV_V2). The set-group-id
+// bit stays where it means mandatory locking, without group execution.
+func killSUIDGID(fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	mode := st.Mode &^ unix.S_ISUID
+	if mode&unix.S_IXGRP != 0 {
+		mode &^= unix.S_ISGID
+	}
+	if mode == st.Mode {
+		return nil
+	}
+	return unix.Chmod(procFD(fd), mode&0o7777)
+}
+
+func setTimes(fd int, in *fuse.SetAttrIn) error {
+	const times = fuse.FATTR_ATIME | fuse.FATTR_MTIME | fuse.FATTR_ATIME_NOW | fuse.FATTR_MTIME_NOW
+	if in.Valid&times == 0 {
+		return nil // ctime alone cannot be set; the lower filesystem keeps it
+	}
+	ts := [2]unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_OMIT}}
+	if t, ok := in.GetATime(); ok {
+		ts[0] = timespec(t, in.Valid&fuse.FATTR_ATIME_NOW != 0)
+	}
+	if t, ok := in.GetMTime(); ok {
+		ts[1] = timespec(t, in.Valid&fuse.FATTR_MTIME_NOW != 0)
+	}
+	return unix.UtimesNanoAt(fd, "", ts[:], unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW)
+}
+
+func timespec(t time.Time, now bool) unix.Timespec {
+	if now {
+		return unix.Timespec{Nsec: unix.UTIME_NOW}
+	}
+	return unix.Timespec{Sec: t.Unix(), Nsec: int64(t.Nanosecond())}
+}
+
+func (c *call) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	*out = c.fs.statfs()
+	return fuse.OK
+}
+
+func (c *call) Access(<-chan struct{}, *fuse.AccessIn) fuse.Status {
+	return fuse.ENOSYS // default_permissions: the kernel decides by itself
+}

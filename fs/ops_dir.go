@@ -1,0 +1,133 @@
+package fs
+
+import (
+	"sync"
+
+	"github.com/byokd/byokd/internal/seal"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// dirStream is the lower descriptor behind an open directory.
+type dirStream struct {
+	mu  sync.Mutex
+	fd  int
+	pos uint64 // where fd stands
+	buf []byte
+}
+
+// direntBytes is how much of a lower directory is read at once.
+const direntBytes = 32 << 10
+
+func (c *call) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	n := c.use(in.NodeId)
+	fd, err := c.fs.nodes.ids.open(in.NodeId, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return c.fail(err)
+	}
+	c.fs.nodes.opened(n)
+	out.Fh = c.fs.handles.add(&handle{node: n, stream: dirStream{fd: fd}})
+	return fuse.OK
+}
+
+func (c *call) ReleaseDir(in *fuse.ReleaseIn) {
+	if h := c.fs.handles.remove(in.Fh); h != nil {
+		unix.Close(h.stream.fd)
+		c.fs.nodes.closed(h.node)
+	}
+}
+
+func (c *call) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	h := c.fs.handles.get(in.Fh)
+	if h == nil {
+		return c.fail(unix.EBADF)
+	}
+	return c.fail(unix.Fsync(h.stream.fd))
+}
+
+func (c *call) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	return c.fail(c.list(in, func(_ int, _ string, e fuse.DirEntry) bool { return out.AddDirEntry(e) }))
+}
+
+func (c *call) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	return c.fail(c.list(in, func(dir int, sealed string, e fuse.DirEntry) bool {
+		entry := out.AddDirLookupEntry(e)
+		if entry == nil {
+			return false
+		}
+		if e.Name == "." || e.Name == ".." {
+			return true
+		}
+		if c.entry(dir, sealed, entry) != nil {
+			*entry = fuse.EntryOut{} // removed meanwhile, or damaged: a lookup will tell
+		}
+		return true
+	}))
+}
+
+// list gives the entries from the request's offset on until add refuses one.
+func (c *call) list(in *fuse.ReadIn, add func(dir int, sealed string, e fuse.DirEntry) bool) error {
+	h := c.fs.handles.get(in.Fh)
+	if h == nil {
+		return unix.EBADF
+	}
+	s := &h.stream
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.seek(c.fs.nodes.ids, h.node.id, in.Offset); err != nil {
+		return err
+	}
+	if s.buf == nil {
+		s.buf = make([]byte, direntBytes)
+	}
+	for {
+		got, err := ignoringEINTR(func() (int, error) { return unix.Getdents(s.fd, s.buf) })
+		if err != nil || got == 0 {
+			return err
+		}
+		for rest := s.buf[:got]; len(rest) > 0; {
+			var e fuse.DirEntry
+			rest = rest[e.Parse(rest):]
+			sealed := e.Name
+			plain, ok := c.plainName(h.node, sealed)
+			if e.Name = plain; ok && !add(s.fd, sealed, e) {
+				return nil // the descriptor stands further on than s.pos: the next call seeks
+			}
+			s.pos = e.Off
+		}
+	}
+}
+
+// seek stands the descriptor at an offset that an entry gave. At 0 it takes a
+// new one: on ext4 a descriptor whose first look was at the end stays empty.
+func (s *dirStream) seek(ids lowerIDs, id, off uint64) error {
+	if off == 0 {
+		fd, err := ids.open(id, unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			return err
+		}
+		unix.Close(s.fd)
+		s.fd, s.pos = fd, 0
+		return nil
+	}
+	_, err := unix.Seek(s.fd, int64(off), unix.SEEK_SET)
+	s.pos = off
+	return err
+}
+
+// plainName opens a name of a lower directory. What byokd did not write is not
+// shown: in the root its own header and ext4's lost+found, elsewhere nothing.
+func (c *call) plainName(dir *node, sealed string) (string, bool) {
+	if sealed == "." || sealed == ".." {
+		return sealed, true
+	}
+	var plain string
+	var err error
+	root := c.root()
+	seal.Do(func() { plain, err = root.OpenName(sealed) })
+	if err != nil {
+		c.fs.foreignName(dir, sealed)
+		return "", false
+	}
+	return plain, true
+}

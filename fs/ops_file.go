@@ -1,0 +1,178 @@
+package fs
+
+import (
+	"github.com/byokd/byokd/internal/seal"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+func (c *call) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	n := c.use(in.NodeId)
+	if err := c.share(n); err != nil {
+		return c.fail(err)
+	}
+	n.content.RUnlock()
+	c.handle(n, out)
+	return fuse.OK
+}
+
+// handle opens a handle on a node.
+func (c *call) handle(n *node, out *fuse.OpenOut) {
+	c.fs.nodes.opened(n)
+	out.Fh = c.fs.handles.add(&handle{node: n})
+	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+}
+
+func (c *call) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	dir, sealed, err := c.dir(in.NodeId, name)
+	if err != nil {
+		return c.fail(err)
+	}
+	fd, id, err := c.newFile(dir, sealed, in.Mode, in.Owner)
+	if err != nil {
+		return c.fail(err)
+	}
+	return c.fail(c.openNew(fd, id, dir, sealed, out))
+}
+
+// openNew makes a node and a handle of a file just created; fd becomes theirs.
+func (c *call) openNew(fd int, id seal.FileID, dir int, sealed string, out *fuse.CreateOut) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return err
+	}
+	if sealed == "" {
+		dir = fd
+	}
+	n, err := c.fs.nodes.look(dir, sealed, &st)
+	if err != nil {
+		unix.Close(fd)
+		return err
+	}
+	c.used = append(c.used, n)
+	n.content.Lock()
+	n.meta.Lock()
+	n.file.close()
+	n.file.adopt(fd)
+	n.meta.Unlock()
+	n.known, n.hasID, n.fileID, n.size, n.lower = true, true, id, 0, 0
+	n.content.Unlock()
+	if sealed == "" {
+		c.fs.nodes.pin(n)
+	}
+	if err := c.fill(n, &st, &out.Attr); err != nil {
+		return err
+	}
+	c.looked = append(c.looked, n.id)
+	out.NodeId, out.Generation = n.id, 1
+	out.SetEntryTimeout(cacheFor)
+	out.SetAttrTimeout(cacheFor)
+	c.handle(n, &out.OpenOut)
+	return nil
+}
+
+func (c *call) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	dir, err := c.path(in.NodeId)
+	if err != nil {
+		return c.fail(err)
+	}
+	fd, err := ignoringEINTR(func() (int, error) {
+		return unix.Open(procFD(dir), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, in.Mode&0o7777)
+	})
+	if err != nil {
+		return c.fail(err)
+	}
+	id, err := c.dressFile(dir, fd, in.Mode, in.Owner)
+	if err != nil {
+		unix.Close(fd)
+		return c.fail(err)
+	}
+	return c.fail(c.openNew(fd, id, -1, "", out))
+}
+
+func (c *call) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	n := c.use(in.NodeId)
+	c.cached = n
+	if err := c.share(n); err != nil {
+		return nil, c.fail(err)
+	}
+	defer n.content.RUnlock()
+	got, err := c.readPlain(n, buf[:min(len(buf), int(in.Size))], int64(in.Offset))
+	if err != nil {
+		return nil, c.fail(err)
+	}
+	c.bytes = got
+	return fuse.ReadResultData(buf[:got]), fuse.OK
+}
+
+func (c *call) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	n := c.use(in.NodeId)
+	c.cached = n
+	if in.Offset > seal.MaxFileSize-uint64(len(data)) {
+		return 0, c.fail(unix.EFBIG)
+	}
+	if err := c.own(n); err != nil {
+		return 0, c.fail(err)
+	}
+	defer n.content.Unlock()
+	if err := c.writePlain(n, data, int64(in.Offset)); err != nil {
+		return 0, c.fail(err)
+	}
+	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
+		if err := killSUIDGID(n.file.buffered()); err != nil {
+			return 0, c.fail(err)
+		}
+	}
+	c.bytes = len(data)
+	return uint32(len(data)), fuse.OK
+}
+
+func (c *call) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	n := c.use(in.NodeId)
+	c.cached = n
+	if in.Offset+in.Length > seal.MaxFileSize || in.Offset+in.Length < in.Offset {
+		return c.fail(unix.EFBIG)
+	}
+	if err := c.own(n); err != nil {
+		return c.fail(err)
+	}
+	defer n.content.Unlock()
+	return c.fail(c.fallocate(n, in.Mode, int64(in.Offset), int64(in.Length)))
+}
+
+func (c *call) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	n := c.use(in.NodeId)
+	if err := c.openLower(n); err != nil {
+		return c.fail(err)
+	}
+	const dataOnly = 1 // FUSE_FSYNC_FDATASYNC
+	if err := n.file.sync(in.FsyncFlags&dataOnly != 0); err != nil {
+		n.failures.record(err)
+	}
+	return c.fail(c.fs.handles.failed(in.Fh))
+}
+
+// Flush comes with each close(2). There is nothing of ours to flush; what
+// failed below since is told.
+func (c *call) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	return c.fail(c.fs.handles.failed(in.Fh))
+}
+
+func (c *call) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	if h := c.fs.handles.remove(in.Fh); h != nil {
+		c.fs.nodes.closed(h.node)
+	}
+}
+
+// Lseek: with the writeback cache the kernel does not flush before it asks
+// where data is, so the answer would be wrong for what is dirty; without an
+// answer it takes the whole file for data, which is right (DESIGN in
+// docs/ARCHITECTURE.md).
+func (c *call) Lseek(<-chan struct{}, *fuse.LseekIn, *fuse.LseekOut) fuse.Status { return fuse.ENOSYS }
+
+// Ioctl is never passed down: with the daemon's rights it could shut the lower
+// filesystem down.
+func (c *call) Ioctl(<-chan struct{}, *fuse.IoctlIn, []byte, *fuse.IoctlOut, []byte) fuse.Status {
+	return fuse.Status(unix.ENOTTY)
+}

@@ -1,0 +1,258 @@
+package fs
+
+import (
+	"github.com/byokd/byokd/internal/seal"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+func (c *call) Lookup(_ <-chan struct{}, header *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	dir, sealed, err := c.dir(header.NodeId, name)
+	if err == nil {
+		err = c.entry(dir, sealed, out)
+	}
+	if err == unix.ENOENT { // cached too: nobody else creates names here
+		*out = fuse.EntryOut{}
+		out.SetEntryTimeout(cacheFor)
+		return fuse.OK
+	}
+	return c.fail(err)
+}
+
+// entry names the lower inode at (dir, sealed) to the kernel.
+func (c *call) entry(dir int, sealed string, out *fuse.EntryOut) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir, sealed, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	_, err := c.introduce(dir, sealed, &st, out)
+	return err
+}
+
+func (c *call) introduce(dir int, sealed string, st *unix.Stat_t, out *fuse.EntryOut) (*node, error) {
+	n, err := c.fs.nodes.look(dir, sealed, st)
+	if err != nil {
+		return nil, err
+	}
+	c.used = append(c.used, n)
+	if err := c.fill(n, st, &out.Attr); err != nil {
+		c.fs.nodes.forget(n.id, 1)
+		return nil, err
+	}
+	c.looked = append(c.looked, n.id)
+	out.NodeId = n.id
+	out.Generation = 1
+	out.SetEntryTimeout(cacheFor)
+	out.SetAttrTimeout(cacheFor)
+	return n, nil
+}
+
+// own gives a new inode to the caller: the group comes from the directory where
+// that has the set-group-id bit, as the lower filesystem has done already.
+func (c *call) giveTo(dir int, fd int, sealed string, caller fuse.Owner, mode uint32) error {
+	if !c.fs.privileged {
+		return nil
+	}
+	var parent unix.Stat_t
+	if err := unix.Fstat(dir, &parent); err != nil {
+		return err
+	}
+	gid := int(caller.Gid)
+	if parent.Mode&unix.S_ISGID != 0 {
+		gid = -1
+	}
+	flags := unix.AT_SYMLINK_NOFOLLOW
+	if sealed == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
+	if err := unix.Fchownat(fd, sealed, int(caller.Uid), gid, flags); err != nil {
+		return err
+	}
+	if mode&(unix.S_ISUID|unix.S_ISGID) != 0 && sealed == "" { // chown took them away
+		return unix.Fchmod(fd, mode&0o7777)
+	}
+	return nil
+}
+
+func (c *call) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	dir, sealed, err := c.dir(in.NodeId, name)
+	if err != nil {
+		return c.fail(err)
+	}
+	if err := unix.Mkdirat(dir, sealed, in.Mode&0o7777); err != nil {
+		return c.fail(err)
+	}
+	if err = c.giveTo(dir, dir, sealed, in.Owner, in.Mode); err == nil {
+		err = c.entry(dir, sealed, out)
+	}
+	if err != nil {
+		_ = unix.Unlinkat(dir, sealed, unix.AT_REMOVEDIR)
+	}
+	return c.fail(err)
+}
+
+func (c *call) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	dir, sealed, err := c.dir(in.NodeId, name)
+	if err != nil {
+		return c.fail(err)
+	}
+	if in.Mode&unix.S_IFMT == unix.S_IFREG {
+		fd, _, err := c.newFile(dir, sealed, in.Mode, in.Owner)
+		if err == nil {
+			unix.Close(fd)
+			err = c.entry(dir, sealed, out)
+		}
+		return c.fail(err)
+	}
+	if err := unix.Mknodat(dir, sealed, in.Mode, int(in.Rdev)); err != nil {
+		return c.fail(err)
+	}
+	if err = c.giveTo(dir, dir, sealed, in.Owner, in.Mode); err == nil {
+		err = c.entry(dir, sealed, out)
+	}
+	if err != nil {
+		_ = unix.Unlinkat(dir, sealed, 0)
+	}
+	return c.fail(err)
+}
+
+// newFile makes an empty regular file with an id. On error nothing is left.
+func (c *call) newFile(dir int, sealed string, mode uint32, owner fuse.Owner) (int, seal.FileID, error) {
+	fd, err := ignoringEINTR(func() (int, error) {
+		return unix.Openat(dir, sealed, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode&0o7777)
+	})
+	if err != nil {
+		return -1, seal.FileID{}, err
+	}
+	id, err := c.dressFile(dir, fd, mode, owner)
+	if err != nil {
+		unix.Close(fd)
+		_ = unix.Unlinkat(dir, sealed, 0)
+		return -1, seal.FileID{}, err
+	}
+	return fd, id, nil
+}
+
+func (c *call) dressFile(dir, fd int, mode uint32, owner fuse.Owner) (seal.FileID, error) {
+	id := seal.NewID()
+	if err := unix.Fsetxattr(fd, idAttribute, id[:], 0); err != nil {
+		return id, err
+	}
+	return id, c.giveTo(dir, fd, "", owner, mode)
+}
+
+func (c *call) Symlink(_ <-chan struct{}, header *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	dir, sealed, err := c.dir(header.NodeId, name)
+	if err != nil {
+		return c.fail(err)
+	}
+	var hidden []byte
+	root := c.root()
+	seal.Do(func() { hidden, err = root.SealTarget([]byte(target)) })
+	if err != nil {
+		return c.fail(err)
+	}
+	if err := unix.Symlinkat(string(hidden), dir, sealed); err != nil {
+		return c.fail(err)
+	}
+	if err = c.giveTo(dir, dir, sealed, header.Owner, 0); err == nil {
+		err = c.entry(dir, sealed, out)
+	}
+	if err != nil {
+		_ = unix.Unlinkat(dir, sealed, 0)
+	}
+	return c.fail(err)
+}
+
+func (c *call) Readlink(_ <-chan struct{}, header *fuse.InHeader) ([]byte, fuse.Status) {
+	target, err := c.target(c.use(header.NodeId))
+	return target, c.fail(err)
+}
+
+// target reads the plain target of a symlink.
+func (c *call) target(n *node) ([]byte, error) {
+	fd, err := c.fs.nodes.pathFD(n)
+	if err != nil {
+		return nil, err
+	}
+	var hidden [unix.PathMax]byte
+	length, err := unix.Readlinkat(fd, "", hidden[:])
+	if err != nil {
+		return nil, err
+	}
+	var plain []byte
+	root := c.root()
+	seal.Do(func() {
+		var opened []byte
+		if opened, err = root.OpenTarget(hidden[:length]); err == nil {
+			plain = append(make([]byte, 0, len(opened)), opened...)
+		}
+	})
+	return plain, err
+}
+
+func (c *call) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	dir, sealed, err := c.dir(in.NodeId, name)
+	if err != nil {
+		return c.fail(err)
+	}
+	fd, err := c.path(in.Oldnodeid)
+	if err == nil {
+		err = unix.Linkat(unix.AT_FDCWD, procFD(fd), dir, sealed, unix.AT_SYMLINK_FOLLOW)
+	}
+	if err == nil {
+		err = c.entry(dir, sealed, out)
+	}
+	return c.fail(err)
+}
+
+func (c *call) Unlink(_ <-chan struct{}, header *fuse.InHeader, name string) fuse.Status {
+	return c.remove(header.NodeId, name, 0)
+}
+
+func (c *call) Rmdir(_ <-chan struct{}, header *fuse.InHeader, name string) fuse.Status {
+	return c.remove(header.NodeId, name, unix.AT_REMOVEDIR)
+}
+
+func (c *call) remove(parent uint64, name string, flags int) fuse.Status {
+	dir, sealed, err := c.dir(parent, name)
+	if err != nil {
+		return c.fail(err)
+	}
+	c.keepInode(dir, sealed)
+	return c.fail(unix.Unlinkat(dir, sealed, flags))
+}
+
+// keepInode holds the inode of a name that is about to go, so that those who
+// have it open, mapped or as their working directory keep it.
+func (c *call) keepInode(dir int, sealed string) {
+	var st unix.Stat_t
+	if unix.Fstatat(dir, sealed, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		return
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Nlink > 1 {
+		return
+	}
+	if n := c.fs.nodes.find(dir, sealed, &st); n != nil {
+		c.used = append(c.used, n)
+		c.fs.nodes.pin(n)
+	}
+}
+
+func (c *call) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
+	from, sealedOld, err := c.dir(in.NodeId, oldName)
+	if err != nil {
+		return c.fail(err)
+	}
+	to, sealedNew, err := c.dir(in.Newdir, newName)
+	if err != nil {
+		return c.fail(err)
+	}
+	if in.Flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 {
+		return c.fail(unix.EINVAL)
+	}
+	if in.Flags&unix.RENAME_EXCHANGE == 0 {
+		c.keepInode(to, sealedNew)
+	}
+	return c.fail(unix.Renameat2(from, sealedOld, to, sealedNew, uint(in.Flags)))
+}

@@ -1,0 +1,164 @@
+package fs
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+	"unsafe"
+
+	"github.com/byokd/byokd/keyguard"
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// parking holds the requests that wait at the gate.
+//
+// A waiting request is let go early for one reason only: its caller is being
+// killed. The kernel's INTERRUPT does not tell a SIGKILL from a harmless
+// signal, and an EINTR for the latter makes write(2) fail in programs that
+// never expect it (a JVM signals its own threads); so INTERRUPT is ignored and
+// the callers are looked at instead.
+type parking struct {
+	mu      sync.Mutex
+	parked  map[*parkedCall]struct{} // guarded by mu
+	looking bool                     // guarded by mu; the goroutine of look runs
+}
+
+type parkedCall struct {
+	pid       uint32 // the caller's thread, as seen from the mount's pid namespace
+	node      uint64
+	off, size int64 // of a READ, whose pages the kernel holds locked; size 0 otherwise
+	leave     context.CancelFunc
+}
+
+// lookEvery is how often callers are looked at: a killed process is gone within
+// this time, and 1,000 parked calls cost about 1 % of a core.
+const lookEvery = 100 * time.Millisecond
+
+// admit enters the gate, waiting while it is closed. It fails when the caller
+// is being killed or the filesystem is being unmounted.
+func (f *Filesystem) admit(c *call, class keyguard.Class, request []byte) (keyguard.Pass, error) {
+	if pass, ok := f.guard.TryEnter(class, uint32(c.header.NodeId)); ok {
+		return pass, nil
+	}
+	ctx, leave := context.WithCancel(f.serving)
+	defer leave()
+	p := &parkedCall{pid: c.header.Pid, node: c.header.NodeId, leave: leave}
+	if c.header.Opcode == opRead {
+		in := (*fuse.ReadIn)(unsafe.Pointer(&request[0]))
+		p.off, p.size = int64(in.Offset), int64(in.Size)
+	}
+	f.parking.add(p)
+	defer f.parking.remove(p)
+	return f.guard.Enter(ctx, class, uint32(c.header.NodeId))
+}
+
+func (k *parking) add(p *parkedCall) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.parked == nil {
+		k.parked = map[*parkedCall]struct{}{}
+	}
+	k.parked[p] = struct{}{}
+	if !k.looking {
+		k.looking = true
+		go k.look()
+	}
+}
+
+func (k *parking) remove(p *parkedCall) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.parked, p)
+}
+
+func (k *parking) count() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.parked)
+}
+
+// readsOf returns the ranges of a node that parked READs hold locked.
+func (k *parking) readsOf(node uint64) []span {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var spans []span
+	for p := range k.parked {
+		if p.node == node && p.size > 0 {
+			spans = append(spans, span{p.off, p.off + p.size})
+		}
+	}
+	return spans
+}
+
+// look watches the callers until nobody is parked.
+func (k *parking) look() {
+	ticker := time.NewTicker(lookEvery)
+	defer ticker.Stop()
+	for range ticker.C {
+		k.mu.Lock()
+		if len(k.parked) == 0 {
+			k.looking = false
+			k.mu.Unlock()
+			return
+		}
+		calls := make([]*parkedCall, 0, len(k.parked))
+		for p := range k.parked {
+			calls = append(calls, p)
+		}
+		k.mu.Unlock()
+		for _, p := range calls {
+			if p.pid != 0 && beingKilled(p.pid) {
+				p.leave()
+			}
+		}
+	}
+}
+
+// beingKilled reports whether the thread has a SIGKILL pending or is exiting
+// (PF_EXITING, include/linux/sched.h). A thread that is gone counts: nobody
+// waits for the answer.
+func beingKilled(tid uint32) bool {
+	dir := "/proc/" + strconv.FormatUint(uint64(tid), 10)
+	status, err := os.ReadFile(dir + "/status")
+	if err != nil {
+		return os.IsNotExist(err)
+	}
+	if sigkillIn(status, "\nSigPnd:\t") || sigkillIn(status, "\nShdPnd:\t") {
+		return true
+	}
+	stat, err := os.ReadFile(dir + "/stat")
+	if err != nil {
+		return os.IsNotExist(err)
+	}
+	return exiting(stat)
+}
+
+// sigkillIn looks for signal 9 in a mask of /proc/TID/status.
+func sigkillIn(status []byte, field string) bool {
+	_, rest, found := bytes.Cut(status, []byte(field))
+	if !found {
+		return false
+	}
+	line, _, _ := bytes.Cut(rest, []byte("\n"))
+	mask, err := strconv.ParseUint(string(line), 16, 64)
+	return err == nil && mask&(1<<(9-1)) != 0
+}
+
+// exiting looks for PF_EXITING in the flags of /proc/TID/stat: the ninth field,
+// the seventh after the command's name, which may itself hold ") ".
+func exiting(stat []byte) bool {
+	const pfExiting, flagsAfterName = 0x4, 7
+	end := bytes.LastIndexByte(stat, ')')
+	if end < 0 {
+		return false
+	}
+	fields := bytes.Fields(stat[end+1:])
+	if len(fields) < flagsAfterName {
+		return false
+	}
+	flags, err := strconv.ParseUint(string(fields[flagsAfterName-1]), 10, 64)
+	return err == nil && flags&pfExiting != 0
+}

@@ -1,0 +1,141 @@
+package fs
+
+import (
+	"time"
+	"unsafe"
+
+	"github.com/byokd/byokd/internal/seal"
+	"github.com/byokd/byokd/keyguard"
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// call is one request being served: its pass, its scratch memory, and the
+// operations (ops_*.go) as methods, so that each finds its keys in its own
+// pass. A call belongs to its slot and serves one request at a time.
+type call struct {
+	fuse.RawFileSystem // what we do not implement is ENOSYS
+
+	fs     *Filesystem
+	header fuse.InHeader
+	pass   keyguard.Pass
+	inside bool // pass is in use
+	// reading says that the call is counted in Filesystem.reading.
+	reading bool
+	cached  *node    // whose pages the kernel has after this reply
+	used    []*node  // nodes in use until the reply is written
+	looked  []uint64 // references given to the kernel by this reply
+	bytes   int
+	errno   fuse.Status
+
+	sealed []byte // scratchSize bytes, page-aligned for O_DIRECT
+	block  []byte // one block
+	// Plaintext of the blocks at the edges of a write, and of one being opened.
+	head, plain, opened [seal.BlockPayload]byte
+
+	job     job
+	jobFile seal.FileID
+	runJob  func() // run, bound once
+}
+
+func (c *call) init(f *Filesystem, scratch []byte) {
+	c.RawFileSystem = fuse.NewDefaultRawFileSystem()
+	c.fs = f
+	c.sealed, c.block = scratch[:scratchSize], scratch[scratchSize:][:block]
+	c.runJob = c.run
+}
+
+func (c *call) begin(header *fuse.InHeader) { c.header = *header }
+
+func (c *call) enter(pass keyguard.Pass) { c.pass, c.inside = pass, true }
+
+// end closes the books on a request whose reply has been written.
+func (c *call) end() {
+	if c.cached != nil {
+		c.cached.touched.Store(true) // after the reply: now the kernel has the pages
+	}
+	c.leave()
+	c.bytes, c.errno = 0, fuse.OK
+}
+
+// undo takes back what a reply that does not leave would have given.
+func (c *call) undo() {
+	for _, id := range c.looked {
+		c.fs.nodes.forget(id, 1)
+	}
+	c.leave()
+}
+
+func (c *call) leave() {
+	for i, n := range c.used {
+		c.fs.nodes.done(n)
+		c.used[i] = nil
+	}
+	c.used, c.looked, c.cached = c.used[:0], c.looked[:0], nil
+	if c.inside {
+		c.pass.Exit()
+		c.pass, c.inside = keyguard.Pass{}, false
+	}
+	if c.reading {
+		c.fs.reading.Add(-1)
+		c.reading = false
+	}
+}
+
+// wipe clears the plaintext of past requests; the slot is idle.
+func (c *call) wipe() {
+	clear(c.head[:])
+	clear(c.plain[:])
+	clear(c.opened[:])
+}
+
+func (c *call) name() string { return ruleOf(c.header.Opcode).name }
+
+// use returns the node of an id until the reply is written.
+func (c *call) use(id uint64) *node {
+	n := c.fs.nodes.use(id)
+	c.used = append(c.used, n)
+	return n
+}
+
+// path returns an O_PATH descriptor of an inode until the reply is written.
+func (c *call) path(id uint64) (int, error) { return c.fs.nodes.pathFD(c.use(id)) }
+
+// dir returns an O_PATH descriptor of a directory and the sealed form of a name
+// in it.
+func (c *call) dir(id uint64, name string) (int, string, error) {
+	n := c.use(id)
+	n.dir.Store(true)
+	fd, err := c.fs.nodes.pathFD(n)
+	if err != nil {
+		return -1, "", err
+	}
+	sealed, err := c.sealName(name)
+	return fd, sealed, err
+}
+
+func (c *call) sealName(name string) (sealed string, err error) {
+	root := c.root()
+	seal.Do(func() { sealed, err = root.SealName(name) })
+	return sealed, err
+}
+
+// root gives the volume's keys.
+func (c *call) root() *seal.Root { return c.pass.Keys().Root(c.fs.header.Volume) }
+
+// fail ends an operation: the one place where an error becomes an errno.
+func (c *call) fail(err error) fuse.Status {
+	c.errno = status(err)
+	return c.errno
+}
+
+func (c *call) String() string { return "byokd" }
+
+// Attributes and names are cached by the kernel until we take them back: at a
+// freeze, and nobody else changes the lower tree.
+const cacheFor = 24 * time.Hour
+
+// inHeaderSize is checked against the library at compile time.
+const inHeaderSize = 40
+
+var _ [inHeaderSize - unsafe.Sizeof(fuse.InHeader{})]struct{}
+var _ [unsafe.Sizeof(fuse.InHeader{}) - inHeaderSize]struct{}

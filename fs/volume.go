@@ -1,0 +1,144 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/byokd/byokd/internal/durable"
+	"github.com/byokd/byokd/internal/seal"
+	"github.com/byokd/byokd/keyguard"
+	"golang.org/x/sys/unix"
+)
+
+// ReadHeader reads the volume header of a lower directory. It returns
+// ErrNotInitialised for a directory without header that holds nothing (but
+// ext4's lost+found), and ErrForeign, naming what it found, for any other.
+func ReadHeader(lower string) (seal.VolumeHeader, error) {
+	text, err := durable.ReadFile(filepath.Join(lower, seal.VolumeHeaderName), seal.VolumeHeaderMax)
+	if errors.Is(err, fs.ErrNotExist) {
+		return seal.VolumeHeader{}, emptyOrForeign(lower)
+	}
+	if err != nil {
+		return seal.VolumeHeader{}, err
+	}
+	header, err := seal.ParseVolumeHeader(text)
+	if err != nil {
+		return seal.VolumeHeader{}, fmt.Errorf("%s: %w", filepath.Join(lower, seal.VolumeHeaderName), err)
+	}
+	return header, nil
+}
+
+// emptyOrForeign says why there is no header. A temporary header of a run that
+// was killed while it made the volume counts as nothing.
+func emptyOrForeign(lower string) error {
+	entries, err := os.ReadDir(lower)
+	if err != nil {
+		return err
+	}
+	const show = 3
+	var foreign []string
+	for _, e := range entries {
+		if e.Name() == "lost+found" || e.Name() == durable.TempName(seal.VolumeHeaderName) {
+			continue
+		}
+		if len(foreign) == show {
+			foreign = append(foreign, "…")
+			break
+		}
+		foreign = append(foreign, e.Name())
+	}
+	if len(foreign) == 0 {
+		return fmt.Errorf("%w: %s", ErrNotInitialised, lower)
+	}
+	return fmt.Errorf("%w: %s holds %s but no %s. Give byokd an empty directory of its own, or move these files away and copy them in through the mount",
+		ErrForeign, lower, strings.Join(foreign, ", "), seal.VolumeHeaderName)
+}
+
+// CreateVolume makes a volume of an empty lower directory: a new root key,
+// wrapped by the guard's KMS key under binding b, in a header that is durable
+// when CreateVolume returns. It waits while the key is not usable. A directory
+// that is not empty is refused (ErrForeign).
+func CreateVolume(ctx context.Context, lower string, g *keyguard.Guard, b keyguard.Binding) (seal.VolumeHeader, error) {
+	_, err := ReadHeader(lower)
+	if err == nil {
+		return seal.VolumeHeader{}, fmt.Errorf("%s is a byokd volume already", lower)
+	}
+	if !errors.Is(err, ErrNotInitialised) {
+		return seal.VolumeHeader{}, err
+	}
+	id, wrapped, err := g.Create(ctx, b)
+	if err != nil {
+		return seal.VolumeHeader{}, err
+	}
+	header := seal.VolumeHeader{
+		Volume:      id,
+		Generation:  1,
+		KeyARN:      g.Status().KeyARN,
+		Binding:     b.Context(),
+		WrappedRoot: wrapped,
+		Probe:       g.ProbeCiphertext(),
+	}
+	err = withRoot(ctx, g, header, b, func(root *seal.Root) error {
+		header, err = root.SignVolumeHeader(header)
+		return err
+	})
+	if err != nil {
+		return seal.VolumeHeader{}, err
+	}
+	text, err := header.Marshal()
+	if err != nil {
+		return seal.VolumeHeader{}, err
+	}
+	return header, durable.WriteFile(filepath.Join(lower, seal.VolumeHeaderName), text, 0o600)
+}
+
+// withRoot runs f, inside seal.Do, with the volume's root key. It waits while
+// the key is not usable.
+func withRoot(ctx context.Context, g *keyguard.Guard, h seal.VolumeHeader, b keyguard.Binding, f func(*seal.Root) error) error {
+	for {
+		if err := g.Load(ctx, h.Volume, h.WrappedRoot, b); err != nil {
+			return err
+		}
+		pass, err := g.Enter(ctx, keyguard.Work, 0)
+		if err != nil {
+			return err
+		}
+		root := pass.Keys().Root(h.Volume)
+		if root != nil {
+			seal.Do(func() { err = f(root) })
+			pass.Exit()
+			return err
+		}
+		pass.Exit() // the epoch ended between: load it into the next
+	}
+}
+
+// openLower opens the lower directory for this process alone.
+func openLower(lower string) (int, error) {
+	fd, err := unix.Open(lower, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: lower, Err: err}
+	}
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		unix.Close(fd)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return -1, fmt.Errorf("%w: %s", ErrBusy, lower)
+		}
+		return -1, fmt.Errorf("lock %s: %w", lower, err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	if st.Bsize < seal.BlockSize {
+		unix.Close(fd)
+		return -1, fmt.Errorf("%w: %s has blocks of %d", ErrBlockSize, lower, st.Bsize)
+	}
+	return fd, nil
+}
