@@ -93,7 +93,7 @@ func PlainObjectSize(sealed int64, parts int) (int64, error) {
 	impossible := func() (int64, error) {
 		return 0, fmt.Errorf("%w: %d sealed bytes in %d parts", ErrImpossibleSize, sealed, parts)
 	}
-	if parts < 1 || parts > MaxParts || sealed > SealedObjectSize(MaxObjectSize) {
+	if parts < 1 || parts > MaxParts || sealed < 0 || sealed > SealedObjectSize(MaxObjectSize) {
 		return impossible()
 	}
 	body := sealed - int64(parts)*ObjectHeaderSize

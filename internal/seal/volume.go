@@ -98,6 +98,9 @@ func (h VolumeHeader) Marshal() ([]byte, error) {
 		return nil, err
 	}
 	text = appendField(text, "mac", encodeBinary(h.MAC))
+	if len(text) > VolumeHeaderMax {
+		return nil, fmt.Errorf("%w: a volume header of %d bytes", ErrTooLong, len(text))
+	}
 	return text, nil
 }
 
