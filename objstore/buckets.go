@@ -1,0 +1,215 @@
+package objstore
+
+import (
+	"context"
+	"encoding/xml"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+)
+
+type xmlBucket struct {
+	Name         string
+	CreationDate string
+}
+
+type xmlBuckets struct {
+	XMLName xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ ListAllMyBucketsResult"`
+	Owner   *xmlOwner
+	Buckets struct{ Bucket []xmlBucket }
+}
+
+// listBuckets answers ListBuckets with the configured ones. They have no date of
+// their own; clients only want one that parses.
+func (p *Proxy) listBuckets(_ context.Context, c *call) error {
+	doc := xmlBuckets{Owner: proxyOwner()}
+	for _, name := range slices.Sorted(maps.Keys(p.buckets)) {
+		doc.Buckets.Bucket = append(doc.Buckets.Bucket, xmlBucket{Name: name, CreationDate: xmlTime(time.Unix(0, 0))})
+	}
+	return writeXML(c.w, http.StatusOK, doc)
+}
+
+// headBucket answers HeadBucket with the upstream's word.
+func (p *Proxy) headBucket(ctx context.Context, c *call) error {
+	if err := c.bucket.Upstream.Check(ctx); err != nil {
+		return bucketError(err)
+	}
+	if c.bucket.Region != "" {
+		c.w.header().Set("X-Amz-Bucket-Region", c.bucket.Region)
+	}
+	return ok(c, http.StatusOK)
+}
+
+// bucketError names the bucket where the upstream's answer to a HEAD could not.
+func bucketError(err error) error {
+	if up, isUpstream := asUpstream(err); isUpstream && up.Status == http.StatusNotFound {
+		return &Error{Status: http.StatusNotFound, Code: "NoSuchBucket", Message: "The bucket configured under objects.buckets.*.upstream does not exist. Create it, or correct the name.", Cause: err}
+	}
+	return err
+}
+
+// createBucket answers CreateBucket: every bucket that byokd knows is there.
+func (p *Proxy) createBucket(_ context.Context, c *call) error {
+	return refuse(http.StatusConflict, "BucketAlreadyOwnedByYou", "Your previous request to create the named bucket succeeded and you already own it.")
+}
+
+// getBucketLocation answers GetBucketLocation; us-east-1 is spelt as nothing.
+func (p *Proxy) getBucketLocation(_ context.Context, c *call) error {
+	region := c.bucket.Region
+	if region == "us-east-1" {
+		region = ""
+	}
+	return writeXML(c.w, http.StatusOK, struct {
+		XMLName xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ LocationConstraint"`
+		Region  string   `xml:",chardata"`
+	}{Region: region})
+}
+
+// getBucketVersioning answers GetBucketVersioning with the upstream's word.
+func (p *Proxy) getBucketVersioning(ctx context.Context, c *call) error {
+	status, err := c.bucket.Upstream.Versioning(ctx)
+	if err != nil {
+		return err
+	}
+	return writeXML(c.w, http.StatusOK, struct {
+		XMLName xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ VersioningConfiguration"`
+		Status  string   `xml:",omitempty"`
+	}{Status: status})
+}
+
+type xmlGrantee struct {
+	XSI  string `xml:"xmlns:xsi,attr"`
+	Type string `xml:"xsi:type,attr"`
+	xmlOwner
+}
+
+// getACL answers GetBucketAcl and GetObjectAcl: whoever holds a credential of the
+// proxy may do everything.
+func (p *Proxy) getACL(ctx context.Context, c *call) error {
+	if c.key != "" {
+		if _, err := c.bucket.Upstream.Head(ctx, GetRequest{Ref: c.ref()}); err != nil {
+			return err
+		}
+	}
+	type grant struct {
+		Grantee    xmlGrantee
+		Permission string
+	}
+	var doc struct {
+		XMLName           xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ AccessControlPolicy"`
+		Owner             *xmlOwner
+		AccessControlList struct{ Grant []grant }
+	}
+	doc.Owner = proxyOwner()
+	doc.AccessControlList.Grant = []grant{{
+		Grantee:    xmlGrantee{XSI: "http://www.w3.org/2001/XMLSchema-instance", Type: "CanonicalUser", xmlOwner: *proxyOwner()},
+		Permission: "FULL_CONTROL",
+	}}
+	return writeXML(c.w, http.StatusOK, doc)
+}
+
+// maxTagXML bounds the body of PutObjectTagging: ten tags of 128 and 256
+// characters.
+const maxTagXML = 64 << 10
+
+type xmlTags struct {
+	XMLName xml.Name
+	TagSet  struct {
+		Tag []Tag
+	}
+}
+
+// getObjectTagging answers GetObjectTagging.
+func (p *Proxy) getObjectTagging(ctx context.Context, c *call) error {
+	tags, version, err := c.bucket.Upstream.GetTags(ctx, c.ref())
+	if err != nil {
+		return err
+	}
+	setVersion(c, version)
+	doc := xmlTags{XMLName: xml.Name{Space: s3Namespace, Local: "Tagging"}}
+	doc.TagSet.Tag = tags
+	return writeXML(c.w, http.StatusOK, doc)
+}
+
+// putObjectTagging answers PutObjectTagging.
+func (p *Proxy) putObjectTagging(ctx context.Context, c *call) error {
+	var doc xmlTags
+	if err := c.body.readXML(maxTagXML, &doc); err != nil {
+		return err
+	}
+	if doc.XMLName.Local != "Tagging" {
+		return refuse(http.StatusBadRequest, "MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema.")
+	}
+	version, err := c.bucket.Upstream.PutTags(ctx, c.ref(), doc.TagSet.Tag)
+	if err != nil {
+		return err
+	}
+	setVersion(c, version)
+	return ok(c, http.StatusOK)
+}
+
+// deleteObjectTagging answers DeleteObjectTagging.
+func (p *Proxy) deleteObjectTagging(ctx context.Context, c *call) error {
+	version, err := c.bucket.Upstream.DeleteTags(ctx, c.ref())
+	if err != nil {
+		return err
+	}
+	setVersion(c, version)
+	return ok(c, http.StatusNoContent)
+}
+
+func setVersion(c *call, version string) {
+	if version != "" {
+		c.w.header().Set("X-Amz-Version-Id", version)
+	}
+}
+
+type xmlAttributes struct {
+	XMLName      xml.Name       `xml:"http://s3.amazonaws.com/doc/2006-03-01/ GetObjectAttributesResponse"`
+	ETag         string         `xml:",omitempty"`
+	ObjectParts  *xmlPartsCount `xml:",omitempty"`
+	StorageClass string         `xml:",omitempty"`
+	ObjectSize   *int64         `xml:",omitempty"`
+}
+
+type xmlPartsCount struct {
+	TotalPartsCount int `xml:"PartsCount"`
+}
+
+// getObjectAttributes answers GetObjectAttributes. Checksums are left out: those
+// the upstream has are of sealed bytes.
+func (p *Proxy) getObjectAttributes(ctx context.Context, c *call) error {
+	info, err := c.bucket.Upstream.Head(ctx, GetRequest{Ref: c.ref(), Conditions: conditions(c.r.Header, "")})
+	if err != nil {
+		return err
+	}
+	lay, err := p.layoutOf(ctx, c.bucket, c.ref(), info)
+	if err != nil {
+		return err
+	}
+	var doc xmlAttributes
+	for name := range strings.SplitSeq(strings.Join(c.r.Header.Values("X-Amz-Object-Attributes"), ","), ",") {
+		switch strings.TrimSpace(name) {
+		case "ETag":
+			doc.ETag = strings.Trim(clientETag(info.ETag), `"`)
+		case "ObjectSize":
+			doc.ObjectSize = &lay.plain
+		case "StorageClass":
+			if doc.StorageClass = info.StorageClass; doc.StorageClass == "" {
+				doc.StorageClass = "STANDARD"
+			}
+		case "ObjectParts":
+			if multipart(info.ETag) {
+				doc.ObjectParts = &xmlPartsCount{TotalPartsCount: lay.count}
+			}
+		}
+	}
+	h := c.w.header()
+	setVersion(c, info.VersionID)
+	if !info.LastModified.IsZero() {
+		h.Set("Last-Modified", info.LastModified.UTC().Format(http.TimeFormat))
+	}
+	return writeXML(c.w, http.StatusOK, doc)
+}

@@ -1,0 +1,243 @@
+package objstore
+
+import (
+	"context"
+	"encoding/xml"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+const copySourceHeader = "X-Amz-Copy-Source-"
+
+// copySource is the object that a copy reads.
+type copySource struct {
+	bucket *bucket
+	ref    Ref
+	Conditions
+}
+
+// sourceOf reads the source of a copy and waits for its key.
+func (p *Proxy) sourceOf(ctx context.Context, c *call) (*copySource, error) {
+	path, query, _ := strings.Cut(strings.TrimPrefix(c.r.Header.Get("X-Amz-Copy-Source"), "/"), "?")
+	invalid := refuse(http.StatusBadRequest, "InvalidArgument", "Copy Source must mention the source bucket and key: sourcebucket/sourcekey.")
+	path, err := url.QueryUnescape(path)
+	if err != nil {
+		return nil, invalid
+	}
+	name, key, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	args, err := url.ParseQuery(query)
+	if err != nil || name == "" || key == "" {
+		return nil, invalid
+	}
+	b := p.buckets[name]
+	if b == nil {
+		return nil, refuse(http.StatusNotFound, "NoSuchBucket", "The source bucket is not one that byokd serves.")
+	}
+	if hidden(key) {
+		return nil, refuse(http.StatusForbidden, "AccessDenied", "Keys that begin with %s are byokd's own.", hiddenPrefix)
+	}
+	if b != c.bucket {
+		other := &call{bucket: b, lane: c.lane}
+		err = p.admit(ctx, other)
+		c.held += other.held
+	}
+	return &copySource{bucket: b, ref: Ref{Key: key, VersionID: args.Get("versionId")}, Conditions: conditions(c.r.Header, copySourceHeader)}, err
+}
+
+// head asks for the source under the copy's conditions.
+func (s *copySource) head(ctx context.Context) (Info, error) {
+	info, err := s.bucket.Upstream.Head(ctx, GetRequest{Ref: s.ref, Conditions: s.Conditions})
+	if up, ok := asUpstream(err); ok && up.Status == http.StatusNotModified {
+		err = refuse(http.StatusPreconditionFailed, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold.")
+	}
+	return info, err
+}
+
+type xmlCopied struct {
+	XMLName      xml.Name
+	LastModified string
+	ETag         string
+}
+
+// copyObject answers CopyObject. Inside a bucket the upstream duplicates the
+// sealed bytes; a multipart object, which upstream would forget the part count of,
+// and one that changes its bucket, and so its key, is opened and sealed anew.
+func (p *Proxy) copyObject(ctx context.Context, c *call) error {
+	src, err := p.sourceOf(ctx, c)
+	if err != nil {
+		return err
+	}
+	info, err := src.head(ctx)
+	if err != nil {
+		return err
+	}
+	if err := refuseSelfCopy(c, src); err != nil {
+		return err
+	}
+	lay, err := p.layoutOf(ctx, src.bucket, src.ref, info)
+	if err != nil {
+		return err
+	}
+	a, err := p.copiedAttributes(ctx, c, src, info)
+	if err != nil {
+		return err
+	}
+	keepTags := !strings.EqualFold(c.r.Header.Get("X-Amz-Tagging-Directive"), "REPLACE")
+	conds := conditions(c.r.Header, "")
+	var stored Stored
+	if src.bucket == c.bucket && !multipart(info.ETag) {
+		stored, err = c.bucket.Upstream.Copy(ctx, CopyRequest{
+			Source: src.ref, SourceETag: info.ETag, Key: c.key, Attributes: a, Conditions: conds, KeepTags: keepTags,
+		})
+	} else {
+		if keepTags {
+			if a.Tagging, err = src.tagging(ctx, info); err != nil {
+				return err
+			}
+		}
+		stored, err = p.reseal(ctx, c, src, lay, PutRequest{Key: c.key, Attributes: a, Conditions: conds})
+	}
+	if err != nil {
+		return err
+	}
+	return p.answerCopy(c, "CopyObjectResult", src, info, stored)
+}
+
+func (p *Proxy) answerCopy(c *call, name string, src *copySource, info Info, stored Stored) error {
+	if stored.LastModified.IsZero() {
+		stored.LastModified = p.opts.Now()
+	}
+	h := c.w.header()
+	describeStored(h, stored)
+	h.Del("Etag")
+	if src.ref.VersionID != "" || info.VersionID != "" {
+		h.Set("X-Amz-Copy-Source-Version-Id", info.VersionID)
+	}
+	return writeXML(c.w, http.StatusOK, xmlCopied{
+		XMLName: xml.Name{Space: s3Namespace, Local: name}, ETag: clientETag(stored.ETag), LastModified: xmlTime(stored.LastModified.Truncate(time.Second)),
+	})
+}
+
+// replaces reports whether a copy brings its own metadata.
+func replaces(c *call) bool {
+	return strings.EqualFold(c.r.Header.Get("X-Amz-Metadata-Directive"), "REPLACE")
+}
+
+func refuseSelfCopy(c *call, src *copySource) error {
+	changes := replaces(c) || c.r.Header.Get("X-Amz-Storage-Class") != "" || c.r.Header.Get("X-Amz-Server-Side-Encryption") != "" || src.ref.VersionID != ""
+	if src.bucket == c.bucket && src.ref.Key == c.key && !changes {
+		return refuse(http.StatusBadRequest, "InvalidRequest", "This copy request is illegal because it is trying to copy an object to itself without changing the object's metadata, storage class, website redirect location or encryption attributes.")
+	}
+	return nil
+}
+
+// copiedAttributes are those of the request or of the source, as the directive
+// says; storage class, encryption and ACL are always the request's.
+func (p *Proxy) copiedAttributes(ctx context.Context, c *call, src *copySource, info Info) (Attributes, error) {
+	if replaces(c) {
+		return p.sealedAttributes(ctx, c)
+	}
+	a := attributesOf(c.r.Header)
+	a.ContentType, a.CacheControl, a.ContentDisposition = info.ContentType, info.CacheControl, info.ContentDisposition
+	a.ContentEncoding, a.ContentLanguage, a.Expires = info.ContentEncoding, info.ContentLanguage, info.Expires
+	a.Metadata = info.Metadata
+	if src.bucket == c.bucket {
+		return a, nil
+	}
+	err := p.within(ctx, func(ctx context.Context) error {
+		meta, err := src.bucket.openMetadata(ctx, c.lane, info.Metadata)
+		if err == nil {
+			a.Metadata, err = c.bucket.sealMetadata(ctx, c.lane, meta)
+		}
+		return err
+	})
+	return a, err
+}
+
+// tagging reads the tags of the source in the form of x-amz-tagging.
+func (s *copySource) tagging(ctx context.Context, info Info) (string, error) {
+	if info.TagCount == 0 {
+		return "", nil
+	}
+	tags, _, err := s.bucket.Upstream.GetTags(ctx, s.ref)
+	if err != nil {
+		return "", err
+	}
+	set := url.Values{}
+	for _, t := range tags {
+		set.Set(t.Key, t.Value)
+	}
+	return set.Encode(), nil
+}
+
+// reseal stores the plain bytes of a source under the destination's key.
+func (p *Proxy) reseal(ctx context.Context, c *call, src *copySource, lay *layout, req PutRequest) (Stored, error) {
+	if lay.plain > maxPut {
+		return Stored{}, refuse(http.StatusBadRequest, "InvalidRequest", "The specified copy source is larger than the maximum allowable size for a copy source: 5368709120. Copy it in parts (UploadPartCopy).")
+	}
+	o, err := p.openSource(ctx, c, src, lay.etag)
+	if err != nil {
+		return Stored{}, err
+	}
+	return p.store(ctx, c, req, &plainReader{ctx: ctx, o: o}, lay.plain)
+}
+
+// openSource opens the whole source, in the version that was looked at.
+func (p *Proxy) openSource(ctx context.Context, c *call, src *copySource, etag string) (*opening, error) {
+	obj, err := src.bucket.Upstream.Get(ctx, GetRequest{Ref: src.ref, Conditions: Conditions{IfMatch: etag}})
+	if err != nil {
+		return nil, err
+	}
+	o, err := p.openWhole(ctx, &call{bucket: src.bucket, lane: c.lane}, src.ref, obj)
+	if err != nil {
+		obj.Body.Close()
+	}
+	return o, err
+}
+
+// uploadPartCopy answers UploadPartCopy.
+func (p *Proxy) uploadPartCopy(ctx context.Context, c *call) error {
+	number, err := partNumber(c)
+	if err != nil {
+		return err
+	}
+	src, err := p.sourceOf(ctx, c)
+	if err != nil {
+		return err
+	}
+	info, err := src.head(ctx)
+	if err != nil {
+		return err
+	}
+	lay, _, err := src.bucket.layoutFor(ctx, GetRequest{Ref: src.ref, Conditions: Conditions{IfMatch: info.ETag}})
+	if err != nil {
+		return err
+	}
+	got := &plainRange{n: lay.plain}
+	if v := c.r.Header.Get("X-Amz-Copy-Source-Range"); v != "" {
+		want := parseRange(v)
+		if want == nil || want.from < 0 || want.to < 0 {
+			return refuse(http.StatusBadRequest, "InvalidArgument", "The x-amz-copy-source-range value must be of the form bytes=first-last where first and last are the zero-based offsets of the first and last bytes to copy.")
+		}
+		if want.to >= lay.plain {
+			return refuse(http.StatusBadRequest, "InvalidArgument", "Range specified is not valid for source object of size: %d.", lay.plain)
+		}
+		if got, err = want.resolve(lay); err != nil {
+			return err
+		}
+	}
+	if err := partFits(got.n); err != nil {
+		return err
+	}
+	o, err := p.openRange(ctx, src.bucket, c.lane, src.ref, lay, got.off, got.n)
+	if err != nil {
+		return err
+	}
+	part, err := p.storePart(ctx, c, c.key, UploadID(c.arg("uploadId")), number, &plainReader{ctx: ctx, o: o}, got.n)
+	if err != nil {
+		return err
+	}
+	return p.answerCopy(c, "CopyPartResult", src, info, Stored{ETag: part.ETag})
+}

@@ -1,0 +1,93 @@
+package objstore
+
+import (
+	"context"
+	"encoding/xml"
+	"net/http"
+)
+
+// maxDeleteXML bounds the body of DeleteObjects: 1000 keys of 1024 bytes, each
+// byte up to six characters of XML, are about 6 MB.
+const maxDeleteXML = 8 << 20
+
+// deleteObject answers DeleteObject.
+func (p *Proxy) deleteObject(ctx context.Context, c *call) error {
+	d, err := c.bucket.Upstream.Delete(ctx, c.ref(), upstreamETag(c.r.Header.Get("If-Match")))
+	if err != nil {
+		return err
+	}
+	c.bucket.layouts.drop(c.ref())
+	h := c.w.header()
+	if d.DeleteMarker {
+		h.Set("X-Amz-Delete-Marker", "true")
+	}
+	if d.VersionID != "" {
+		h.Set("X-Amz-Version-Id", d.VersionID)
+	}
+	return ok(c, http.StatusNoContent)
+}
+
+type xmlDelete struct {
+	XMLName xml.Name `xml:"Delete"`
+	Quiet   bool
+	Objects []struct {
+		Key       string
+		VersionID string `xml:"VersionId"`
+	} `xml:"Object"`
+}
+
+type xmlDeleted struct {
+	Key                   string
+	VersionID             string `xml:"VersionId,omitempty"`
+	DeleteMarker          bool   `xml:",omitempty"`
+	DeleteMarkerVersionID string `xml:"DeleteMarkerVersionId,omitempty"`
+}
+
+type xmlDeleteError struct {
+	Key       string
+	VersionID string `xml:"VersionId,omitempty"`
+	Code      string
+	Message   string
+}
+
+type xmlDeleteResult struct {
+	XMLName xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ DeleteResult"`
+	Deleted []xmlDeleted
+	Errors  []xmlDeleteError `xml:"Error"`
+}
+
+// deleteObjects answers DeleteObjects.
+func (p *Proxy) deleteObjects(ctx context.Context, c *call) error {
+	var doc xmlDelete
+	if err := c.body.readXML(maxDeleteXML, &doc); err != nil {
+		return err
+	}
+	if len(doc.Objects) == 0 || len(doc.Objects) > maxListed {
+		return refuse(http.StatusBadRequest, "MalformedXML", "A delete request names between 1 and 1000 objects.")
+	}
+	var refs []Ref
+	var result xmlDeleteResult
+	for _, o := range doc.Objects {
+		if hidden(o.Key) {
+			result.Errors = append(result.Errors, xmlDeleteError{Key: o.Key, Code: "AccessDenied", Message: "Keys that begin with " + hiddenPrefix + " are byokd's own."})
+			continue
+		}
+		refs = append(refs, Ref{Key: o.Key, VersionID: o.VersionID})
+	}
+	if len(refs) > 0 {
+		done, err := c.bucket.Upstream.DeleteMany(ctx, refs)
+		if err != nil {
+			return err
+		}
+		for _, d := range done {
+			c.bucket.layouts.drop(d.Ref)
+			switch {
+			case d.Code != "":
+				result.Errors = append(result.Errors, xmlDeleteError{Key: d.Key, VersionID: d.VersionID, Code: d.Code, Message: d.Message})
+			case !doc.Quiet:
+				result.Deleted = append(result.Deleted, xmlDeleted{Key: d.Key, VersionID: d.VersionID, DeleteMarker: d.DeleteMarker, DeleteMarkerVersionID: d.DeleteMarkerVersionID})
+			}
+		}
+	}
+	return writeXML(c.w, http.StatusOK, result)
+}

@@ -1,0 +1,162 @@
+package objstore
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"github.com/byokd/byokd/internal/seal"
+	"github.com/byokd/byokd/keyguard"
+)
+
+// Error is an answer that is no success, in the words of S3.
+type Error struct {
+	Status  int
+	Code    string
+	Message string // names the cause and the next step; no keys, no plain bytes
+	Cause   error
+}
+
+func (e *Error) Error() string {
+	if e.Cause != nil {
+		return fmt.Sprintf("%s: %s (%v)", e.Code, e.Message, e.Cause)
+	}
+	return e.Code + ": " + e.Message
+}
+
+func (e *Error) Unwrap() error { return e.Cause }
+
+// refuse makes an Error.
+func refuse(status int, code, format string, args ...any) *Error {
+	return &Error{Status: status, Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+// Sentinels of this package.
+var (
+	// errHeld: a request waited Options.HoldFor for a frozen key.
+	errHeld = errors.New("the key stayed frozen for as long as a request may wait")
+	// errBroken: sealed bytes do not fit together although each is authentic.
+	errBroken = errors.New("sealed object is not what its header and ETag announce")
+	// errForeign: the object was not written through byokd.
+	errForeign = errors.New("object was not sealed by byokd")
+	// errChanged: the object was replaced while it was read.
+	errChanged = errors.New("object changed while it was read")
+)
+
+// errorRow is one row of the table from causes to answers.
+type errorRow struct {
+	cause   error
+	status  int
+	code    string
+	message string
+}
+
+// errorRows is the only table from causes to S3 answers; the first match wins.
+// Damage is answered with a status that clients do not try again (422): the same
+// bytes would fail the same way.
+func errorRows() []errorRow {
+	return []errorRow{
+		{errHeld, http.StatusServiceUnavailable, "SlowDown", "External encryption key is not ready. The request may be tried again; byokd status names the cause."},
+		{keyguard.ErrStopped, http.StatusServiceUnavailable, "ServiceUnavailable", "byokd is stopping. Try again in a moment."},
+		{keyguard.ErrFrozen, http.StatusServiceUnavailable, "SlowDown", "External encryption key is not ready. The request may be tried again; byokd status names the cause."},
+		{errForeign, http.StatusUnprocessableEntity, "NotSealed", "The object was not written through byokd and is not served. Read it from the upstream bucket directly, and write it again through byokd."},
+		{seal.ErrNotSealed, http.StatusUnprocessableEntity, "NotSealed", "The object was not written through byokd and is not served. Read it from the upstream bucket directly, and write it again through byokd."},
+		{seal.ErrUnknownVersion, http.StatusUnprocessableEntity, "SealUnknownVersion", "The object was sealed by a newer byokd. Upgrade byokd to read it."},
+		{seal.ErrWrongKey, http.StatusUnprocessableEntity, "SealBroken", "The object's key does not fit its header: it was damaged or replaced upstream. Restore it from a backup or an older version."},
+		{seal.ErrTampered, http.StatusUnprocessableEntity, "SealBroken", "The object failed authentication: it was damaged or changed upstream. Restore it from a backup or an older version."},
+		{seal.ErrTruncated, http.StatusUnprocessableEntity, "SealBroken", "The object is shorter than its header says: it was cut upstream. Restore it from a backup or an older version."},
+		{errBroken, http.StatusUnprocessableEntity, "SealBroken", "The object's parts do not fit together: it was changed upstream. Restore it from a backup or an older version."},
+		{errChanged, http.StatusPreconditionFailed, "PreconditionFailed", "The object was replaced while it was read. Start the read again."},
+		{errClientLeft, 499, "ClientLeft", "The client closed the connection."},
+		{context.Canceled, 499, "ClientLeft", "The client closed the connection."},
+		{context.DeadlineExceeded, http.StatusServiceUnavailable, "SlowDown", "The upstream did not answer in time. Try again."},
+	}
+}
+
+// errorOf translates any error of this package into an answer.
+func errorOf(err error) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	var up *UpstreamError
+	if errors.As(err, &up) {
+		return errorOfUpstream(up)
+	}
+	for _, row := range errorRows() {
+		if errors.Is(err, row.cause) {
+			return &Error{Status: row.status, Code: row.code, Message: row.message, Cause: err}
+		}
+	}
+	return &Error{Status: http.StatusInternalServerError, Code: "InternalError", Message: "byokd could not answer; its log has the cause under this request id.", Cause: err}
+}
+
+// errorOfUpstream hands the upstream's answer on where it is about the object,
+// and explains it where it is about byokd's own rights.
+func errorOfUpstream(up *UpstreamError) *Error {
+	switch {
+	case up.Status == 0:
+		return &Error{Status: http.StatusServiceUnavailable, Code: "ServiceUnavailable", Message: "The S3 service below byokd could not be reached. Check objects.buckets.*.upstream and the network; the request may be tried again.", Cause: up}
+	case up.Status == http.StatusUnauthorized, up.Code == "InvalidAccessKeyId", up.Code == "SignatureDoesNotMatch", up.Code == "ExpiredToken", up.Code == "InvalidToken":
+		return &Error{Status: http.StatusForbidden, Code: "AccessDenied", Message: "The S3 service below byokd refused byokd's own credentials (" + up.Code + "). Check the role or keys byokd runs under.", Cause: up}
+	case up.Code == "AccessDenied":
+		return &Error{Status: http.StatusForbidden, Code: "AccessDenied", Message: "The S3 service below byokd refused this operation to byokd's role: " + up.Message, Cause: up}
+	case up.Status == http.StatusNotFound && (up.Code == "" || up.Code == "NotFound"):
+		return &Error{Status: http.StatusNotFound, Code: "NoSuchKey", Message: "The specified key does not exist.", Cause: up}
+	case up.Status == http.StatusBadRequest && up.Code == "RequestTimeout", up.Code == "IncompleteBody":
+		return &Error{Status: http.StatusServiceUnavailable, Code: "SlowDown", Message: "The upload paused for longer than the S3 service below byokd waits. Try again.", Cause: up}
+	case up.Code == "":
+		return &Error{Status: up.Status, Code: http.StatusText(up.Status), Message: up.Message, Cause: up}
+	}
+	return &Error{Status: up.Status, Code: up.Code, Message: up.Message, Cause: up}
+}
+
+// errorIsTampering reports whether err says that sealed bytes were damaged.
+func errorIsTampering(err error) bool {
+	return errors.Is(err, seal.ErrTampered) || errors.Is(err, seal.ErrTruncated) ||
+		errors.Is(err, seal.ErrWrongKey) || errors.Is(err, errBroken)
+}
+
+// xmlError is the error document.
+type xmlError struct {
+	XMLName    xml.Name `xml:"Error"`
+	Code       string
+	Message    string
+	BucketName string `xml:",omitempty"`
+	Key        string `xml:",omitempty"`
+	Resource   string
+	RequestID  string `xml:"RequestId"`
+	HostID     string `xml:"HostId"`
+}
+
+// writeError answers a request that has not been answered yet.
+func (p *Proxy) writeError(c *call, err error) {
+	e := errorOf(err)
+	h := c.w.header()
+	for _, name := range []string{"Content-Length", "Etag", "Content-Range", "Last-Modified", "Content-Encoding", "Content-Disposition"} {
+		h.Del(name)
+	}
+	if e.Status == http.StatusServiceUnavailable {
+		h.Set("Retry-After", strconv.Itoa(retryAfterSeconds))
+	}
+	if e.Status == http.StatusNotModified || c.r.Method == http.MethodHead {
+		// Neither has a body. The code of a HEAD travels in no other place.
+		c.w.begin(e.Status)
+		return
+	}
+	doc := xmlError{Code: e.Code, Message: e.Message, Key: c.key, Resource: c.r.URL.Path, RequestID: c.id, HostID: "byokd"}
+	if c.bucket != nil {
+		doc.BucketName = c.bucket.name
+		if errors.Is(err, errHeld) {
+			s := c.bucket.Guard.Status()
+			doc.Message = s.Headline() + ". " + s.Cause() + " " + s.NextStep()
+		}
+	}
+	writeXML(c.w, e.Status, doc)
+}
+
+// errShortBody: a source ended before its announced length.
+var errShortBody = refuse(http.StatusBadRequest, "IncompleteBody", "You did not provide the number of bytes specified by the Content-Length header.")

@@ -1,0 +1,287 @@
+package objstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/byokd/byokd/internal/seal"
+)
+
+// asUpstream finds the upstream's answer in an error.
+func asUpstream(err error) (*UpstreamError, bool) {
+	var up *UpstreamError
+	ok := errors.As(err, &up)
+	return up, ok
+}
+
+// conditions reads the preconditions of a request; prefix is that of a copy's
+// source, or "". Dates that cannot be parsed are ignored, as RFC 9110 says.
+func conditions(h http.Header, prefix string) Conditions {
+	at := func(name string) time.Time {
+		t, _ := http.ParseTime(h.Get(prefix + name))
+		return t
+	}
+	return Conditions{
+		IfMatch:           upstreamETag(h.Get(prefix + "If-Match")),
+		IfNoneMatch:       upstreamETag(h.Get(prefix + "If-None-Match")),
+		IfModifiedSince:   at("If-Modified-Since"),
+		IfUnmodifiedSince: at("If-Unmodified-Since"),
+	}
+}
+
+// getObject answers GetObject, whole, by range or by part.
+func (p *Proxy) getObject(ctx context.Context, c *call) error {
+	want, err := wantedRange(c)
+	if err != nil {
+		return err
+	}
+	req := GetRequest{Ref: c.ref(), Conditions: conditions(c.r.Header, "")}
+	if want == nil {
+		obj, err := c.bucket.Upstream.Get(ctx, req)
+		if err != nil {
+			return err
+		}
+		o, err := p.openWhole(ctx, c, req.Ref, obj)
+		if err != nil {
+			obj.Body.Close()
+			return err
+		}
+		defer o.close()
+		return p.send(ctx, c, obj.Info, o, nil)
+	}
+	return p.getRange(ctx, c, req, want)
+}
+
+// getRange answers a GetObject that wants a part of the object.
+func (p *Proxy) getRange(ctx context.Context, c *call, req GetRequest, want *rangeWant) error {
+	// An object that is replaced between the request for its header and that for
+	// its bytes is looked at once more, under the client's own conditions.
+	for attempt := 0; ; attempt++ {
+		o, info, got, err := p.rangeOnce(ctx, c, req, want)
+		if errors.Is(err, errChanged) && attempt == 0 {
+			c.bucket.layouts.drop(req.Ref)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		defer o.close()
+		return p.send(ctx, c, info, o, got)
+	}
+}
+
+func (p *Proxy) rangeOnce(ctx context.Context, c *call, req GetRequest, want *rangeWant) (*opening, Info, *plainRange, error) {
+	if lay := c.bucket.layouts.get(req.Ref); lay != nil {
+		o, info, got, err := p.rangeCached(ctx, c, req, want, lay)
+		if !errors.Is(err, errChanged) {
+			return o, info, got, err
+		}
+		c.bucket.layouts.drop(req.Ref)
+	}
+	lay, info, err := c.bucket.layoutFor(ctx, req)
+	if err != nil {
+		return nil, info, nil, err
+	}
+	got, err := want.resolve(lay)
+	if err != nil {
+		return nil, info, nil, err
+	}
+	o, err := p.openRange(ctx, c.bucket, c.lane, req.Ref, lay, got.off, got.n)
+	if err == nil && got.n > 0 {
+		err = o.reopen(ctx)
+	}
+	return o, info, got, err
+}
+
+// rangeCached reads a range of an object whose layout is known in one request,
+// or returns errChanged when the object is another one now.
+func (p *Proxy) rangeCached(ctx context.Context, c *call, req GetRequest, want *rangeWant, lay *layout) (*opening, Info, *plainRange, error) {
+	got, err := want.resolve(lay)
+	if err != nil || got.n == 0 {
+		return nil, Info{}, nil, errChanged // let the upstream say so about the present object
+	}
+	o, err := p.openRange(ctx, c.bucket, c.lane, req.Ref, lay, got.off, got.n)
+	if err != nil {
+		return nil, Info{}, nil, errChanged
+	}
+	req.From, req.To = o.pos, o.to
+	obj, err := c.bucket.Upstream.Get(ctx, req)
+	if up, ok := asUpstream(err); ok && up.Status == http.StatusRequestedRangeNotSatisfiable {
+		return nil, Info{}, nil, errChanged
+	}
+	if err != nil {
+		return nil, Info{}, nil, err
+	}
+	if obj.ETag != lay.etag || obj.Size != lay.sealed {
+		obj.Body.Close()
+		return nil, Info{}, nil, errChanged
+	}
+	o.body = obj.Body
+	return o, obj.Info, got, nil
+}
+
+// send answers with what o reads. Nothing is sent before the first batch was
+// opened, so that damage there is answered with an error document.
+func (p *Proxy) send(ctx context.Context, c *call, info Info, o *opening, got *plainRange) error {
+	if err := p.describe(ctx, c, info, o.lay, got); err != nil {
+		return err
+	}
+	err := p.within(ctx, o.next)
+	if err != nil && err != io.EOF {
+		return err
+	}
+	status := http.StatusOK
+	if got != nil && got.n > 0 {
+		status = http.StatusPartialContent
+	}
+	c.w.begin(status)
+	for err == nil {
+		if err = p.writeBatch(ctx, c, o); err == nil {
+			err = o.next(ctx)
+		}
+	}
+	if err != io.EOF {
+		return err
+	}
+	return nil
+}
+
+// writeBatch hands an opened batch to the client, segment by segment, and asks
+// before each whether the epoch lasts. After a freeze what is left is opened again.
+func (p *Proxy) writeBatch(ctx context.Context, c *call, o *opening) error {
+	for len(o.plain) > 0 {
+		if o.pass.Err() != nil {
+			if err := o.openAgain(ctx); err != nil {
+				return err
+			}
+		}
+		n, err := c.w.Write(o.plain[:min(seal.SegmentSize, len(o.plain))])
+		o.advance(n)
+		if err != nil {
+			return fmt.Errorf("writing to the client: %w", err)
+		}
+	}
+	return nil
+}
+
+// describe sets the headers of an object's answer.
+func (p *Proxy) describe(ctx context.Context, c *call, info Info, lay *layout, got *plainRange) error {
+	var meta map[string]string
+	err := p.within(ctx, func(ctx context.Context) (err error) {
+		meta, err = c.bucket.openMetadata(ctx, c.lane, info.Metadata)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	h := c.w.header()
+	describeInfo(h, info, meta)
+	overrideHeaders(h, c)
+	if got == nil {
+		h.Set("Content-Length", strconv.FormatInt(lay.plain, 10))
+		return nil
+	}
+	h.Set("Content-Length", strconv.FormatInt(got.n, 10))
+	if got.n == 0 {
+		return nil
+	}
+	h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", got.off, got.off+got.n-1, lay.plain))
+	if got.byPart {
+		h.Set("X-Amz-Mp-Parts-Count", strconv.Itoa(lay.count))
+	}
+	return nil
+}
+
+// describeInfo sets what the upstream says beside the bytes.
+func describeInfo(h http.Header, info Info, meta map[string]string) {
+	set := func(name, value string) {
+		if value != "" {
+			h.Set(name, value)
+		}
+	}
+	set("Etag", clientETag(info.ETag))
+	if !info.LastModified.IsZero() {
+		set("Last-Modified", info.LastModified.UTC().Format(http.TimeFormat))
+	}
+	set("Accept-Ranges", "bytes")
+	set("Content-Type", info.ContentType)
+	set("Cache-Control", info.CacheControl)
+	set("Content-Disposition", info.ContentDisposition)
+	set("Content-Encoding", info.ContentEncoding)
+	set("Content-Language", info.ContentLanguage)
+	set("Expires", info.Expires)
+	set("X-Amz-Version-Id", info.VersionID)
+	set("X-Amz-Storage-Class", info.StorageClass)
+	set("X-Amz-Restore", info.Restore)
+	set("X-Amz-Archive-Status", info.ArchiveState)
+	set("X-Amz-Server-Side-Encryption", info.SSE)
+	set("X-Amz-Server-Side-Encryption-Aws-Kms-Key-Id", info.SSEKeyID)
+	if info.TagCount > 0 {
+		set("X-Amz-Tagging-Count", strconv.Itoa(int(info.TagCount)))
+	}
+	for name, value := range meta {
+		h[http.CanonicalHeaderKey(metaHeader+name)] = []string{value}
+	}
+}
+
+// overrideHeaders applies the response- parameters of a (signed) request.
+func overrideHeaders(h http.Header, c *call) {
+	for _, name := range []string{"Content-Type", "Content-Language", "Expires", "Cache-Control", "Content-Disposition", "Content-Encoding"} {
+		if v := c.arg("response-" + strings.ToLower(name)); v != "" {
+			h.Set(name, v)
+		}
+	}
+}
+
+// headObject answers HeadObject.
+func (p *Proxy) headObject(ctx context.Context, c *call) error {
+	want, err := wantedRange(c)
+	if err != nil {
+		return err
+	}
+	req := GetRequest{Ref: c.ref(), Conditions: conditions(c.r.Header, "")}
+	info, err := c.bucket.Upstream.Head(ctx, req)
+	if err != nil {
+		return err
+	}
+	lay, err := p.layoutOf(ctx, c.bucket, req.Ref, info)
+	if err != nil {
+		return err
+	}
+	var got *plainRange
+	status := http.StatusOK
+	if want != nil {
+		if got, err = want.resolve(lay); err != nil {
+			return err
+		}
+		status = http.StatusPartialContent
+	}
+	if err := p.describe(ctx, c, info, lay, got); err != nil {
+		return err
+	}
+	c.w.begin(status)
+	return nil
+}
+
+// layoutOf finds the layout behind a Head. The length of a simple object that
+// byokd's metadata entry vouches for is arithmetic; others are looked into.
+func (p *Proxy) layoutOf(ctx context.Context, b *bucket, ref Ref, info Info) (*layout, error) {
+	if lay := b.layouts.get(ref); lay != nil && lay.etag == info.ETag && lay.sealed == info.Size {
+		return lay, nil
+	}
+	if _, ours := info.Metadata[metaEntry]; ours && !multipart(info.ETag) {
+		plain, err := seal.PlainObjectSize(info.Size, 1)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", errBroken, err)
+		}
+		return &layout{etag: info.ETag, sealed: info.Size, plain: plain, count: 1}, nil
+	}
+	lay, _, err := b.layoutFor(ctx, GetRequest{Ref: ref, Conditions: Conditions{IfMatch: info.ETag}})
+	return lay, err
+}

@@ -1,0 +1,255 @@
+package objstore
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/xml"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/byokd/byokd/internal/seal"
+)
+
+const (
+	// maxCompleteXML bounds the body of CompleteMultipartUpload: 10,000 parts with
+	// an ETag and several checksums are about 5 MB.
+	maxCompleteXML = 8 << 20
+	// abandonTimeout bounds the clean-up after a failed upload, which happens while
+	// the client waits for its error.
+	abandonTimeout = 10 * time.Second
+)
+
+// uploadObject derives the object id that all parts of an upload carry. Upload
+// ids are unique upstream, so parts of two uploads never fit together.
+func uploadObject(id UploadID) seal.ObjectID {
+	sum := sha256.Sum256([]byte("byokd/v1/upload\x00" + string(id)))
+	return seal.ObjectID(sum[:seal.IDSize])
+}
+
+type xmlInitiate struct {
+	XMLName  xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ InitiateMultipartUploadResult"`
+	Bucket   string
+	Key      string
+	UploadID UploadID `xml:"UploadId"`
+}
+
+// createMultipartUpload answers CreateMultipartUpload.
+func (p *Proxy) createMultipartUpload(ctx context.Context, c *call) error {
+	a, err := p.sealedAttributes(ctx, c)
+	if err != nil {
+		return err
+	}
+	id, err := c.bucket.Upstream.CreateUpload(ctx, c.key, a)
+	if err != nil {
+		return err
+	}
+	h := c.w.header()
+	for _, name := range []string{"X-Amz-Checksum-Algorithm", "X-Amz-Checksum-Type"} {
+		if v := c.r.Header.Get(name); v != "" {
+			h.Set(name, v)
+		}
+	}
+	return writeXML(c.w, http.StatusOK, xmlInitiate{Bucket: c.bucket.name, Key: c.key, UploadID: id})
+}
+
+// partNumber reads the number of the part that a request is about.
+func partNumber(c *call) (int32, error) {
+	n, err := strconv.ParseInt(c.arg("partNumber"), 10, 32)
+	if err != nil || n < 1 || n > seal.MaxParts {
+		return 0, refuse(http.StatusBadRequest, "InvalidArgument", "Part number must be an integer between 1 and 10000, inclusive.")
+	}
+	return int32(n), nil
+}
+
+// uploadPart answers UploadPart.
+func (p *Proxy) uploadPart(ctx context.Context, c *call) error {
+	number, err := partNumber(c)
+	if err != nil {
+		return err
+	}
+	size, err := bodySize(c)
+	if err != nil {
+		return err
+	}
+	if err := partFits(size); err != nil {
+		return err
+	}
+	c.body.lent = true
+	part, err := p.storePart(ctx, c, c.key, UploadID(c.arg("uploadId")), number, c.body, size)
+	if err != nil {
+		return err
+	}
+	h := c.w.header()
+	c.body.checksums(h)
+	h.Del("X-Amz-Checksum-Type")
+	h.Set("Etag", clientETag(part.ETag))
+	return ok(c, http.StatusOK)
+}
+
+// partFits refuses parts whose sealed form would be too large upstream.
+func partFits(size int64) error {
+	if seal.SealedObjectSize(size) > maxPut {
+		return refuse(http.StatusBadRequest, "EntityTooLarge", "A part of this size exceeds 5 GiB once sealed. Use parts of at most 5 GiB less 3 MiB.")
+	}
+	return nil
+}
+
+type xmlComplete struct {
+	XMLName xml.Name `xml:"CompleteMultipartUpload"`
+	Parts   []struct {
+		PartNumber int32
+		ETag       string
+	} `xml:"Part"`
+}
+
+type xmlCompleted struct {
+	XMLName  xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ CompleteMultipartUploadResult"`
+	Location string
+	Bucket   string
+	Key      string
+	ETag     string
+}
+
+// completeMultipartUpload answers CompleteMultipartUpload.
+func (p *Proxy) completeMultipartUpload(ctx context.Context, c *call) error {
+	var doc xmlComplete
+	if err := c.body.readXML(maxCompleteXML, &doc); err != nil {
+		return err
+	}
+	wanted, err := partsWanted(&doc)
+	if err != nil {
+		return err
+	}
+	id := UploadID(c.arg("uploadId"))
+	if err := p.checkAlignment(ctx, c, id, wanted); err != nil {
+		return err
+	}
+	stored, err := c.bucket.Upstream.CompleteUpload(ctx, c.key, id, wanted, conditions(c.r.Header, ""))
+	if err != nil {
+		return err
+	}
+	describeStored(c.w.header(), stored)
+	c.w.header().Del("Etag")
+	return writeXML(c.w, http.StatusOK, xmlCompleted{
+		Location: "/" + c.bucket.name + "/" + escape(c.key, true), Bucket: c.bucket.name, Key: c.key, ETag: clientETag(stored.ETag),
+	})
+}
+
+// partsWanted reads the client's list of parts.
+func partsWanted(doc *xmlComplete) ([]Part, error) {
+	if len(doc.Parts) == 0 || len(doc.Parts) > seal.MaxParts {
+		return nil, refuse(http.StatusBadRequest, "MalformedXML", "A complete request names between 1 and 10000 parts.")
+	}
+	parts := make([]Part, len(doc.Parts))
+	for i, part := range doc.Parts {
+		if i > 0 && part.PartNumber <= doc.Parts[i-1].PartNumber {
+			return nil, refuse(http.StatusBadRequest, "InvalidPartOrder", "The list of parts was not in ascending order. The parts list must be specified in order by part number.")
+		}
+		parts[i] = Part{Number: part.PartNumber, ETag: upstreamETag(part.ETag)}
+	}
+	return parts, nil
+}
+
+// checkAlignment refuses an upload in which a part other than the last is no
+// multiple of a segment: the length of such an object could not be told from its
+// sealed length, and List would be wrong. Nothing was completed then; the client
+// may upload the part anew.
+func (p *Proxy) checkAlignment(ctx context.Context, c *call, id UploadID, wanted []Part) error {
+	if len(wanted) == 1 {
+		return nil
+	}
+	after := int32(0)
+	for {
+		page, err := c.bucket.Upstream.ListParts(ctx, c.key, id, after, 1000)
+		if err != nil {
+			return err
+		}
+		for _, part := range page.Parts {
+			i, found := slices.BinarySearchFunc(wanted, part.Number, func(w Part, n int32) int { return int(w.Number - n) })
+			if !found || i == len(wanted)-1 {
+				continue
+			}
+			plain, err := seal.PlainObjectSize(part.Size, 1)
+			if err != nil || plain == 0 || plain%seal.SegmentSize != 0 {
+				return refuse(http.StatusBadRequest, "InvalidPart", "Part %d has %d bytes. Behind byokd every part but the last must be a multiple of 65536 bytes: set the client's part (chunk, buffer) size to a multiple of 64 KiB, for example 8 MiB, and upload again.", part.Number, plain)
+			}
+		}
+		if !page.Truncated || page.NextAfter <= after {
+			return nil
+		}
+		after = page.NextAfter
+	}
+}
+
+// abortMultipartUpload answers AbortMultipartUpload.
+func (p *Proxy) abortMultipartUpload(ctx context.Context, c *call) error {
+	if err := c.bucket.Upstream.AbortUpload(ctx, c.key, UploadID(c.arg("uploadId"))); err != nil {
+		return err
+	}
+	return ok(c, http.StatusNoContent)
+}
+
+// abandon aborts an upload of byokd's own after a failure, also when the client
+// has left. What it cannot abort, the bucket's lifecycle rule has to.
+func (p *Proxy) abandon(c *call, key string, id UploadID) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.r.Context()), abandonTimeout)
+	defer cancel()
+	if err := c.bucket.Upstream.AbortUpload(ctx, key, id); err != nil {
+		p.log.Warn("an upload could not be aborted; its parts stay until the bucket's lifecycle rule removes them",
+			zap.String("bucket", c.bucket.name), zap.String("upload", string(id)), zap.Error(err))
+	}
+}
+
+type xmlPart struct {
+	PartNumber   int32
+	LastModified string
+	ETag         string
+	Size         int64
+}
+
+type xmlParts struct {
+	XMLName              xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ ListPartsResult"`
+	Bucket               string
+	Key                  string
+	UploadID             string `xml:"UploadId"`
+	Initiator            *xmlOwner
+	Owner                *xmlOwner
+	StorageClass         string
+	PartNumberMarker     int32
+	NextPartNumberMarker int32
+	MaxParts             int32
+	IsTruncated          bool
+	Parts                []xmlPart `xml:"Part"`
+}
+
+// listParts answers ListParts.
+func (p *Proxy) listParts(ctx context.Context, c *call) error {
+	limit, err := limitOf(c, "max-parts")
+	if err != nil {
+		return err
+	}
+	after, err := numberOf(c, "part-number-marker", 0)
+	if err != nil {
+		return err
+	}
+	page, err := c.bucket.Upstream.ListParts(ctx, c.key, UploadID(c.arg("uploadId")), after, limit)
+	if err != nil {
+		return err
+	}
+	doc := xmlParts{
+		Bucket: c.bucket.name, Key: c.key, UploadID: c.arg("uploadId"), Initiator: proxyOwner(), Owner: proxyOwner(),
+		StorageClass: page.StorageClass, PartNumberMarker: after, NextPartNumberMarker: page.NextAfter, MaxParts: limit, IsTruncated: page.Truncated,
+	}
+	for _, part := range page.Parts {
+		plain, err := seal.PlainObjectSize(part.Size, 1)
+		if err != nil {
+			plain = part.Size // not ours; Complete will refuse it
+		}
+		doc.Parts = append(doc.Parts, xmlPart{PartNumber: part.Number, LastModified: xmlTime(part.LastModified), ETag: clientETag(part.ETag), Size: plain})
+	}
+	return writeXML(c.w, http.StatusOK, doc)
+}
