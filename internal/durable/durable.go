@@ -7,10 +7,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // ErrTooLarge is returned by ReadFile for a file above its limit.
 var ErrTooLarge = errors.New("durable: file larger than its limit")
+
+// ErrNotRegular is returned by ReadFile for a directory, pipe or device.
+var ErrNotRegular = errors.New("durable: not a regular file")
 
 // TempName returns the path of the temporary file that WriteFile uses for path.
 func TempName(path string) string { return path + ".tmp" }
@@ -65,14 +69,21 @@ func fill(f tempFile, data []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// ReadFile returns the content of a file of at most limit bytes. It returns
-// ErrTooLarge for a larger one, without reading it all.
+// ReadFile returns the content of a regular file of at most limit bytes. It
+// returns ErrTooLarge for a larger one, without reading it all, and ErrNotRegular
+// for anything else, without waiting on it.
 func ReadFile(path string, limit int) ([]byte, error) {
-	f, err := os.Open(path)
+	// Without O_NONBLOCK, opening a pipe that somebody put there would hang.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("durable: %w", err)
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil {
+		return nil, fmt.Errorf("durable: %w", err)
+	} else if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%w: %s", ErrNotRegular, path)
+	}
 	data, err := io.ReadAll(io.LimitReader(f, int64(limit)+1))
 	if err != nil {
 		return nil, fmt.Errorf("durable: %w", err)
