@@ -46,6 +46,20 @@ func BenchmarkOpenBlock(b *testing.B) {
 	})
 }
 
+func BenchmarkOpenBlocks(b *testing.B) {
+	_, c := benchFile(b)
+	const count = 64
+	sealed, plain := make([]byte, count*BlockSize), make([]byte, count*BlockPayload)
+	for i := range count {
+		c.SealBlock(sealed[i*BlockSize:][:BlockSize], uint64(i+1), plain[:BlockPayload])
+	}
+	inDo(b, count*BlockPayload, func() {
+		if _, err := c.OpenBlocks(plain, 1, sealed); err != nil {
+			b.Fatal(err)
+		}
+	})
+}
+
 func BenchmarkSealBlockParallel(b *testing.B) {
 	_, c := benchFile(b)
 	b.ReportAllocs()

@@ -117,21 +117,90 @@ func TestBlockLengthTooLarge(t *testing.T) {
 	binary.BigEndian.PutUint16(text, BlockPayload+1)
 	var s blockScratch
 	body := sub.aead.Seal([]byte{0, 0}, nil, text, s.bind(&c.id, 1, sub.selector))
-	dst := make([]byte, BlockPayload)
-	if _, err := s.open(dst, sub, &c.id, 1, body); !errors.Is(err, ErrTampered) {
-		t.Fatalf("length %d: %v", BlockPayload+1, err)
-	}
-	if !IsHole(dst) || !IsHole(s.data[:]) {
-		t.Fatal("plaintext left behind")
+	if _, err := s.open(s.data[:], sub, &c.id, 1, body); !errors.Is(err, ErrTampered) || !IsHole(s.data[:]) {
+		t.Fatalf("length %d: %v, scratch clear %t", BlockPayload+1, err, IsHole(s.data[:]))
 	}
 	body[20] ^= 1
-	if _, err := s.open(dst, sub, &c.id, 1, body); !errors.Is(err, ErrTampered) || !IsHole(s.data[:]) {
+	if _, err := s.open(s.data[:], sub, &c.id, 1, body); !errors.Is(err, ErrTampered) || !IsHole(s.data[:]) {
 		t.Fatalf("after a failed authentication: %v, scratch clear %t", err, IsHole(s.data[:]))
 	}
 	binary.BigEndian.PutUint16(text, BlockPayload)
 	body = sub.aead.Seal([]byte{0, 0}, nil, text, s.bind(&c.id, 1, sub.selector))
-	if n, err := s.open(dst, sub, &c.id, 1, body); err != nil || n != BlockPayload || !IsHole(s.data[:]) {
-		t.Fatalf("length %d: %d, %v, scratch clear %t", BlockPayload, n, err, IsHole(s.data[:]))
+	if n, err := s.open(s.data[:], sub, &c.id, 1, body); err != nil || n != BlockPayload {
+		t.Fatalf("length %d: %d, %v", BlockPayload, n, err)
+	}
+}
+
+// What OpenBlock leaves in its pool holds no plaintext.
+func TestBlockScratchIsCleared(t *testing.T) {
+	if raceEnabled {
+		t.Skip("sync.Pool drops items at random under the race detector")
+	}
+	c := testFile(t, testRoot(t, NewID()), NewID())
+	block, dst := make([]byte, BlockSize), make([]byte, BlockPayload)
+	c.SealBlock(block, 1, bytes.Repeat([]byte{'p'}, BlockPayload))
+	same := false
+	for range 100 { // until the pool gives back what it was given
+		marked := blockScratches.Get().(*blockScratch)
+		blockScratches.Put(marked)
+		if _, err := c.OpenBlock(dst, 1, block); err != nil {
+			t.Fatal(err)
+		}
+		after := blockScratches.Get().(*blockScratch)
+		same = same || after == marked
+		if !IsHole(after.data[:]) {
+			t.Fatal("plaintext in the pool")
+		}
+		blockScratches.Put(after)
+	}
+	if !same {
+		t.Fatal("the test never saw the scratch that OpenBlock used")
+	}
+}
+
+func TestOpenBlocks(t *testing.T) {
+	c := testFile(t, testRoot(t, NewID()), NewID())
+	for _, start := range []uint64{0, 1, 9} {
+		for count := 1; count <= 6; count++ {
+			var sealed, want []byte
+			for i := range count {
+				index := start + uint64(i)
+				n := PayloadOf(int64(index))
+				plain := make([]byte, n)
+				block := make([]byte, BlockSize)
+				switch (i + count) % 4 {
+				case 0: // a hole
+				case 1: // a short block
+					c.SealBlock(block, index, append(plain[:0], "short"...))
+				default:
+					copy(plain, randomBytes(n))
+					c.SealBlock(block, index, plain)
+				}
+				sealed, want = append(sealed, block...), append(want, plain...)
+			}
+			around := bytes.Repeat([]byte{0xff}, len(want)+20)
+			dst := around[10 : 10+len(want)]
+			if bad, err := c.OpenBlocks(dst, start, sealed); err != nil || !bytes.Equal(dst, want) {
+				t.Fatalf("%d blocks from %d: block %d, %v", count, start, bad, err)
+			}
+			if edge := bytes.Repeat([]byte{0xff}, 10); !bytes.Equal(around[:10], edge) || !bytes.Equal(around[10+len(want):], edge) {
+				t.Fatalf("%d blocks from %d: wrote around dst", count, start)
+			}
+			for i := range count {
+				broken := bytes.Clone(sealed)
+				broken[i*BlockSize+1000] ^= 1
+				bad, err := c.OpenBlocks(dst, start, broken)
+				if !errors.Is(err, ErrTampered) && !(start == 0 && i == 0 && errors.Is(err, ErrNotSealed)) || bad != start+uint64(i) || !IsHole(dst) {
+					t.Fatalf("%d blocks from %d, block %d flipped: block %d, %v", count, start, i, bad, err)
+				}
+			}
+		}
+	}
+	if _, err := c.OpenBlocks(nil, 1, make([]byte, BlockSize+1)); !errors.Is(err, ErrTruncated) {
+		t.Errorf("a block and a byte: %v", err)
+	}
+	if !panics(func() { c.OpenBlocks(make([]byte, 2*BlockPayload), 0, make([]byte, 2*BlockSize)) }) {
+		t.Error("no panic on a dst that does not fit")
 	}
 }
 
@@ -290,11 +359,16 @@ func TestBlocksDoNotAllocate(t *testing.T) {
 	r := testRoot(t, NewID())
 	c := testFile(t, r, NewID())
 	block, plain := make([]byte, BlockSize), make([]byte, BlockPayload)
+	plains, blocks := make([]byte, 4*BlockPayload), make([]byte, 4*BlockSize)
+	for i := range 4 {
+		c.SealBlock(blocks[i*BlockSize:][:BlockSize], uint64(i+1), plain)
+	}
 	id := c.ID()
 	for name, f := range map[string]func(){
 		"SealBlock first": func() { c.SealBlock(block, 0, plain[:FirstPayload]) },
 		"SealBlock":       func() { c.SealBlock(block, 1, plain) },
 		"OpenBlock":       func() { c.SealBlock(block, 1, plain); c.OpenBlock(plain, 1, block) },
+		"OpenBlocks":      func() { c.OpenBlocks(plains, 1, blocks) },
 		"File":            func() { r.File(id) },
 		"IsHole":          func() { IsHole(block) },
 		"BlockAt":         func() { BlockAt(12345) },

@@ -26,7 +26,7 @@ const (
 	labelVolume       = "byokd/v1/volume-header"
 	labelObject       = "byokd/v1/object/segments"
 	labelObjectCommit = "byokd/v1/object/commitment"
-	labelUpload       = "byokd/v1/upload/" // of a hash, not of a key
+	labelUpload       = "byokd/v1/upload\x00" // of a hash, not of a key
 	labelObjectHeader = "byokd/v1/object/header"
 )
 
