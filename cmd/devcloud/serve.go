@@ -116,7 +116,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 // front tells the services apart. S3 is what is left.
 func front(keys *kmstest.Server, objects http.Handler) http.Handler {
 	objects = keys.FaultyS3(objects)
-	page := newPage(keys)
+	page := newPage()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case kmstest.IsKMS(r), kmstest.IsSTS(r), kmstest.IsControl(r):
