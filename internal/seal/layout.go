@@ -66,8 +66,9 @@ const (
 	SegmentSize      = 65536                         // plain bytes in every segment but the last
 	SegmentOverhead  = nonceSize + tagSize           // what sealing adds to a segment
 	sealedSegment    = SegmentSize + SegmentOverhead // a full sealed segment
+	maxSegments      = 1 << 31                       // of one object or part: half of what random nonces allow under one key
 	MaxParts         = 10000                         // S3's limit
-	MaxObjectSize    = 1 << 50                       // far above S3's 5 TiB (48.8 TiB with larger parts); keeps the arithmetic from overflowing
+	MaxObjectSize    = maxSegments * SegmentSize     // 128 TiB, more than S3 takes; within it no sum overflows
 )
 
 // SegmentCount returns the number of segments of one object or part of plain

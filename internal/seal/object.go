@@ -295,8 +295,12 @@ func (c *ObjectCipher) OpenSegment(dst, sealed []byte, index uint64, last bool) 
 	return out, nil
 }
 
+// segmentFits tells whether segment index can hold n plain bytes.
 func segmentFits(n int, index uint64, last bool) bool {
-	if last {
+	switch {
+	case index >= maxSegments:
+		return false
+	case last:
 		return n <= SegmentSize && (n > 0 || index == 0)
 	}
 	return n == SegmentSize

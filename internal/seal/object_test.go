@@ -235,6 +235,7 @@ func TestSegmentPanics(t *testing.T) {
 	for name, f := range map[string]func(){
 		"short middle": func() { c.SealSegment(nil, make([]byte, SegmentSize-1), 0, false) },
 		"too long":     func() { c.SealSegment(nil, make([]byte, SegmentSize+1), 0, true) },
+		"too many":     func() { c.SealSegment(nil, make([]byte, SegmentSize), maxSegments, false) },
 		"empty last":   func() { c.SealSegment(nil, nil, 1, true) },
 	} {
 		if !panics(f) {
