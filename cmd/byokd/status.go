@@ -118,7 +118,7 @@ func (c statusClient) watch(ctx context.Context) error {
 	defer body.Close()
 	silence := time.AfterFunc(streamSilence, cancel)
 	defer silence.Stop()
-	last, lastLine := metrics.State(""), ""
+	last, lastShown := metrics.State(""), ""
 	lines := bufio.NewScanner(body)
 	lines.Buffer(nil, maxReport)
 	for lines.Scan() {
@@ -132,15 +132,14 @@ func (c statusClient) watch(ctx context.Context) error {
 			return c.noAnswer(err)
 		}
 		last = r.State
-		line := changeLine(r)
-		if line == lastLine {
+		if id := identity(r); id == lastShown {
 			continue // a heartbeat
-		}
-		lastLine = line
-		if c.json {
-			line = data
 		} else {
-			line = r.Time.Local().Format("15:04:05.000") + "  " + line
+			lastShown = id
+		}
+		line := data
+		if !c.json {
+			line = r.Time.Local().Format("15:04:05.000") + "  " + changeLine(r)
 		}
 		if _, err := fmt.Fprintln(c.out, line); err != nil {
 			return exitWith(exitFailure, err)
@@ -152,7 +151,17 @@ func (c statusClient) watch(ctx context.Context) error {
 	return codeOf(last)
 }
 
-// changeLine is a report in one line, the same as long as nothing worth telling has changed.
+// identity is the same for two reports between which nothing changed that is worth a line; a countdown in
+// the cause is not.
+func identity(r metrics.Report) string {
+	parts := []string{string(r.State), r.Headline}
+	for _, k := range r.Keys {
+		parts = append(parts, k.Name, k.Key.String(), k.Gate.String(), string(k.Reason))
+	}
+	return strings.Join(parts, "\x00")
+}
+
+// changeLine is a report in one line.
 func changeLine(r metrics.Report) string {
 	parts := []string{strings.ToUpper(string(r.State)), r.Headline}
 	for _, k := range r.Keys {

@@ -1,0 +1,61 @@
+# byokd: `make` alone lists the targets.
+SHELL := /bin/bash
+
+GO      ?= go
+GOOS    := $(shell $(GO) env GOOS)
+GOARCH  := $(shell $(GO) env GOARCH)
+# Keys can be erased without a trace where Go's experiment runtimesecret exists (docs/ARCHITECTURE.md).
+ifneq (,$(filter linux/amd64 linux/arm64,$(GOOS)/$(GOARCH)))
+export GOEXPERIMENT := runtimesecret
+endif
+# Stamp the commit where git may read the repository (it may not when root builds another user's clone).
+BUILDVCS := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
+BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(BUILDVCS)
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+FUZZTIME ?= 30s
+SOAK     ?= 20
+
+.DEFAULT_GOAL := help
+.PHONY: help build run test race lint fuzz bench e2e soak clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build bin/byokd and bin/devcloud
+	$(BUILD) -o bin/byokd ./cmd/byokd
+	$(BUILD) -o bin/devcloud ./cmd/devcloud
+
+run: build ## try it: a stand-in for AWS, an encrypted disk and a bucket in ./run, until Ctrl-C
+	@exec deploy/run.sh
+
+test: ## run all tests; installs what they need when root on Debian
+	@exec test/run.sh
+
+race: ## run all tests under the race detector
+	$(GO) test -race -timeout 30m ./...
+
+lint: ## gofmt, go vet, staticcheck, shellcheck
+	@unformatted=$$(gofmt -l cmd fs internal keyguard metrics objstore test); \
+	  if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	GOEXPERIMENT= $(GO) vet ./...
+	GOEXPERIMENT= $(GO) run $(STATICCHECK) ./...
+	@if command -v shellcheck >/dev/null; then shellcheck deploy/*.sh test/*.sh .ci/run; \
+	  else echo "shellcheck is not installed: the scripts were not looked at (apt-get install shellcheck)"; fi
+
+fuzz: ## fuzz every decoder for FUZZTIME (30s) each
+	@set -euo pipefail; for pkg in $$($(GO) list ./...); do \
+	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; done; done
+
+bench: ## run the benchmarks with their allocation counts
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+e2e: build ## run the whole-system tests, telling their figures
+	BYOKD_REQUIRE=fuse $(GO) test -count=1 -v -timeout 30m ./test/...
+
+soak: ## run the tests of the moving parts SOAK (20) times over, under the race detector
+	$(GO) test -race -count=$(SOAK) -timeout 0 ./keyguard/... ./fs/... ./objstore/... ./metrics/... ./cmd/... ./test/...
+
+clean: ## remove what build and tests left; run/ with its data stays
+	rm -rf bin .cache

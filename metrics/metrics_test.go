@@ -1,0 +1,393 @@
+package metrics
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"flag"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/byokd/byokd/keyguard"
+	"github.com/byokd/byokd/objstore"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files of this package")
+
+// fakeGuard is a guard whose status the test sets.
+type fakeGuard struct {
+	mu      sync.Mutex
+	status  keyguard.Status
+	changed chan struct{}
+}
+
+func newFakeGuard(name string, gate keyguard.GateState, key keyguard.KeyState) *fakeGuard {
+	return &fakeGuard{changed: make(chan struct{}), status: keyguard.Status{Name: name,
+		KeyARN: "arn:aws:kms:eu-central-1:111122223333:key/" + name, Gate: gate, Key: key, Since: time.Now()}}
+}
+
+func (g *fakeGuard) Status() keyguard.Status {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.status
+}
+
+func (g *fakeGuard) Changed() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.changed
+}
+
+func (g *fakeGuard) set(gate keyguard.GateState, key keyguard.KeyState, reason keyguard.Reason) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.status.Gate, g.status.Key, g.status.Reason, g.status.Since = gate, key, reason, time.Now()
+	close(g.changed)
+	g.changed = make(chan struct{})
+}
+
+// system is everything that cmd connects, with fakes below.
+type system struct {
+	guard   *fakeGuard
+	disk    *Resource
+	panel   *Panel
+	server  *httptest.Server
+	objects *Objects
+	fs      *FS
+	guards  keyguard.Observer
+}
+
+func newSystem(t *testing.T) *system {
+	t.Helper()
+	registry := NewRegistry("v1", "guaranteed")
+	s := &system{guard: newFakeGuard("primary", keyguard.Starting, keyguard.Unknown), panel: NewPanel("v1", "acme", "guaranteed")}
+	s.guards = registry.NewGuards().Observer("primary")
+	registry.AddGuard(s.guard)
+	s.panel.AddGuard(s.guard)
+	s.disk = s.panel.AddResource("orchestration disk", "volume", "/data", s.guard)
+	s.fs = registry.NewFS(func() (VolumeGauges, bool) { return VolumeGauges{LowerFreeBytes: 1, ParkedCalls: 2, Writeback: true}, true })
+	s.objects = registry.NewObjects([]string{"documents"})
+	ctx, cancel := context.WithCancel(context.Background())
+	var watching sync.WaitGroup
+	watching.Go(func() { s.panel.Watch(ctx) })
+	s.server = httptest.NewUnstartedServer(NewServer(s.panel, registry, []string{"panel.example"}, zap.NewNop()).Handler())
+	s.server.Config.BaseContext = func(net.Listener) context.Context { return ctx }
+	s.server.Start()
+	t.Cleanup(func() { cancel(); watching.Wait(); s.server.Close() })
+	return s
+}
+
+func (s *system) get(t *testing.T, path string) (int, string) {
+	t.Helper()
+	resp, err := s.server.Client().Get(s.server.URL + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
+}
+
+// The names and label names of all series are an interface: alerts and dashboards rely on them.
+func TestSeriesNames(t *testing.T) {
+	s := newSystem(t)
+	s.guard.set(keyguard.Frozen, keyguard.PendingDeletion, keyguard.ReasonPendingDeletion)
+	s.guard.mu.Lock()
+	s.guard.status.LastSuccess, s.guard.status.LeaseUntil, s.guard.status.DeletionDate = time.Now(), time.Now(), time.Now()
+	s.guard.mu.Unlock()
+	s.guards.Probed(keyguard.Disabled, keyguard.ReasonKeyDisabled, time.Millisecond)
+	s.fs.Done("write", 1, time.Millisecond, 0)
+	s.fs.Done("lookup", 0, time.Millisecond, syscall.ENOENT)
+	s.objects.Done(objstore.Event{Op: "GetObject", Bucket: "documents", Status: 503, Code: "SlowDown"})
+
+	_, text := s.get(t, "/metrics")
+	seen := map[string]bool{}
+	for line := range strings.Lines(text) {
+		name, rest, labelled := strings.Cut(strings.Fields(line)[0], "{")
+		if !strings.HasPrefix(name, "byokd_") {
+			continue
+		}
+		var labels []string
+		if labelled {
+			for pair := range strings.SplitSeq(strings.TrimSuffix(rest, "}"), ",") {
+				labels = append(labels, pair[:strings.IndexByte(pair, '=')])
+			}
+		}
+		seen[name+"{"+strings.Join(labels, ",")+"}"] = true
+	}
+	var names []string
+	for n := range seen {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	got := strings.Join(names, "\n") + "\n"
+	if *update {
+		if err := os.WriteFile("testdata/series.txt", []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile("testdata/series.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("the series have changed; if that is meant, say so in CHANGELOG.md and run: go test ./metrics -run TestSeriesNames -update\ngot:\n%swant:\n%s", got, want)
+	}
+}
+
+func TestStatesAreStateSets(t *testing.T) {
+	s := newSystem(t)
+	for _, gate := range keyguard.GateStates() {
+		s.guard.set(gate, keyguard.Disabled, keyguard.ReasonKeyDisabled)
+		_, text := s.get(t, "/metrics")
+		ones := 0
+		for _, other := range keyguard.GateStates() {
+			value := "0"
+			if other == gate {
+				value = "1"
+				ones++
+			}
+			if want := `byokd_gate_state{guard="primary",state="` + strings.ToLower(other.String()) + `"} ` + value + "\n"; !strings.Contains(text, want) {
+				t.Errorf("gate %v: %q is missing", gate, want)
+			}
+		}
+		if want := `byokd_key_state{guard="primary",state="disabled"} 1`; ones != 1 || !strings.Contains(text, want) {
+			t.Errorf("gate %v: %q is missing", gate, want)
+		}
+	}
+}
+
+func TestHealthInEachState(t *testing.T) {
+	for _, c := range []struct {
+		gate            keyguard.GateState
+		key             keyguard.KeyState
+		served, serving bool
+		state           State
+		ready, started  int
+	}{
+		{keyguard.Starting, keyguard.Unknown, false, false, StateWaiting, 503, 503},
+		{keyguard.Starting, keyguard.Disabled, false, false, StateWaiting, 503, 503},
+		{keyguard.Starting, keyguard.Deleted, false, false, StateFinal, 503, 503},
+		{keyguard.Open, keyguard.Enabled, false, false, StateWaiting, 503, 503}, // usable, not mounted yet
+		{keyguard.Open, keyguard.Enabled, true, true, StateReady, 200, 200},
+		{keyguard.Degraded, keyguard.Unreachable, true, true, StateDegraded, 200, 200},
+		{keyguard.Draining, keyguard.Disabled, true, true, StateFrozen, 503, 200},
+		{keyguard.Frozen, keyguard.Disabled, true, true, StateFrozen, 503, 200},
+		{keyguard.Frozen, keyguard.Deleted, true, true, StateFinal, 503, 200},
+		{keyguard.Thawing, keyguard.Enabled, true, true, StateFrozen, 503, 200},
+		{keyguard.Stopping, keyguard.Enabled, true, true, StateStopping, 503, 200},
+	} {
+		s := newSystem(t)
+		s.guard.set(c.gate, c.key, "")
+		if c.serving {
+			s.disk.Serving()
+		}
+		if got := s.panel.Report().State; got != c.state {
+			t.Errorf("%v/%v: state %s, want %s", c.gate, c.key, got, c.state)
+		}
+		if code, _ := s.get(t, "/livez"); code != 200 {
+			t.Errorf("%v/%v: livez %d: liveness must never kill a pod for its key", c.gate, c.key, code)
+		}
+		code, body := s.get(t, "/readyz")
+		if code != c.ready {
+			t.Errorf("%v/%v: readyz %d, want %d", c.gate, c.key, code, c.ready)
+		}
+		if frozen := c.gate == keyguard.Frozen || c.gate == keyguard.Starting; frozen && !strings.HasPrefix(body, "External encryption key is not ready\n") {
+			t.Errorf("%v/%v: readyz says %q first", c.gate, c.key, body)
+		}
+		if code, _ := s.get(t, "/startupz"); code != c.started {
+			t.Errorf("%v/%v: startupz %d, want %d", c.gate, c.key, code, c.started)
+		}
+	}
+}
+
+func TestStartedStaysTrueThroughAFreeze(t *testing.T) {
+	s := newSystem(t)
+	s.guard.set(keyguard.Open, keyguard.Enabled, "")
+	s.disk.Serving()
+	s.guard.set(keyguard.Frozen, keyguard.Disabled, keyguard.ReasonKeyDisabled)
+	if code, _ := s.get(t, "/startupz"); code != 200 {
+		t.Errorf("startupz %d: a freeze is no reason to start again", code)
+	}
+	s.panel.Stopping()
+	if r, ready := s.panel.Ready(); ready || r.State != StateStopping {
+		t.Errorf("ready while stopping: %s", r.State)
+	}
+}
+
+func TestAFailedResourceIsNotHiddenByAHealthyKey(t *testing.T) {
+	s := newSystem(t)
+	s.guard.set(keyguard.Open, keyguard.Enabled, "")
+	s.disk.Failed("somebody else has unmounted it")
+	r, ready := s.panel.Ready()
+	if ready || r.State != StateFailed || !strings.Contains(r.Cause, "unmounted") {
+		t.Errorf("ready %v, %s: %s", ready, r.State, r.Cause)
+	}
+}
+
+func TestForeignHostsAreRefused(t *testing.T) {
+	s := newSystem(t)
+	for host, want := range map[string]int{
+		"127.0.0.1:9180": 200, "localhost": 200, "[::1]:9180": 200, "10.1.2.3": 200, "panel.example:9180": 200,
+		"PANEL.example": 200, "evil.example": 421, "localhost.evil.example": 421, "127.0.0.1.nip.io": 421,
+	} {
+		for _, path := range []string{"/", "/v1/status", "/metrics", "/livez"} {
+			req := httptest.NewRequest(http.MethodGet, path, nil)
+			req.Host = host
+			w := httptest.NewRecorder()
+			s.server.Config.Handler.ServeHTTP(w, req)
+			if w.Code != want {
+				t.Errorf("Host %s, %s: %d, want %d", host, path, w.Code, want)
+			}
+			if csp := w.Header().Get("Content-Security-Policy"); !strings.HasPrefix(csp, "default-src 'none'") {
+				t.Errorf("%s: Content-Security-Policy %q", path, csp)
+			}
+		}
+	}
+}
+
+func TestOnlyReadingIsAllowed(t *testing.T) {
+	s := newSystem(t)
+	for _, path := range []string{"/", "/v1/status", "/readyz", "/metrics"} {
+		resp, err := s.server.Client().Post(s.server.URL+path, "text/plain", strings.NewReader("x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusMethodNotAllowed {
+			t.Errorf("POST %s: %d", path, resp.StatusCode)
+		}
+	}
+}
+
+// The page must work under its own policy: no inline script or style, nothing from elsewhere.
+func TestPanelKeepsItsPolicy(t *testing.T) {
+	s := newSystem(t)
+	_, page := s.get(t, "/")
+	for _, forbidden := range []string{"http://", "https://", "<style", "style=", "onclick", "<script>"} {
+		if strings.Contains(page, forbidden) {
+			t.Errorf("the page contains %q", forbidden)
+		}
+	}
+	for path, kind := range map[string]string{"/panel.js": "text/javascript", "/panel.css": "text/css"} {
+		resp, err := s.server.Client().Get(s.server.URL + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if got := resp.Header.Get("Content-Type"); resp.StatusCode != 200 || !strings.HasPrefix(got, kind) {
+			t.Errorf("%s: %d %s", path, resp.StatusCode, got)
+		}
+	}
+}
+
+func TestEventsFollowTheState(t *testing.T) {
+	s := newSystem(t)
+	s.guard.set(keyguard.Open, keyguard.Enabled, "")
+	s.disk.Serving()
+	resp, err := s.server.Client().Get(s.server.URL + "/v1/events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	reports := make(chan Report)
+	go func() {
+		defer close(reports)
+		lines := bufio.NewScanner(resp.Body)
+		lines.Buffer(nil, 1<<20)
+		for lines.Scan() {
+			if data, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
+				var r Report
+				if err := json.Unmarshal([]byte(data), &r); err != nil {
+					t.Error(err)
+					return
+				}
+				reports <- r
+			}
+		}
+	}()
+	await := func(want State) Report {
+		t.Helper()
+		for r := range reports {
+			if r.State == want {
+				return r
+			}
+		}
+		t.Fatalf("the stream ended before %s", want)
+		return Report{}
+	}
+	await(StateReady)
+	s.guard.set(keyguard.Frozen, keyguard.Disabled, keyguard.ReasonKeyDisabled)
+	if r := await(StateFrozen); r.Headline != "External encryption key is not ready" || r.Resources[0].State != StateFrozen {
+		t.Errorf("%+v", r)
+	}
+	s.guard.set(keyguard.Open, keyguard.Enabled, "")
+	for r := await(StateReady); len(r.History) < 3; r = await(StateReady) { // the history may follow a moment later
+	}
+	go func() {
+		for range reports { //nolint:revive // drained so that the reader ends
+		}
+	}()
+}
+
+func TestHistoryKeepsTheLastAndIsBounded(t *testing.T) {
+	p := NewPanel("v1", "acme", "guaranteed")
+	for i := range 5 * historyLimit {
+		gate := keyguard.Open
+		if i%2 == 1 {
+			gate = keyguard.Frozen
+		}
+		p.record(keyguard.Status{Name: "g", Gate: gate, Key: keyguard.Enabled, Epoch: uint64(i)})
+		p.record(keyguard.Status{Name: "g", Gate: gate, Key: keyguard.Enabled, LastSuccess: time.Now()}) // nothing new
+	}
+	h := p.Report().History
+	if len(h) != historyLimit || h[0].Gate != keyguard.Frozen || h[1].Gate != keyguard.Open {
+		t.Errorf("%d entries, newest %v", len(h), h[0])
+	}
+}
+
+func TestObjectAnswersAreBounded(t *testing.T) {
+	for _, c := range []struct {
+		e    objstore.Event
+		want string
+	}{
+		{objstore.Event{Status: 200}, "ok"}, {objstore.Event{Status: 304}, "ok"},
+		{objstore.Event{Status: 404, Code: "NoSuchKey"}, "NoSuchKey"}, {objstore.Event{Status: 0}, "aborted"},
+		{objstore.Event{Status: 499}, "client_gone"}, {objstore.Event{Status: 400}, "400"},
+	} {
+		if got := answerLabel(c.e); got != c.want {
+			t.Errorf("%+v: %s, want %s", c.e, got, c.want)
+		}
+	}
+}
+
+// A filesystem operation must not pay for its metrics with garbage.
+func TestDoneAllocatesNothing(t *testing.T) {
+	f := NewRegistry("v1", "guaranteed").NewFS(func() (VolumeGauges, bool) { return VolumeGauges{}, false })
+	f.Done("read", 4096, time.Microsecond, 0)
+	if n := testing.AllocsPerRun(1000, func() { f.Done("read", 4096, time.Microsecond, 0) }); n != 0 {
+		t.Errorf("%v allocations per operation", n)
+	}
+}
+
+func BenchmarkDone(b *testing.B) {
+	f := NewRegistry("v1", "guaranteed").NewFS(func() (VolumeGauges, bool) { return VolumeGauges{}, false })
+	b.ReportAllocs()
+	for b.Loop() {
+		f.Done("read", 4096, time.Microsecond, 0)
+	}
+}

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Installs what the tests use beside Go: FUSE, real databases and real S3 clients. Idempotent; does nothing
+# when all is there. It never fails: tests whose tool is missing are skipped, or fail where BYOKD_REQUIRE
+# names them.
+set -euo pipefail
+
+missing=()
+need() { # need PACKAGE COMMAND...: PACKAGE is missing unless COMMAND succeeds
+  local package=$1
+  shift
+  "$@" >/dev/null 2>&1 || missing+=("$package")
+}
+
+postgres() { command -v pg_ctl || ls /usr/lib/postgresql/*/bin/pg_ctl; }
+
+need fuse3 command -v fusermount3
+need sqlite3 command -v sqlite3
+need postgresql postgres
+need rocksdb-tools command -v db_bench
+need awscli command -v aws
+need python3-boto3 python3 -c 'import boto3'
+need rclone command -v rclone
+
+if ((${#missing[@]} > 0)); then
+  if [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
+    echo "installing for the tests: ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    log=$(mktemp)
+    # One by one after a failure, so that one absent package does not cost the others.
+    if ! { apt-get update -q && apt-get install -q -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+      for package in "${missing[@]}"; do
+        apt-get install -q -y --no-install-recommends "$package" >"$log" 2>&1 ||
+          { echo "cannot install $package; the tests that need it are skipped, or fail in CI:" && tail -n 3 "$log"; }
+      done
+    fi
+    rm -f "$log"
+  else
+    echo "not installed, so some tests are skipped. To run them too, type:"
+    echo "  sudo apt-get install --no-install-recommends ${missing[*]}"
+  fi
+fi
+
+if [[ ! -e /dev/fuse ]]; then
+  if [[ $EUID -ne 0 ]] || ! { modprobe fuse 2>/dev/null || mknod /dev/fuse c 10 229; }; then
+    echo "there is no /dev/fuse, so the tests that mount are skipped. Type: sudo modprobe fuse"
+  fi
+fi
+if [[ $EUID -ne 0 ]]; then
+  echo "the tests that mount need root and are skipped. To run them too, type:"
+  # shellcheck disable=SC2016 # to be expanded by the reader's shell
+  echo '  sudo env "PATH=$PATH" make test'
+fi

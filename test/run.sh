@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Runs all tests and ends with a line of what passed, failed and was skipped. Under CI=true nothing that
+# a test needs may be missing: BYOKD_REQUIRE turns those skips into failures.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [[ ${CI:-} == true && -z ${BYOKD_REQUIRE:-} ]]; then
+  export BYOKD_REQUIRE=fuse,aws,s3clients,databases
+fi
+
+mounts() { grep -c ' fuse\.byokd ' /proc/self/mounts || true; }
+
+test/prepare.sh
+before=$(mounts)
+# Two at a time: the packages with mounts, databases and timed freezes disturb each other beyond that.
+status=0
+go test -json -p 2 -timeout 25m "$@" ./... | go run ./test/summary || status=$?
+after=$(mounts)
+if ((after > before)); then
+  echo "a test left a mount behind:"
+  grep ' fuse\.byokd ' /proc/self/mounts
+  status=1
+fi
+exit "$status"
