@@ -14,8 +14,9 @@ import (
 // admit waits until the key of the request's bucket may be used, for HoldFor at
 // most.
 func (p *Proxy) admit(ctx context.Context, c *call) error {
-	if c.bucket.Guard.Status().Gate.Admits() {
-		return nil // it may close again at once; every batch asks anew
+	if pass, ok := c.bucket.Guard.TryEnter(keyguard.Work, c.lane); ok {
+		pass.Exit() // the gate may close again at once; every batch asks anew
+		return nil
 	}
 	return p.hold(ctx, c, func(ctx context.Context) error {
 		pass, err := c.bucket.Guard.Enter(ctx, keyguard.Work, c.lane)

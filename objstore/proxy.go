@@ -109,6 +109,7 @@ type Proxy struct {
 type bucket struct {
 	Bucket
 	name    string
+	keyARN  string // of the guard's KMS key, for headers
 	writing *writingKey
 	layouts *layoutCache
 }
@@ -134,6 +135,7 @@ func New(opts Options) (*Proxy, error) {
 		p.buckets[name] = &bucket{
 			Bucket:  b,
 			name:    name,
+			keyARN:  b.Guard.Status().KeyARN,
 			writing: newWritingKey(b.Guard, b.Binding, opts.KeyPeriod, opts.KeyObjects, opts.Now),
 			layouts: newLayoutCache(),
 		}

@@ -68,7 +68,7 @@ func (p *Proxy) newSealing(ctx context.Context, c *call, src plainSource, n int6
 		ctx: ctx, bucket: c.bucket, lane: c.lane, key: key, src: src, pool: &p.pool, left: n, buf: p.pool.get(n),
 		header: seal.ObjectHeader{
 			Object: object, Part: uint32(part), PlainSize: uint64(n),
-			KeyARN: c.bucket.Guard.Status().KeyARN, WrappedKey: key.wrapped,
+			KeyARN: c.bucket.keyARN, WrappedKey: key.wrapped,
 		},
 	}, nil
 }

@@ -1,0 +1,9 @@
+// Package s3test is an S3 service in memory, spoken to over HTTP by the real
+// client: an upstream for tests of package objstore. It can be made to fail, also
+// after it has done what was asked, to cut answers short and to stall; it lets a
+// test look at, and tamper with, every byte it holds.
+//
+// It knows what objstore's upstream adapter uses: objects with ranges, metadata,
+// tags and preconditions, copies, multipart uploads, listings of both versions.
+// Signatures are not verified and there are no versions.
+package s3test

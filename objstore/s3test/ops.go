@@ -1,0 +1,383 @@
+package s3test
+
+import (
+	"bytes"
+	"crypto/md5"
+	"encoding/hex"
+	"encoding/xml"
+	"fmt"
+	"hash"
+	"io"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// sum is an MD5 that knows how S3 writes it.
+type sum struct{ hash.Hash }
+
+func newSum() sum            { return sum{md5.New()} }
+func (s sum) etag() string   { return `"` + hex.EncodeToString(s.Sum(nil)) + `"` }
+func unix(t time.Time) int64 { return t.Unix() }
+
+// serve dispatches a request.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("X-Amz-Request-Id", "S3TEST")
+	bucket, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	s.mu.Lock()
+	objects := s.buckets[bucket]
+	s.mu.Unlock()
+	if objects == nil {
+		refuse(w, http.StatusNotFound, "NoSuchBucket")
+		return
+	}
+	q := r.URL.Query()
+	if key == "" {
+		s.serveBucket(w, r, bucket, q)
+		return
+	}
+	switch {
+	case q.Has("uploads"), q.Has("uploadId"):
+		s.serveUpload(w, r, bucket, key, q)
+	case q.Has("tagging"):
+		s.serveTags(w, r, bucket, key)
+	case r.Method == http.MethodPut && r.Header.Get("X-Amz-Copy-Source") != "":
+		s.copy(w, r, bucket, key)
+	case r.Method == http.MethodPut:
+		s.put(w, r, bucket, key)
+	case r.Method == http.MethodGet, r.Method == http.MethodHead:
+		s.get(w, r, bucket, key)
+	case r.Method == http.MethodDelete:
+		s.remove(w, r, bucket, key)
+	default:
+		refuse(w, http.StatusNotImplemented, "NotImplemented")
+	}
+}
+
+func (s *Server) serveBucket(w http.ResponseWriter, r *http.Request, bucket string, q url.Values) {
+	switch {
+	case r.Method == http.MethodHead:
+	case r.Method == http.MethodGet && q.Has("versioning"):
+		answer(w, struct {
+			XMLName xml.Name `xml:"VersioningConfiguration"`
+		}{})
+	case r.Method == http.MethodGet && q.Has("uploads"):
+		s.listUploads(w, bucket, q)
+	case r.Method == http.MethodGet:
+		s.list(w, bucket, q)
+	case r.Method == http.MethodPost && q.Has("delete"):
+		s.removeMany(w, r, bucket)
+	default:
+		refuse(w, http.StatusNotImplemented, "NotImplemented")
+	}
+}
+
+// kept are the headers that S3 keeps with an object.
+func kept(h http.Header) http.Header {
+	out := http.Header{}
+	for name, v := range h {
+		switch {
+		case strings.HasPrefix(name, "X-Amz-Meta-"), name == "X-Amz-Storage-Class", name == "X-Amz-Server-Side-Encryption":
+			out[name] = v
+		case slices.Contains([]string{"Content-Type", "Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Expires"}, name):
+			out[name] = v
+		}
+	}
+	return out
+}
+
+// writable checks the preconditions of a write. mu is held.
+func writable(r *http.Request, old *Stored) (int, string) {
+	match, none := r.Header.Get("If-Match"), r.Header.Get("If-None-Match")
+	switch {
+	case none == "*" && old != nil, match != "" && old != nil && old.ETag != match:
+		return http.StatusPreconditionFailed, "PreconditionFailed"
+	case match != "" && old == nil:
+		return http.StatusNotFound, "NoSuchKey"
+	}
+	return 0, ""
+}
+
+func (s *Server) put(w http.ResponseWriter, r *http.Request, bucket, key string) {
+	o, err := s.take(r)
+	if err != nil {
+		return // the client is gone
+	}
+	o.Header, o.Tags = kept(r.Header), r.Header.Get("X-Amz-Tagging")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if status, code := writable(r, s.buckets[bucket][key]); status != 0 {
+		refuse(w, status, code)
+		return
+	}
+	s.buckets[bucket][key] = o
+	w.Header().Set("Etag", o.ETag)
+}
+
+// readable checks the preconditions of a read.
+func readable(h http.Header, prefix string, o *Stored) int {
+	match, none := h.Get(prefix+"If-Match"), h.Get(prefix+"If-None-Match")
+	since, err1 := http.ParseTime(h.Get(prefix + "If-Modified-Since"))
+	until, err2 := http.ParseTime(h.Get(prefix + "If-Unmodified-Since"))
+	switch {
+	case match != "" && match != "*" && match != o.ETag:
+		return http.StatusPreconditionFailed
+	case match == "" && err2 == nil && unix(o.Modified) > unix(until):
+		return http.StatusPreconditionFailed
+	case none == "*" || none != "" && none == o.ETag:
+		return http.StatusNotModified
+	case none == "" && err1 == nil && unix(o.Modified) <= unix(since):
+		return http.StatusNotModified
+	}
+	return 0
+}
+
+func (s *Server) get(w http.ResponseWriter, r *http.Request, bucket, key string) {
+	s.mu.Lock()
+	o := s.buckets[bucket][key]
+	s.mu.Unlock()
+	if o == nil {
+		refuse(w, http.StatusNotFound, "NoSuchKey")
+		return
+	}
+	switch status := readable(r.Header, "", o); status {
+	case 0:
+	case http.StatusNotModified:
+		w.WriteHeader(status)
+		return
+	default:
+		refuse(w, status, "PreconditionFailed")
+		return
+	}
+	h := w.Header()
+	maps.Copy(h, o.Header)
+	h.Set("Etag", o.ETag)
+	h.Set("Last-Modified", o.Modified.Format(http.TimeFormat))
+	if o.Tags != "" {
+		h.Set("X-Amz-Tagging-Count", strconv.Itoa(strings.Count(o.Tags, "&")+1))
+	}
+	from, to, status := int64(0), o.Size, http.StatusOK
+	if v := r.Header.Get("Range"); v != "" {
+		a, b, _ := strings.Cut(strings.TrimPrefix(v, "bytes="), "-")
+		from, _ = strconv.ParseInt(a, 10, 64)
+		if n, err := strconv.ParseInt(b, 10, 64); err == nil && n+1 < to {
+			to = n + 1
+		}
+		if from >= o.Size {
+			refuse(w, http.StatusRequestedRangeNotSatisfiable, "InvalidRange")
+			return
+		}
+		status = http.StatusPartialContent
+		h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, to-1, o.Size))
+	}
+	h.Set("Content-Length", strconv.FormatInt(to-from, 10))
+	w.WriteHeader(status)
+	if r.Method == http.MethodGet {
+		_, _ = w.Write(o.Data[from:to]) // the client may leave
+	}
+}
+
+func (s *Server) copy(w http.ResponseWriter, r *http.Request, bucket, key string) {
+	path, err := url.PathUnescape(strings.TrimPrefix(r.Header.Get("X-Amz-Copy-Source"), "/"))
+	if err != nil {
+		refuse(w, http.StatusBadRequest, "InvalidArgument")
+		return
+	}
+	fromBucket, fromKey, _ := strings.Cut(path, "/")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	src := s.buckets[fromBucket][fromKey]
+	if src == nil {
+		refuse(w, http.StatusNotFound, "NoSuchKey")
+		return
+	}
+	if readable(r.Header, "X-Amz-Copy-Source-", src) != 0 {
+		refuse(w, http.StatusPreconditionFailed, "PreconditionFailed")
+		return
+	}
+	if status, code := writable(r, s.buckets[bucket][key]); status != 0 {
+		refuse(w, status, code)
+		return
+	}
+	o := *src
+	// A copy is one object, whatever its source was.
+	sum := newSum()
+	sum.Write(o.Data)
+	o.ETag, o.Modified = sum.etag(), time.Now().UTC().Truncate(time.Second)
+	if r.Header.Get("X-Amz-Metadata-Directive") == "REPLACE" {
+		o.Header = kept(r.Header)
+	}
+	if r.Header.Get("X-Amz-Tagging-Directive") == "REPLACE" {
+		o.Tags = r.Header.Get("X-Amz-Tagging")
+	}
+	s.buckets[bucket][key] = &o
+	answer(w, struct {
+		XMLName      xml.Name `xml:"CopyObjectResult"`
+		ETag         string
+		LastModified string
+	}{ETag: o.ETag, LastModified: o.Modified.Format(time.RFC3339)})
+}
+
+func (s *Server) remove(w http.ResponseWriter, r *http.Request, bucket, key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if match := r.Header.Get("If-Match"); match != "" {
+		if o := s.buckets[bucket][key]; o == nil || match != "*" && o.ETag != match {
+			refuse(w, http.StatusPreconditionFailed, "PreconditionFailed")
+			return
+		}
+	}
+	delete(s.buckets[bucket], key)
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *Server) removeMany(w http.ResponseWriter, r *http.Request, bucket string) {
+	var doc struct {
+		Objects []struct{ Key string } `xml:"Object"`
+	}
+	if err := xml.NewDecoder(r.Body).Decode(&doc); err != nil {
+		refuse(w, http.StatusBadRequest, "MalformedXML")
+		return
+	}
+	type deleted struct{ Key string }
+	var out struct {
+		XMLName xml.Name `xml:"DeleteResult"`
+		Deleted []deleted
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range doc.Objects {
+		delete(s.buckets[bucket], o.Key)
+		out.Deleted = append(out.Deleted, deleted(o))
+	}
+	answer(w, out)
+}
+
+func (s *Server) serveTags(w http.ResponseWriter, r *http.Request, bucket, key string) {
+	type tag struct{ Key, Value string }
+	type tagging struct {
+		XMLName xml.Name `xml:"Tagging"`
+		Tags    []tag    `xml:"TagSet>Tag"`
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.buckets[bucket][key]
+	if o == nil {
+		refuse(w, http.StatusNotFound, "NoSuchKey")
+		return
+	}
+	switch r.Method {
+	case http.MethodGet:
+		var doc tagging
+		set, _ := url.ParseQuery(o.Tags)
+		for _, name := range slices.Sorted(maps.Keys(set)) {
+			doc.Tags = append(doc.Tags, tag{name, set.Get(name)})
+		}
+		answer(w, doc)
+	case http.MethodPut:
+		var doc tagging
+		if err := xml.NewDecoder(r.Body).Decode(&doc); err != nil {
+			refuse(w, http.StatusBadRequest, "MalformedXML")
+			return
+		}
+		set := url.Values{}
+		for _, t := range doc.Tags {
+			set.Set(t.Key, t.Value)
+		}
+		o.Tags = set.Encode()
+	default:
+		o.Tags = ""
+		w.WriteHeader(http.StatusNoContent)
+	}
+}
+
+// serveUpload is the multipart half.
+func (s *Server) serveUpload(w http.ResponseWriter, r *http.Request, bucket, key string, q url.Values) {
+	if r.Method == http.MethodPost && q.Has("uploads") {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.serial++
+		id := fmt.Sprintf("upload-%06d", s.serial)
+		s.uploads[id] = &upload{bucket: bucket, key: key, header: kept(r.Header), parts: map[int]*Stored{}}
+		answer(w, struct {
+			XMLName  xml.Name `xml:"InitiateMultipartUploadResult"`
+			UploadID string   `xml:"UploadId"`
+		}{UploadID: id})
+		return
+	}
+	id := q.Get("uploadId")
+	s.mu.Lock()
+	u := s.uploads[id]
+	s.mu.Unlock()
+	if u == nil || u.bucket != bucket || u.key != key {
+		_, _ = io.Copy(io.Discard, r.Body)
+		refuse(w, http.StatusNotFound, "NoSuchUpload")
+		return
+	}
+	switch r.Method {
+	case http.MethodPut:
+		part, err := s.take(r)
+		if err != nil {
+			return
+		}
+		n, _ := strconv.Atoi(q.Get("partNumber"))
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		u.parts[n] = part
+		w.Header().Set("Etag", part.ETag)
+	case http.MethodPost:
+		s.complete(w, r, id, u)
+	case http.MethodDelete:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.uploads, id)
+		w.WriteHeader(http.StatusNoContent)
+	default:
+		s.listParts(w, u, q)
+	}
+}
+
+func (s *Server) complete(w http.ResponseWriter, r *http.Request, id string, u *upload) {
+	var doc struct {
+		Parts []struct {
+			PartNumber int
+			ETag       string
+		} `xml:"Part"`
+	}
+	if err := xml.NewDecoder(r.Body).Decode(&doc); err != nil {
+		refuse(w, http.StatusBadRequest, "MalformedXML")
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if status, code := writable(r, s.buckets[u.bucket][u.key]); status != 0 {
+		refuse(w, status, code)
+		return
+	}
+	o := &Stored{Header: u.header, Modified: time.Now().UTC().Truncate(time.Second)}
+	var data bytes.Buffer
+	all := newSum()
+	for _, p := range doc.Parts {
+		part := u.parts[p.PartNumber]
+		if part == nil || strings.Trim(p.ETag, `"`) != strings.Trim(part.ETag, `"`) {
+			refuse(w, http.StatusBadRequest, "InvalidPart")
+			return
+		}
+		data.Write(part.Data)
+		o.Size += part.Size
+		raw, _ := hex.DecodeString(strings.Trim(part.ETag, `"`))
+		all.Write(raw)
+	}
+	o.Data = data.Bytes()
+	o.ETag = fmt.Sprintf(`"%x-%d"`, all.Sum(nil), len(doc.Parts))
+	s.buckets[u.bucket][u.key] = o
+	delete(s.uploads, id)
+	answer(w, struct {
+		XMLName xml.Name `xml:"CompleteMultipartUploadResult"`
+		ETag    string
+	}{ETag: o.ETag})
+}
