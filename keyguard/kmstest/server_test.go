@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/middleware"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
@@ -93,4 +94,11 @@ func TestDisableStopsDecryptAndEnableBringsItBack(t *testing.T) {
 	if _, err = open(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func asError[T error](err error, target *T) bool { return errors.As(err, target) }
+
+// awsRequestID is the request id in an SDK answer's metadata.
+func awsRequestID(out *kms.DescribeKeyOutput) (string, bool) {
+	return middleware.GetRequestIDMetadata(out.ResultMetadata)
 }
