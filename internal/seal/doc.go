@@ -15,7 +15,8 @@
 //     random salt. No AES-GCM key nears 2^32 random nonces.
 //   - No decoder panics or allocates from a length that it has not checked. A
 //     header that parses marshals to the same bytes.
-//   - SealBlock and OpenBlock do not allocate.
+//   - Sealing and opening blocks, segments and (AppendSealName, AppendOpenName)
+//     names does not allocate.
 //   - A fault of the world is an error. A fault of the caller (a buffer of the
 //     wrong size, a key used after Wipe to seal) is a panic.
 //

@@ -128,7 +128,8 @@ func (c *FileCipher) OpenBlock(dst []byte, index uint64, block []byte) (n int, e
 // OpenBlocks opens a run of whole blocks, of which index is the first, into dst,
 // whose length must be the sum of their payloads and which must not overlap
 // sealed. Holes, and what short blocks lack, become zeros. It is a tenth faster
-// than OpenBlock for each. On an error dst is zeros and bad the block that failed.
+// than OpenBlock for each. If block bad fails, dst is zeros; the errors
+// are OpenBlock's.
 func (c *FileCipher) OpenBlocks(dst []byte, index uint64, sealed []byte) (bad uint64, err error) {
 	if len(sealed)%BlockSize != 0 {
 		return index, fmt.Errorf("%w: %d bytes of blocks", ErrTruncated, len(sealed))

@@ -121,18 +121,18 @@ func (r *Root) OpenObject(h ObjectHeader) (*ObjectCipher, error) {
 	return keys.cipher, nil
 }
 
-// objectKeys is what one salt gives.
-type objectKeys struct {
+// saltKeys is what one salt gives.
+type saltKeys struct {
 	commitment [CommitmentSize]byte
 	header     [keySize]byte
 	cipher     *ObjectCipher
 }
 
-func (k *objectKeys) clear() { clear(k.header[:]) }
+func (k *saltKeys) clear() { clear(k.header[:]) }
 
 // objectKeys derives a key for each purpose. Object id and part are bound by the
 // associated data of each segment.
-func (r *Root) objectKeys(h *ObjectHeader) (keys objectKeys, err error) {
+func (r *Root) objectKeys(h *ObjectHeader) (keys saltKeys, err error) {
 	var key [keySize]byte
 	defer clear(key[:])
 	if err := r.derive(keys.commitment[:], labelObjectCommit, h.Salt[:]); err != nil {

@@ -15,7 +15,7 @@ const (
 // nameCipher is AES-256-SIV (RFC 5297) with one empty component of associated
 // data, for texts of 1 to NameMax bytes. It gives the bytes that Tink's
 // daead/subtle gives, which the tests hold it to; that one expands a key and
-// allocates ten times at each call, 10 µs inside Do against 1 µs here.
+// allocates ten times at each call: 11 µs inside Do, against 0.5 µs here.
 type nameCipher struct {
 	mac, ctr cipher.Block
 	k1, k2   [sivSize]byte // CMAC's subkeys for a whole and a padded last block
@@ -30,7 +30,7 @@ type nameScratch struct {
 	sum   [sivSize]byte           // CMAC of the name
 	block [sivSize]byte
 	count [sivSize]byte
-	mixed [NameMax + 1]byte // the name as S2V feeds it to CMAC
+	mixed [NameMax]byte // the name as S2V feeds it to CMAC
 }
 
 func newNameCipher(key []byte) (c nameCipher, err error) {
