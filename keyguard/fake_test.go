@@ -81,6 +81,12 @@ func (f *fakeKMS) with(change func(*fakeKMS)) {
 	change(f)
 }
 
+func (f *fakeKMS) scriptLeft() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.script)
+}
+
 func (f *fakeKMS) count(op string) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -317,7 +323,9 @@ func (w *world) await(what string, limit time.Duration, ok func(Status) bool) ti
 	for {
 		changed := w.guard.Changed()
 		if ok(w.guard.Status()) {
-			return time.Since(began)
+			took := time.Since(began)
+			synctest.Wait() // the status is published first, observers and audit follow
+			return took
 		}
 		select {
 		case <-changed:

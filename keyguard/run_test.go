@@ -35,7 +35,7 @@ func TestAtStart(t *testing.T) {
 				w.kms.set(state)
 				w.start()
 				w.await("state told", time.Second, func(s Status) bool { return s.Key == state })
-				w.stays(Starting, time.Hour)
+				w.stays(Starting, 20*time.Minute)
 				if s := w.guard.Status(); !s.Erased || s.Epoch != 0 || s.Headline() != "External encryption key is not ready" {
 					t.Errorf("status while waiting: %+v", s)
 				}
@@ -64,7 +64,7 @@ func TestAtStart(t *testing.T) {
 			w.kms.set(Deleted)
 			w.start()
 			w.await("state told", time.Second, func(s Status) bool { return s.Key == Deleted })
-			w.stays(Starting, time.Hour)
+			w.stays(Starting, 20*time.Minute)
 		})
 	})
 }
@@ -132,7 +132,7 @@ func TestRefusedWhileRunning(t *testing.T) {
 				w.await("explained", time.Second, func(s Status) bool {
 					return s.Key == state && (state != PendingDeletion || !s.DeletionDate.IsZero())
 				})
-				w.stays(Frozen, 30*24*time.Hour/100) // growing back-off would show after hours
+				w.stays(Frozen, 20*time.Minute) // growing back-off would show after hours
 				w.kms.set(Enabled)
 				if took := w.awaitGate(Open, time.Minute); took > thawLimit {
 					t.Errorf("thawed after %v, want at most %v", took, thawLimit)
@@ -166,7 +166,7 @@ func TestOutageRunsTheLease(t *testing.T) {
 			if took := time.Since(began); took > DefaultOutageGrace+time.Second {
 				t.Errorf("hang %v: froze %v after the last granted call", hang, took)
 			}
-			w.stays(Frozen, time.Hour)
+			w.stays(Frozen, 20*time.Minute)
 			w.kms.set(Enabled)
 			if took := w.awaitGate(Open, time.Minute); took > thawLimit {
 				t.Errorf("hang %v: thawed after %v", hang, took)
@@ -187,7 +187,7 @@ func TestShortOutageFreezesNothing(t *testing.T) {
 		if s := w.guard.Status(); s.Epoch != 1 || s.Key != Enabled {
 			t.Errorf("status %+v", s)
 		}
-		w.stays(Open, time.Hour)
+		w.stays(Open, 20*time.Minute)
 	})
 }
 
@@ -195,7 +195,7 @@ func TestOneLostCallIsNoOutage(t *testing.T) {
 	opened(t, nil, func(w *world) {
 		w.kms.with(func(f *fakeKMS) { f.script = []error{refusal(Unreachable)} })
 		w.stays(Open, time.Minute)
-		if n := len(w.kms.script); n != 0 {
+		if n := w.kms.scriptLeft(); n != 0 {
 			t.Error("the failure was not delivered")
 		}
 	})
@@ -321,7 +321,7 @@ func TestFlappingKeyStaysFrozen(t *testing.T) {
 		})
 		w.awaitGate(Frozen, 2*interval)
 		w.stays(Frozen, 10*time.Second)
-		w.await("script is over", time.Hour, func(Status) bool { return len(w.kms.script) == 0 })
+		w.await("script is over", time.Hour, func(Status) bool { return w.kms.scriptLeft() == 0 })
 		w.kms.set(Enabled)
 		w.awaitGate(Open, thawLimit)
 	})
@@ -620,6 +620,7 @@ func TestPokeProbesAtOnceButNotTooOften(t *testing.T) {
 func TestProbesKeepTheirInterval(t *testing.T) {
 	opened(t, nil, func(w *world) {
 		time.Sleep(10 * time.Minute)
+		synctest.Wait()
 		times := w.kms.times
 		for i := 3; i < len(times); i++ {
 			if gap := times[i].Sub(times[i-1]); gap > interval || gap < interval*8/10 {
@@ -709,6 +710,7 @@ func TestAuditTellsTheStory(t *testing.T) {
 		time.Sleep(10*time.Minute + 10*time.Second)
 		w.kms.set(Enabled)
 		w.awaitGate(Open, thawLimit)
+		synctest.Wait()
 		counts := map[AuditEvent]int{}
 		for _, a := range w.seen.audit {
 			counts[a.Event]++
