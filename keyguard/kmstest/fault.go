@@ -1,6 +1,7 @@
 package kmstest
 
 import (
+	"context"
 	"encoding/xml"
 	"fmt"
 	"net"
@@ -109,11 +110,15 @@ type faultSet struct {
 	mu     sync.Mutex
 	active []*activeFault // guarded by mu, in order of injection
 	nextID int            // guarded by mu
+	held   int            // guarded by mu; calls that wait in a fault right now
+	moved  chan struct{}  // guarded by mu; closed and replaced when held changes
 	closed chan struct{}  // closed by close, once
 	once   sync.Once
 }
 
-func newFaultSet() *faultSet { return &faultSet{nextID: 1, closed: make(chan struct{})} }
+func newFaultSet() *faultSet {
+	return &faultSet{nextID: 1, moved: make(chan struct{}), closed: make(chan struct{})}
+}
 
 func (fs *faultSet) add(f Fault) (Fault, error) {
 	if err := f.complete(); err != nil {
@@ -211,6 +216,8 @@ func (fs *faultSet) apply(w http.ResponseWriter, r *http.Request, c *call) (done
 // wait waits for the timer, the end of the fault, the end of the caller or of
 // the server; true when the connection is to be cut.
 func (fs *faultSet) wait(r *http.Request, timer <-chan time.Time, ended <-chan struct{}) bool {
+	fs.hold(1)
+	defer fs.hold(-1)
 	select {
 	case <-timer:
 		return false
@@ -221,6 +228,22 @@ func (fs *faultSet) wait(r *http.Request, timer <-chan time.Time, ended <-chan s
 	case <-fs.closed:
 		return true
 	}
+}
+
+func (fs *faultSet) hold(n int) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	fs.held += n
+	close(fs.moved)
+	fs.moved = make(chan struct{})
+}
+
+// holding returns how many calls wait in a fault, and a channel that is closed
+// at the next change of it.
+func (fs *faultSet) holding() (int, <-chan struct{}) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	return fs.held, fs.moved
 }
 
 // refuse answers with an error in the service's own protocol.
@@ -259,6 +282,21 @@ func (c *call) refuseS3(w http.ResponseWriter, aerr *apiError) {
 	w.Header().Set("x-amz-request-id", c.event.RequestID)
 	w.WriteHeader(out.Status)
 	w.Write(body)
+}
+
+// AwaitHeld waits until at least n calls wait in a hang or a delay.
+func (s *Server) AwaitHeld(ctx context.Context, n int) error {
+	for {
+		held, changed := s.faults.holding()
+		if held >= n {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("%d calls wait in faults, want %d: %w", held, n, ctx.Err())
+		}
+	}
 }
 
 // FaultyS3 puts the faults injected for service "s3" in front of an S3 server.
