@@ -21,20 +21,20 @@ type Keys struct {
 	// the KMS call that precedes every change.
 	roots atomic.Pointer[map[seal.KeyID]*loaded]
 
+	tick atomic.Uint64 // grows with each insertion: the clock of the eviction order
+
 	mu      sync.Mutex
 	closed  bool               // mu; set by erase, nothing is added after
 	flights map[string]*flight // mu; KMS calls under way, by what they will load
-	hand    uint64             // mu; grows with each insertion, orders eviction
 }
 
 // loaded is one root. It is never wiped while the epoch lasts, for a pass may
 // hold it: an evicted root is only dropped, and the collector (which erases what
 // was allocated inside seal.Do) takes it when the last pass has left.
 type loaded struct {
-	root    *seal.Root
-	pinned  bool
-	order   uint64      // Keys.mu; insertion order
-	touched atomic.Bool // used since the eviction hand last passed
+	root   *seal.Root
+	pinned bool
+	used   atomic.Uint64 // tick of the last use
 }
 
 func newKeys() *Keys {
@@ -50,8 +50,9 @@ func (k *Keys) Root(id seal.KeyID) *seal.Root {
 	if entry == nil {
 		return nil
 	}
-	if !entry.touched.Load() { // a load is shared between cores, a store is not
-		entry.touched.Store(true)
+	// A load is shared between cores, a store is not: store only when it tells something.
+	if now := k.tick.Load(); entry.used.Load() != now {
+		entry.used.Store(now)
 	}
 	return entry.root
 }
@@ -69,13 +70,12 @@ func (k *Keys) add(root *seal.Root, pinned bool) bool {
 	if k.closed {
 		return false
 	}
-	k.hand++
 	next := k.copyLocked()
 	if old := next[root.ID()]; old != nil {
 		pinned = pinned || old.pinned
 	}
-	entry := &loaded{root: root, pinned: pinned, order: k.hand}
-	entry.touched.Store(true)
+	entry := &loaded{root: root, pinned: pinned}
+	entry.used.Store(k.tick.Add(1))
 	next[root.ID()] = entry
 	k.evictLocked(next)
 	k.roots.Store(&next)
@@ -92,7 +92,7 @@ func (k *Keys) pin(id seal.KeyID) bool {
 	}
 	if !old.pinned {
 		next := k.copyLocked()
-		next[id] = &loaded{root: old.root, pinned: true, order: old.order}
+		next[id] = &loaded{root: old.root, pinned: true}
 		k.roots.Store(&next)
 	}
 	return true
@@ -107,8 +107,8 @@ func (k *Keys) copyLocked() map[seal.KeyID]*loaded {
 	return next
 }
 
-// evictLocked brings next back under its bound: the oldest unpinned root that
-// was not used since the last look goes; those that were used get a second chance.
+// evictLocked brings next back under its bound: the unpinned roots whose last use
+// is the longest ago go, never the one just added (it has the newest tick).
 func (k *Keys) evictLocked(next map[seal.KeyID]*loaded) {
 	unpinned := 0
 	for _, entry := range next {
@@ -117,22 +117,10 @@ func (k *Keys) evictLocked(next map[seal.KeyID]*loaded) {
 		}
 	}
 	for ; unpinned > maxUnpinned; unpinned-- {
-		var victim, oldest *loaded
+		var victim *loaded
 		for _, entry := range next {
-			if entry.pinned || entry.order == k.hand { // never the one just added
-				continue
-			}
-			if oldest == nil || entry.order < oldest.order {
-				oldest = entry
-			}
-			if !entry.touched.Load() && (victim == nil || entry.order < victim.order) {
+			if !entry.pinned && (victim == nil || entry.used.Load() < victim.used.Load()) {
 				victim = entry
-			}
-		}
-		if victim == nil { // all were used: every one loses its second chance
-			victim = oldest
-			for _, entry := range next {
-				entry.touched.Store(false)
 			}
 		}
 		delete(next, victim.root.ID())

@@ -38,7 +38,7 @@ func (s Status) causeAt(now time.Time) string {
 	case Misconfigured:
 		return fmt.Sprintf("The AWS KMS key %s cannot be used: %s%s.", s.KeyARN, misconfiguredWhy(s.Reason), s.inWords())
 	case Unreachable:
-		return fmt.Sprintf("AWS KMS cannot be used to reach the key %s: %s%s. %s", s.KeyARN, unreachableWhy(s.Reason), s.inWords(), s.outage(now))
+		return fmt.Sprintf("AWS KMS cannot be asked for the key %s: %s%s. %s", s.KeyARN, unreachableWhy(s.Reason), s.inWords(), s.outage(now))
 	default:
 		return fmt.Sprintf("Waiting for the first answer of AWS KMS about the key %s.", s.KeyARN)
 	}
@@ -162,6 +162,8 @@ func unreachableWhy(r Reason) string {
 		return "byokd has no valid AWS credentials"
 	case ReasonClockSkew:
 		return "this machine's clock is wrong"
+	case ReasonKeyStoreDown:
+		return "its custom key store does not answer"
 	case ReasonInvalidState:
 		return "it cannot use the key at the moment although the key is enabled"
 	default:
@@ -177,7 +179,7 @@ func (s Status) nextStep() string {
 		return "Cancel the deletion and then enable the key (both are needed, cancelling leaves it disabled): " +
 			s.cli("cancel-key-deletion") + " && " + s.cli("enable-key")
 	case Deleted:
-		return "Nothing can bring this key or its data back. Delete nothing yet: should AWS Support or a multi-Region replica of the key be an option, the encrypted data is still there."
+		return "There is no way back for this key. Delete no data (byokd never does): the same key of a multi-Region set in another region, if there is one, still decrypts it. To go on, restore a backup under another key or set up a new cluster."
 	case AccessDenied:
 		return s.stepDenied()
 	case Unavailable:
@@ -236,6 +238,8 @@ func (s Status) stepUnreachable() string {
 	switch s.Reason {
 	case ReasonThrottled:
 		return fmt.Sprintf("Raise the quota \"Cryptographic operations (symmetric) request rate\" of AWS KMS in %s, or lower the load on it: aws service-quotas list-service-quotas --service-code kms --region %s", region, region)
+	case ReasonInvalidState, ReasonKeyStoreDown:
+		return fmt.Sprintf("If the key lives in a custom key store, see whether it is connected: aws kms describe-custom-key-stores --region %s; byokd goes on by itself.", region)
 	case ReasonCredentials:
 		return "Check the pod's AWS credentials (IRSA or Pod Identity of its service account): aws sts get-caller-identity --region " + region
 	case ReasonClockSkew:

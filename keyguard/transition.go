@@ -122,6 +122,9 @@ const (
 // step is the transition function: pure, total, and tested over its whole table.
 // grace is the length of the lease.
 func step(m machine, o observation, now instant, grace time.Duration) (machine, action) {
+	if m.gate == Stopping {
+		return m, 0
+	}
 	switch o.kind {
 	case sawSuccess:
 		return m.success(o, now)
