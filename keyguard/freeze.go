@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/byokd/byokd/internal/seal"
 )
@@ -66,14 +67,14 @@ func collect() {
 
 func (r *runner) erased(e event) error {
 	if e.epoch == 0 { // a failed thaw attempt
-		r.wrecks--
+		r.unopened--
 		r.publish()
 		return nil
 	}
 	r.publish()
 	r.o.Observer.Erased(e.epoch, e.took)
 	r.audit(AuditRecord{Event: AuditErase, Epoch: e.epoch, TookMS: milliseconds(e.took)})
-	r.log.Info("keys erased", zap.Uint64("epoch", e.epoch), zap.Duration("took", e.took),
+	r.logLater(zapcore.InfoLevel, "keys erased", zap.Uint64("epoch", e.epoch), zap.Duration("took", e.took),
 		zap.Bool("every_copy", seal.ErasureGuaranteed))
 	return nil
 }
@@ -89,6 +90,7 @@ func (r *runner) thaw() {
 	ctx, cancel := context.WithTimeout(r.calls, probeTimeout)
 	a := &thawAttempt{keys: newKeys(), cancel: cancel}
 	r.attempt = a
+	r.unopened++
 	pins := r.pinned()
 	r.wg.Go(func() {
 		defer cancel()
@@ -109,19 +111,18 @@ func (r *runner) thaw() {
 // unwrapped ends an attempt: the gate opens, or its keys go.
 func (r *runner) unwrapped(e event) error {
 	current := r.attempt == e.attempt
-	if e.obs.err != nil {
-		r.recordRefusal(e.obs.err)
-	}
 	var err error
 	if current {
 		r.attempt = nil
 		err = r.apply(e.obs)
 	}
+	if e.obs.err != nil {
+		r.recordRefusal(e.obs.err)
+	}
 	if current && e.obs.kind == sawUnwrapped && r.m.gate == Open {
 		r.open(e.attempt.keys)
 		return nil
 	}
-	r.wrecks++
 	r.wg.Go(func() {
 		e.attempt.keys.erase()
 		collect()
@@ -141,6 +142,7 @@ func (r *runner) open(keys *Keys) {
 	t := r.transition(from, Open)
 	r.notify(thawedLimit, "thawed", func(_ context.Context, s Subscriber) { s.Thawed(t) })
 	r.gate.open(newEpoch(r.epoch, keys))
+	r.unopened--
 	r.frozenSince = time.Time{}
 	r.audited = verdict{}
 	clear(r.warnings)
@@ -158,11 +160,11 @@ func (r *runner) transition(from, to GateState) Transition {
 		Epoch: r.epoch, At: r.o.Clock.Now()}
 }
 
-// transitioned logs and observes a change of the gate.
+// transitioned observes and logs a change of the gate.
 func (r *runner) transitioned(from, to GateState) Transition {
 	t := r.transition(from, to)
 	r.o.Observer.Transitioned(t)
-	r.log.Info("gate", zap.Stringer("from", from), zap.Stringer("to", to), zap.Stringer("key", t.Key),
+	r.logLater(zapcore.InfoLevel, "gate", zap.Stringer("from", from), zap.Stringer("to", to), zap.Stringer("key", t.Key),
 		zap.String("reason", string(t.Reason)), zap.Uint64("epoch", t.Epoch),
 		zap.String("detail", r.m.detail), zap.String("request_id", r.m.requestID))
 	return t
@@ -188,7 +190,7 @@ func (r *runner) notify(limit time.Duration, what string, call func(context.Cont
 	select {
 	case <-done:
 	case <-ctx.Done():
-		r.log.Warn("a subscriber missed its deadline", zap.String("call", what), zap.Duration("limit", limit))
+		r.logLater(zapcore.WarnLevel, "a subscriber missed its deadline", zap.String("call", what), zap.Duration("limit", limit))
 	}
 }
 
@@ -215,7 +217,7 @@ func (r *runner) publish() {
 	for _, e := range r.erasing {
 		s.Stragglers += e.stragglers()
 	}
-	s.Erased = !s.Gate.Admits() && s.Gate != Draining && s.Gate != Thawing && len(r.erasing) == 0 && r.wrecks == 0
+	s.Erased = !s.Gate.Admits() && s.Gate != Draining && s.Gate != Thawing && len(r.erasing) == 0 && r.unopened == 0
 	quiet := s
 	quiet.LastSuccess, quiet.LeaseUntil, quiet.RequestID = last.LastSuccess, last.LeaseUntil, last.RequestID
 	quiet.Stragglers, quiet.Waiting = last.Stragglers, last.Waiting

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/byokd/byokd/internal/seal"
 )
@@ -44,7 +45,7 @@ type Options struct {
 	// the key has existed: not found then means deleted rather than mistyped.
 	Probe    []byte
 	Observer Observer          // optional
-	Audit    func(AuditRecord) // optional; called from several goroutines, must be safe for that and quick
+	Audit    func(AuditRecord) // optional; called by one goroutine, in order, and may block
 	Logger   *zap.Logger       // optional; transitions only, never key material
 	Clock    Clock             // optional; default CLOCK_BOOTTIME
 }
@@ -101,6 +102,7 @@ type Guard struct {
 	pokes   chan struct{} // capacity 1: one request to probe is as good as ten
 	repin   chan struct{} // capacity 1: the list of pins has changed
 	events  chan event    // answers of KMS, to Run
+	journal *journal
 
 	mu    sync.Mutex
 	pins  []pin              // mu
@@ -124,6 +126,7 @@ func New(kms KMS, o Options) (*Guard, error) {
 		pokes:   make(chan struct{}, 1),
 		repin:   make(chan struct{}, 1),
 		events:  make(chan event, eventBuffer),
+		journal: newJournal(o.Logger),
 		subs:    make(map[int]Subscriber),
 		probe:   append([]byte(nil), o.Probe...),
 	}
@@ -138,6 +141,12 @@ func New(kms KMS, o Options) (*Guard, error) {
 // ErrStopped; an open gate admits without looking at ctx.
 func (g *Guard) Enter(ctx context.Context, class Class, lane uint32) (Pass, error) {
 	return g.gate.enter(ctx, class, lane)
+}
+
+// TryEnter is Enter without waiting: false means that the gate does not admit
+// class now. Who has to do something before waiting asks this first.
+func (g *Guard) TryEnter(class Class, lane uint32) (Pass, bool) {
+	return g.gate.tryEnter(class, lane)
 }
 
 // Status is what the guard knows now. It never blocks.
@@ -399,8 +408,19 @@ func (g *Guard) told(op string, ctx context.Context, err error) {
 func (g *Guard) audit(r AuditRecord) {
 	s := g.status.Load()
 	r.Time, r.Guard, r.KeyARN = g.o.Clock.Now(), g.o.Name, g.kms.ARN()
-	r.Key, r.Gate, r.Epoch = s.Key, s.Gate, s.Epoch
-	g.o.Audit(r)
+	r.Key, r.Gate = s.Key, s.Gate
+	if r.Epoch == 0 {
+		r.Epoch = s.Epoch
+	}
+	g.journal.add(func() { g.o.Audit(r) })
+}
+
+func (g *Guard) logLater(level zapcore.Level, text string, fields ...zap.Field) {
+	entry := g.log.Check(level, text)
+	if entry == nil {
+		return
+	}
+	g.journal.add(func() { entry.Write(fields...) })
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

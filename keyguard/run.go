@@ -3,45 +3,14 @@ package keyguard
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 )
 
-// The pacing of probes. Probes are started by the clock, not one after the
-// other: a slow answer does not delay the next question, so KMS may be slower
-// than the probe interval without being taken for down, and the bound on
-// noticing a refusal is interval + one latency.
 const (
-	// openJitter only shortens the interval (to 85 … 100 %), so that the
-	// interval stays an upper bound and pods started together drift apart.
-	openJitter = 0.15
-	// While closed or Degraded, probes are 480 … 800 ms apart whatever the
-	// interval: 800 ms to notice, 300 ms to confirm (confirmPause) leave 900 ms
-	// of the two seconds of a thaw for four round trips and for unwrapping.
-	closedPause  = 800 * time.Millisecond
-	closedJitter = 0.4
-	confirmPause = 150 * time.Millisecond
-	pokePause    = 100 * time.Millisecond // at most ten probes a second on request
-
-	// A probe that got no answer after hedgeAfter is asked again in parallel: a
-	// lost packet then costs 250 ms plus a latency, not another interval, and
-	// with 500 ms of draining the promise (interval + 1 s) holds up to 250 ms
-	// of latency. KMS answers in some 10 ms.
-	hedgeAfter = 250 * time.Millisecond
-	// silentAfter without any answer is told as an outage (Degraded): within
-	// the second that the status may lag behind.
-	silentAfter = 800 * time.Millisecond
-	// probeTimeout gives up on one call. It may be longer than the interval,
-	// since calls overlap; answers that took longer than 3 s are not worth having.
-	probeTimeout = 3 * time.Second
-	// maxProbes bounds the calls under way: 3 s of probes 480 ms apart.
-	maxProbes = 8
-
-	slowAnswer = time.Second // a granted call slower than this is told in the status
-
 	// watchPause is the longest sleep of Run. Go's timers stand still during
 	// suspend and the lease does not: so the lease ends at most 250 ms after resuming.
 	watchPause = 250 * time.Millisecond
@@ -91,7 +60,7 @@ type runner struct {
 	wg        sync.WaitGroup // goroutines started by Run
 	attempt   *thawAttempt   // the thaw under way, or nil
 	erasing   map[uint64]*epoch
-	wrecks    int // failed thaw attempts whose keys are not erased yet
+	unopened  int // thaw attempts whose keys are neither in use nor erased
 	describes int // DescribeKey calls under way
 
 	nextProbe  instant
@@ -126,9 +95,19 @@ func (g *Guard) Run(ctx context.Context) error {
 	}
 	r.calls, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	r.nextProbe = g.o.Clock.Boot()
+	written := make(chan struct{})
+	go func() {
+		g.journal.write()
+		close(written)
+	}()
 	r.describe()
 	err := r.loop(ctx)
 	r.stop(err)
+	g.journal.end()
+	select {
+	case <-written:
+	case <-time.After(stopLimit): // whatever the log hangs on must not hold up the end
+	}
 	return err
 }
 
@@ -184,94 +163,6 @@ func (r *runner) tick() error {
 	return r.apply(observation{kind: kind})
 }
 
-// launchDue starts the probes that are due.
-func (r *runner) launchDue(now instant) {
-	switch {
-	case now >= r.nextProbe:
-		r.nextProbe = now + r.interval()
-		r.hedgeAt = never
-		if r.launch(now) && r.m.gate.Admits() {
-			r.hedgeAt = now + hedgeAfter
-		}
-	case r.hedgeAt != never && now >= r.hedgeAt:
-		r.hedgeAt = never
-		r.launch(now)
-	}
-}
-
-// interval is the jittered time until the next probe.
-func (r *runner) interval() time.Duration {
-	if r.m.gate == Open {
-		return jitter(r.o.ProbeInterval, openJitter)
-	}
-	return jitter(min(r.o.ProbeInterval, closedPause), closedJitter)
-}
-
-// jitter takes up to share off d.
-func jitter(d time.Duration, share float64) time.Duration {
-	return d - time.Duration(rand.Float64()*share*float64(d))
-}
-
-func (r *runner) sooner(at instant) { r.nextProbe = min(r.nextProbe, at) }
-
-// launch starts one probe, or the making of the probe ciphertext.
-func (r *runner) launch(now instant) bool {
-	ciphertext := r.ProbeCiphertext()
-	if r.probes >= maxProbes || ciphertext == nil && r.probes > 0 {
-		return false
-	}
-	r.probes++
-	r.lastLaunch = now
-	if r.awaiting == never {
-		r.awaiting = now
-	}
-	r.wg.Go(func() {
-		ctx, cancel := context.WithTimeout(r.calls, probeTimeout)
-		defer cancel()
-		obs := observation{kind: sawSuccess, started: r.o.Clock.Boot()}
-		receipt, err := r.ask(ctx, ciphertext)
-		obs.took = r.o.Clock.Boot() - obs.started
-		obs.requestID, obs.err = receipt.RequestID, err
-		if err != nil {
-			obs.kind = sawFailure
-		}
-		r.send(event{kind: eventProbe, obs: obs})
-	})
-	return true
-}
-
-// ask makes the probe ciphertext if there is none yet, and has it decrypted.
-func (r *runner) ask(ctx context.Context, ciphertext []byte) (Receipt, error) {
-	if ciphertext == nil {
-		made, receipt, err := r.kms.GenerateProbe(ctx, r.o.ProbeBinding)
-		if err != nil {
-			return receipt, err
-		}
-		r.audit(AuditRecord{Event: AuditCreate, RequestID: receipt.RequestID,
-			Binding: r.o.ProbeBinding.Context(), Detail: "probe ciphertext"})
-		r.mu.Lock()
-		r.probe = append([]byte(nil), made...)
-		r.mu.Unlock()
-		ciphertext = made
-	}
-	return r.kms.Probe(ctx, ciphertext, r.o.ProbeBinding)
-}
-
-// describe asks for an explanation, unless one is on its way already.
-func (r *runner) describe() {
-	if r.describes > 0 {
-		return
-	}
-	r.describes++
-	r.wg.Go(func() {
-		ctx, cancel := context.WithTimeout(r.calls, probeTimeout)
-		defer cancel()
-		obs := observation{kind: sawDescription, started: r.o.Clock.Boot()}
-		obs.desc, obs.err = r.kms.Describe(ctx)
-		r.send(event{kind: eventDescribe, obs: obs})
-	})
-}
-
 // send hands an event to Run and reports false when Run is over.
 func (r *runner) send(e event) bool {
 	select {
@@ -285,12 +176,7 @@ func (r *runner) send(e event) bool {
 func (r *runner) handle(e event) error {
 	switch e.kind {
 	case eventProbe:
-		r.probes--
-		r.awaiting, r.hedgeAt = never, never
-		r.o.Observer.Probed(StateOf(e.obs.err), ReasonOf(e.obs.err), e.obs.took)
-		if e.obs.err != nil {
-			r.recordRefusal(e.obs.err)
-		}
+		return r.probed(e.obs)
 	case eventDescribe:
 		r.describes--
 		r.warn("DescribeKey", e.obs.err)
@@ -364,7 +250,7 @@ func (r *runner) tellOutage(before machine) {
 		r.transitioned(before.gate, Open)
 		r.audit(AuditRecord{Event: AuditRecover, Reason: before.reason, RequestID: r.m.requestID})
 	case before.state != r.m.state || before.reason != r.m.reason:
-		r.log.Info("key state", zap.Stringer("key", r.m.state), zap.String("reason", string(r.m.reason)),
+		r.logLater(zapcore.InfoLevel, "key state", zap.Stringer("key", r.m.state), zap.String("reason", string(r.m.reason)),
 			zap.Stringer("gate", r.m.gate), zap.String("detail", r.m.detail), zap.String("request_id", r.m.requestID))
 	}
 }
@@ -393,7 +279,13 @@ func (r *runner) warn(op string, err error) {
 		delete(r.warnings, op)
 		return
 	}
-	r.warnings[op] = fmt.Sprintf("kms:%s is refused for this key (%s)", op, ReasonOf(err))
+	warning := fmt.Sprintf("kms:%s is refused for this key (%s)", op, ReasonOf(err))
+	if r.warnings[op] == warning {
+		return
+	}
+	r.warnings[op] = warning
+	r.audit(AuditRecord{Event: AuditRefusal, Reason: ReasonOf(err), RequestID: RequestIDOf(err), Detail: judgement(err).detail, Count: 1})
+	r.logLater(zapcore.WarnLevel, "a call was refused", zap.String("operation", op), zap.Error(err))
 }
 
 // stop ends everything: called once, when the loop is over.
@@ -408,8 +300,9 @@ func (r *runner) stop(cause error) {
 	r.cancel()
 	ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
 	defer cancel()
-	r.waitGoroutines(ctx)
-	r.discardAttempts()
+	if r.waitGoroutines(ctx) {
+		r.discardAttempts()
+	}
 	if e != nil {
 		r.erasing[e.n] = e
 	}
@@ -424,7 +317,7 @@ func (r *runner) stop(cause error) {
 	r.transitioned(from, Stopping)
 	r.audit(AuditRecord{Event: AuditStop, Reason: r.m.reason})
 	if cause != nil {
-		r.log.Error("refusing to start", zap.Error(cause))
+		r.logLater(zapcore.ErrorLevel, "refusing to start", zap.Error(cause))
 	}
 }
 
@@ -437,14 +330,15 @@ func (r *runner) discardAttempts() {
 				e.attempt.keys.erase()
 			}
 		default:
+			r.unopened = 0
 			return
 		}
 	}
 }
 
 // waitGoroutines waits for Run's goroutines, whose calls are cancelled, but not
-// for one that a KMS ignoring its context keeps.
-func (r *runner) waitGoroutines(ctx context.Context) {
+// for one that a KMS ignoring its context keeps: then it reports false.
+func (r *runner) waitGoroutines(ctx context.Context) bool {
 	done := make(chan struct{})
 	go func() {
 		r.wg.Wait()
@@ -452,7 +346,9 @@ func (r *runner) waitGoroutines(ctx context.Context) {
 	}()
 	select {
 	case <-done:
+		return true
 	case <-ctx.Done():
+		return false
 	}
 }
 
