@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"net"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/versity/versitygw/auth"
 	"github.com/versity/versitygw/backend"
 	"github.com/versity/versitygw/backend/meta"
@@ -24,6 +26,7 @@ import (
 	"github.com/versity/versitygw/s3api"
 	"github.com/versity/versitygw/s3api/middlewares"
 	"github.com/versity/versitygw/s3err"
+	"github.com/versity/versitygw/s3response"
 
 	"github.com/byokd/byokd/keyguard/kmstest"
 )
@@ -45,6 +48,9 @@ type objectStore struct {
 // maxRegions bounds the fronts that signed requests can make us start; AWS has fewer regions.
 const maxRegions = 64
 
+// copyLimit is S3's limit for one copy, 5 GiB.
+const copyLimit = 5 << 30
+
 // openS3 opens the store below dir: objects in data, versions beside them.
 func openS3(dir string) (*objectStore, error) {
 	data, versions, sidecar := filepath.Join(dir, "data"), filepath.Join(dir, "versions"), filepath.Join(dir, "metadata")
@@ -53,7 +59,7 @@ func openS3(dir string) (*objectStore, error) {
 			return nil, err
 		}
 	}
-	options := posix.PosixOpts{VersioningDir: versions, ValidateBucketNames: true}
+	options := posix.PosixOpts{VersioningDir: versions, ValidateBucketNames: true, CopyObjectThreshold: copyLimit}
 	var store meta.MetadataStorer = meta.XattrMeta{}
 	if (meta.XattrMeta{}).Test(data) != nil { // no xattrs here: keep metadata in files of their own
 		if err := os.MkdirAll(sidecar, 0o700); err != nil {
@@ -69,7 +75,7 @@ func openS3(dir string) (*objectStore, error) {
 	if err != nil {
 		return nil, fmt.Errorf("S3 on %s: %w", data, err)
 	}
-	return &objectStore{backend: be, regions: map[string]*regionFront{}}, nil
+	return &objectStore{backend: wholeBodies{be}, regions: map[string]*regionFront{}}, nil
 }
 
 // quietly runs f, which prints to the standard output, without its prints. It
@@ -187,7 +193,7 @@ func newS3Proxy(transport *http.Transport) *httputil.ReverseProxy {
 	return &httputil.ReverseProxy{
 		Transport:     transport,
 		FlushInterval: -1,
-		ErrorLog:      log.New(discard{}, "", 0), // clients that leave are no news
+		ErrorLog:      log.New(io.Discard, "", 0), // clients that leave are no news
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.Out.URL = &url.URL{Scheme: "http", Host: p.In.Host, Path: p.In.URL.Path, RawPath: p.In.URL.RawPath, RawQuery: p.In.URL.RawQuery}
 			p.Out.Host = p.In.Host
@@ -198,9 +204,55 @@ func newS3Proxy(transport *http.Transport) *httputil.ReverseProxy {
 	}
 }
 
-type discard struct{}
+// wholeBodies refuses a body that ends before its length: fasthttp reports a
+// client that left as a plain end of file, and the posix backend would store the
+// half and answer 200 (seen with versitygw v1.8.0 and an unsigned payload).
+type wholeBodies struct{ backend.Backend }
 
-func (discard) Write(p []byte) (int, error) { return len(p), nil }
+func (b wholeBodies) PutObject(ctx context.Context, in s3response.PutObjectInput) (s3response.PutObjectOutput, error) {
+	in.Body = whole(in.Body, in.ContentLength)
+	return b.Backend.PutObject(ctx, in)
+}
+
+func (b wholeBodies) UploadPart(ctx context.Context, in *s3.UploadPartInput) (*s3.UploadPartOutput, error) {
+	in.Body = whole(in.Body, in.ContentLength)
+	return b.Backend.UploadPart(ctx, in)
+}
+
+// whole wraps a body of a known length. The backend asks a body with a trailing
+// checksum for it, so the wrapper has to answer that too.
+func whole(body io.Reader, length *int64) io.Reader {
+	if body == nil || length == nil {
+		return body
+	}
+	r := &wholeReader{body: body, left: *length}
+	if sum, ok := body.(middlewares.ChecksumReader); ok {
+		return wholeChecksumReader{r, sum}
+	}
+	return r
+}
+
+type wholeReader struct {
+	body io.Reader
+	left int64
+}
+
+func (r *wholeReader) Read(p []byte) (int, error) {
+	n, err := r.body.Read(p)
+	r.left -= int64(n)
+	if r.left > 0 && (err == io.EOF || err == io.ErrUnexpectedEOF) {
+		err = s3err.GetAPIError(s3err.ErrIncompleteBody) // the backend takes a plain unexpected EOF for an end
+	}
+	return n, err
+}
+
+type wholeChecksumReader struct {
+	*wholeReader
+	sum middlewares.ChecksumReader
+}
+
+func (r wholeChecksumReader) Algorithm() string { return r.sum.Algorithm() }
+func (r wholeChecksumReader) Checksum() string  { return r.sum.Checksum() }
 
 // accounts are devcloud's fixed identities as versitygw wants them. The
 // administrator is its root; the tenant may use every bucket.
