@@ -67,6 +67,9 @@ func (r *Registry) NewGuards() *Guards {
 // Observer returns the observer for the guard of that name, with its series in place from the start.
 func (g *Guards) Observer(guard string) keyguard.Observer {
 	g.thaws.WithLabelValues(guard)
+	for _, duration := range []*prometheus.HistogramVec{g.probe, g.freeze, g.erase, g.thaw} {
+		duration.WithLabelValues(guard)
+	}
 	for _, reason := range []keyguard.Reason{keyguard.ReasonKeyDisabled, keyguard.ReasonPendingDeletion,
 		keyguard.ReasonKeyDeleted, keyguard.ReasonAccessDenied} {
 		g.freezes.WithLabelValues(guard, reasonLabel(reason))

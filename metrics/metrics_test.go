@@ -76,7 +76,9 @@ func newSystem(t *testing.T) *system {
 	registry.AddGuard(s.guard)
 	s.panel.AddGuard(s.guard)
 	s.disk = s.panel.AddResource("orchestration disk", "volume", "/data", s.guard)
-	s.fs = registry.NewFS(func() (VolumeGauges, bool) { return VolumeGauges{LowerFreeBytes: 1, ParkedCalls: 2, Writeback: true}, true })
+	s.fs = registry.NewFS(func() (VolumeGauges, bool) {
+		return VolumeGauges{LowerFreeBytes: 1, ParkedCalls: 2, Writeback: true}, true
+	})
 	s.objects = registry.NewObjects([]string{"documents"})
 	ctx, cancel := context.WithCancel(context.Background())
 	var watching sync.WaitGroup

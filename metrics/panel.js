@@ -7,7 +7,6 @@ const make = (tag, text, cls) => {
   if (cls) e.className = cls;
   return e;
 };
-const given = (t) => t && !t.startsWith('0001-');
 const when = (t) => new Date(t).toLocaleString();
 
 // left says how long until t, in the two largest units.
@@ -35,10 +34,10 @@ function keyCard(k, now) {
   const row = (name, value) => { list.append(make('dt', name), make('dd', value)); };
   row('Key', k.keyArn);
   row('KMS says', k.key + (k.reason ? ' (' + k.reason + ')' : ''));
-  row('Gate', k.gate + (given(k.since) ? ' since ' + when(k.since) : ''));
-  if (given(k.deletionDate)) row('Deletion', when(k.deletionDate) + ', ' + left(k.deletionDate, now));
-  if (k.gate === 'Degraded' && given(k.leaseUntil)) row('Freezes', left(k.leaseUntil, now) + ' unless KMS answers');
-  if (given(k.lastSuccess)) row('Last success', when(k.lastSuccess));
+  row('Gate', k.gate + (k.since ? ' since ' + when(k.since) : ''));
+  if (k.deletionDate) row('Deletion', when(k.deletionDate) + ', ' + left(k.deletionDate, now));
+  if (k.gate === 'Degraded' && k.leaseUntil) row('Freezes', left(k.leaseUntil, now) + ' unless KMS answers');
+  if (k.lastSuccess) row('Last success', when(k.lastSuccess));
   if (k.gate === 'Frozen' || k.gate === 'Starting') row('Keys in memory', k.erased ? 'none, erased' : 'being erased');
   if (k.cause) row('Cause', k.cause);
   if (k.nextStep) row('Next step', k.nextStep);

@@ -41,13 +41,33 @@ func (s State) worse(than State) bool {
 	return rank[s] > rank[than]
 }
 
-// KeyReport is a guard's status with its messages.
+// KeyReport is what a guard knows and does, with its messages. Times that do not apply are left out.
 type KeyReport struct {
-	keyguard.Status
-	Headline string  `json:"headline"`
-	Cause    string  `json:"cause,omitempty"`
-	NextStep string  `json:"nextStep,omitempty"`
-	BoundSec float64 `json:"boundSeconds"` // Bound in seconds
+	Name          string             `json:"name"`
+	KeyARN        string             `json:"keyArn"`
+	Key           keyguard.KeyState  `json:"key"`  // what KMS says
+	Gate          keyguard.GateState `json:"gate"` // what the guard does
+	Headline      string             `json:"headline"`
+	Cause         string             `json:"cause,omitempty"`
+	NextStep      string             `json:"nextStep,omitempty"`
+	Warning       string             `json:"warning,omitempty"` // something is wrong that does not close the gate
+	Reason        keyguard.Reason    `json:"reason,omitempty"`
+	Detail        string             `json:"detail,omitempty"` // in KMS's own words
+	RequestID     string             `json:"requestId,omitempty"`
+	MissingAction string             `json:"missingAction,omitempty"` // AccessDenied: what is denied …
+	Principal     string             `json:"principal,omitempty"`     // … and to whom
+	Since         time.Time          `json:"since,omitzero"`          // when the gate last changed
+	LastSuccess   time.Time          `json:"lastSuccess,omitzero"`
+	LeaseUntil    time.Time          `json:"leaseUntil,omitzero"`   // if KMS stays unreachable
+	DeletionDate  time.Time          `json:"deletionDate,omitzero"` // PendingDeletion
+	FrozenSince   time.Time          `json:"frozenSince,omitzero"`
+	Epoch         uint64             `json:"epoch"`
+	Erased        bool               `json:"erased"`       // no key is in memory
+	Waiting       int64              `json:"waiting"`      // calls that wait for the gate
+	BoundSeconds  float64            `json:"boundSeconds"` // longest time from a refusal to the last plain byte, as things stand
+	MultiRegion   bool               `json:"multiRegion"`
+	Origin        string             `json:"origin,omitempty"`
+	KeyMaterialID string             `json:"keyMaterialId,omitempty"` // changes with each rotation
 }
 
 // ResourceReport is one protected resource.
@@ -69,9 +89,13 @@ type Event struct {
 	Reason keyguard.Reason    `json:"reason,omitempty"`
 }
 
-// keyReport adds the messages to a status.
 func keyReport(s keyguard.Status) KeyReport {
-	return KeyReport{Status: s, Headline: s.Headline(), Cause: s.Cause(), NextStep: s.NextStep(), BoundSec: s.Bound.Seconds()}
+	return KeyReport{Name: s.Name, KeyARN: s.KeyARN, Key: s.Key, Gate: s.Gate,
+		Headline: s.Headline(), Cause: s.Cause(), NextStep: s.NextStep(), Warning: s.Warning,
+		Reason: s.Reason, Detail: s.Detail, RequestID: s.RequestID, MissingAction: s.MissingAction, Principal: s.Principal,
+		Since: s.Since, LastSuccess: s.LastSuccess, LeaseUntil: s.LeaseUntil, DeletionDate: s.DeletionDate, FrozenSince: s.FrozenSince,
+		Epoch: s.Epoch, Erased: s.Erased, Waiting: s.Waiting, BoundSeconds: s.Bound.Seconds(),
+		MultiRegion: s.MultiRegion, Origin: s.Origin, KeyMaterialID: s.KeyMaterialID}
 }
 
 // stateOf translates a guard's two states into the one word.

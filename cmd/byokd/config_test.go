@@ -245,3 +245,28 @@ func FuzzParseConfig(f *testing.F) {
 		}
 	})
 }
+
+func TestMountedAt(t *testing.T) {
+	const mountinfo = `22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+40 22 0:40 / /data rw,nosuid shared:9 - fuse.byokd byokd rw
+41 22 0:41 / /with\040space rw - tmpfs none rw
+42 40 0:42 / /data rw - tmpfs none rw
+`
+	for dir, want := range map[string]string{"/": "ext4", "/data": "tmpfs", "/with space": "tmpfs", "/dat": "", "/data/x": ""} {
+		if got := mountedAt(mountinfo, dir); got != want {
+			t.Errorf("%s: %q, want %q", dir, got, want)
+		}
+	}
+}
+
+func TestParseCredentials(t *testing.T) {
+	got, err := parseCredentials("# comment\n\nid:se:cret\n other:x \n")
+	if want := map[string]string{"id": "se:cret", "other": "x"}; err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%v, %v", got, err)
+	}
+	for _, bad := range []string{"", "# only a comment", "id", ":secret", "id:", "id:a\nid:b", "i d:secret"} {
+		if got, err := parseCredentials(bad); err == nil {
+			t.Errorf("%q: accepted as %v", bad, got)
+		}
+	}
+}

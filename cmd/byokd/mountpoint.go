@@ -71,6 +71,11 @@ func statWithin(dir string, timeout time.Duration) error {
 		if err == nil && !info.IsDir() {
 			err = fmt.Errorf("%s is not a directory", dir)
 		}
+		if err == nil {
+			// The kernel may still remember the attributes of a dead mount's root; this it has to ask for.
+			var unused unix.Statfs_t
+			err = unix.Statfs(dir, &unused)
+		}
 		result <- err
 	}()
 	select {

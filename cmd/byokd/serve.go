@@ -167,10 +167,8 @@ func (d *daemon) runGuard(ctx context.Context, g *keyguard.Guard) {
 	if errors.Is(err, keyguard.ErrMisconfigured) {
 		code = exitMisconfigured
 	}
-	for _, line := range []string{s.Cause(), s.NextStep()} {
-		if line != "" {
-			err = fmt.Errorf("%w\n%s", err, line)
-		}
+	if step := s.NextStep(); step != "" {
+		err = fmt.Errorf("%w\nNext step: %s", err, step)
 	}
 	d.fail(failure(d.log, s.Headline(), code, err))
 }

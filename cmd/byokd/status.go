@@ -139,7 +139,7 @@ func (c statusClient) watch(ctx context.Context) error {
 		}
 		line := data
 		if !c.json {
-			line = r.Time.Local().Format("15:04:05.000") + "  " + changeLine(r)
+			line = r.Time.Local().Format("15:04:05.000") + "  " + change(r)
 		}
 		if _, err := fmt.Fprintln(c.out, line); err != nil {
 			return exitWith(exitFailure, err)
@@ -161,19 +161,33 @@ func identity(r metrics.Report) string {
 	return strings.Join(parts, "\x00")
 }
 
-// changeLine is a report in one line.
-func changeLine(r metrics.Report) string {
-	parts := []string{strings.ToUpper(string(r.State)), r.Headline}
+// change is a report in one line; where something has come to rest that is not well, its cause and the next
+// step follow, indented.
+func change(r metrics.Report) string {
+	var b strings.Builder
+	var keys []string
+	passing := false
 	for _, k := range r.Keys {
-		parts = append(parts, fmt.Sprintf("%s: key %s, gate %s", k.Name, k.Key, k.Gate))
+		keys = append(keys, fmt.Sprintf("%s: key %s, gate %s", k.Name, k.Key, k.Gate))
+		passing = passing || k.Gate == keyguard.Draining || k.Gate == keyguard.Thawing
 	}
-	if r.Cause != "" {
-		parts = append(parts, r.Cause)
+	fmt.Fprintf(&b, "%-9s %s (%s)", strings.ToUpper(string(r.State)), r.Headline, strings.Join(keys, "; "))
+	if r.State == metrics.StateReady || passing {
+		return b.String()
 	}
-	if r.NextStep != "" {
-		parts = append(parts, "next: "+r.NextStep)
+	for _, line := range []string{r.Cause, prefixed("Next step: ", r.NextStep)} {
+		if line != "" {
+			b.WriteString("\n              " + line)
+		}
 	}
-	return strings.Join(parts, " | ")
+	return b.String()
+}
+
+func prefixed(prefix, text string) string {
+	if text == "" {
+		return ""
+	}
+	return prefix + text
 }
 
 func (c statusClient) get(ctx context.Context, path string) (io.ReadCloser, error) {

@@ -125,7 +125,6 @@ func (v *volume) serve(ctx context.Context) error {
 	}
 	v.mounted.Store(f)
 	v.resource.Serving()
-	v.log.Info("mounted", zap.String("mount", v.cfg.Volume.Mount), zap.Stringer("volume", v.header.Volume))
 	ended := make(chan error, 1)
 	go func() { ended <- f.Wait(context.WithoutCancel(ctx)) }()
 	select {
@@ -146,8 +145,8 @@ func (v *volume) open(ctx context.Context) (*fs.Filesystem, error) {
 	if v.fresh {
 		v.resource.Waiting("waits for the key " + v.cfg.Volume.Key + " to make a new volume")
 		header, err := fs.CreateVolume(ctx, v.cfg.Volume.Lower, v.guard, v.binding)
-		if ctx.Err() != nil {
-			return nil, nil // asked to stop; a header that was written all the same is found next time
+		if ctx.Err() != nil || errors.Is(err, keyguard.ErrStopped) {
+			return nil, nil // on the way out; a header that was written all the same is found next time
 		}
 		if err != nil {
 			return nil, failure(v.log, "no volume can be made in volume.lower", exitLower, err)
@@ -162,7 +161,7 @@ func (v *volume) open(ctx context.Context) (*fs.Filesystem, error) {
 	v.resource.Waiting("waits for the key " + v.cfg.Volume.Key)
 	f, err := fs.Open(ctx, v.cfg.Volume.Lower, v.guard, fs.Options{Cache: cache, Binding: v.binding, Observer: v.observer, Logger: v.log})
 	if err != nil {
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || errors.Is(err, keyguard.ErrStopped) {
 			return nil, nil
 		}
 		return nil, failure(v.log, "volume.lower is refused", exitLower, err)

@@ -1,0 +1,545 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"golang.org/x/sys/unix"
+
+	"github.com/byokd/byokd/keyguard/kmstest"
+)
+
+// patience bounds every wait for something that must happen: generous, since machines of CI are slow.
+// Nothing is asserted about how long things take, except by the tests in package test.
+const patience = 60 * time.Second
+
+// asByokd in the environment turns the test binary into byokd itself, so that the tests below start real
+// processes, send real signals and see real exit codes.
+const asByokd = "TEST_AS_BYOKD"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asByokd) != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// needMounts skips where nothing can be mounted, and fails where that must not happen.
+func needMounts(t *testing.T) {
+	t.Helper()
+	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err == nil {
+		dev.Close()
+		if os.Geteuid() == 0 {
+			return
+		}
+		err = errors.New("not root")
+	}
+	if strings.Contains(os.Getenv("BYOKD_REQUIRE"), "fuse") {
+		t.Fatalf("BYOKD_REQUIRE names fuse, and nothing can be mounted: %v", err)
+	}
+	t.Skipf("nothing can be mounted here: %v", err)
+}
+
+// site is a KMS with a key, and directories for a byokd.
+type site struct {
+	kms                 *kmstest.Server
+	endpoint, arn       string
+	lower, mount        string
+	credentials, config string
+}
+
+func newSite(t *testing.T) *site {
+	t.Helper()
+	kms, err := kmstest.New(kmstest.Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(kms)
+	t.Cleanup(func() {
+		kms.Interrupt()
+		server.Close()
+		if err := kms.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	arn, err := kms.CreateKey("", "", "", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	s := &site{kms: kms, endpoint: server.URL, arn: arn, lower: filepath.Join(dir, "sealed"), mount: filepath.Join(dir, "data"),
+		credentials: filepath.Join(dir, "s3-credentials"), config: filepath.Join(dir, "byokd.yaml")}
+	for _, d := range []string{s.lower, s.mount} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.write(t, s.credentials, "# for the test\nid:secret\n", 0o600)
+	s.configure(t, nil)
+	return s
+}
+
+func (s *site) write(t *testing.T, name, text string, mode os.FileMode) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte(text), mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// configure writes the configuration, with replacements in it.
+func (s *site) configure(t *testing.T, replace map[string]string) {
+	t.Helper()
+	text := fmt.Sprintf(`cluster: {id: test-cluster}
+keys: {primary: {arn: %q, endpoint: %q, probeInterval: 100ms}}
+volume: {lower: %q, mount: %q}
+objects:
+  listen: 127.0.0.1:0
+  credentials: {file: %q}
+  holdFor: 5m
+  buckets: {documents: {upstream: {bucket: sealed-documents, endpoint: "http://127.0.0.1:9"}}}
+admin: {listen: "localhost:0"}
+stopTimeout: 30s
+`, s.arn, s.endpoint, s.lower, s.mount, s.credentials)
+	for old, new := range replace {
+		if !strings.Contains(text, old) {
+			t.Fatalf("nothing to replace: %q", old)
+		}
+		text = strings.ReplaceAll(text, old, new)
+	}
+	s.write(t, s.config, text, 0o644)
+}
+
+// process is a running byokd.
+type process struct {
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when it has ended
+	code  int           // valid after ended
+
+	mu    sync.Mutex
+	log   strings.Builder // guarded by mu
+	admin string          // guarded by mu
+	s3    string          // guarded by mu
+}
+
+func (s *site) start(t *testing.T) *process {
+	t.Helper()
+	p := &process{cmd: exec.Command(os.Args[0], "run", "--config", s.config), ended: make(chan struct{})}
+	p.cmd.Env = append(os.Environ(), asByokd+"=1", "AWS_ACCESS_KEY_ID="+kmstest.TenantAccessKey, "AWS_SECRET_ACCESS_KEY="+kmstest.TenantSecret,
+		"AWS_EC2_METADATA_DISABLED=true", "AWS_CONFIG_FILE=/dev/null", "AWS_SHARED_CREDENTIALS_FILE=/dev/null")
+	p.cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	stderr, err := p.cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go p.follow(stderr)
+	t.Cleanup(func() {
+		select {
+		case <-p.ended:
+		default:
+			p.cmd.Process.Kill()
+			<-p.ended
+		}
+		for unix.Unmount(s.mount, unix.MNT_DETACH) == nil { // what a killed process leaves
+		}
+		if t.Failed() {
+			t.Logf("byokd said:\n%s", p.text())
+		}
+	})
+	return p
+}
+
+// follow collects the log and the addresses in it until the process has ended.
+func (p *process) follow(stderr io.Reader) {
+	lines := bufio.NewScanner(stderr)
+	for lines.Scan() {
+		var entry struct{ Msg, Admin, Address string }
+		p.mu.Lock()
+		p.log.WriteString(lines.Text() + "\n")
+		if json.Unmarshal(lines.Bytes(), &entry) == nil {
+			switch entry.Msg {
+			case "started":
+				p.admin = entry.Admin
+			case "the S3 proxy listens":
+				p.s3 = "http://" + entry.Address
+			}
+		}
+		p.mu.Unlock()
+	}
+	p.cmd.Wait()
+	p.code = p.cmd.ProcessState.ExitCode()
+	close(p.ended)
+}
+
+func (p *process) text() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.log.String()
+}
+
+func (p *process) addresses() (admin, s3 string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.admin, p.s3
+}
+
+// await waits until what it asks for is so.
+func (p *process) await(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.After(patience)
+	for {
+		if holds() {
+			return
+		}
+		select {
+		case <-p.ended:
+			t.Fatalf("byokd ended with %d while waiting for: %s\n%s", p.code, what, p.text())
+		case <-deadline:
+			t.Fatalf("not within %v: %s\n%s", patience, what, p.text())
+		case <-time.After(10 * time.Millisecond): // the pace of asking, not an expectation
+		}
+	}
+}
+
+// awaitState waits until `byokd status` ends with code.
+func (p *process) awaitState(t *testing.T, code int) string {
+	t.Helper()
+	var out strings.Builder
+	p.await(t, fmt.Sprintf("status %d", code), func() bool {
+		out.Reset()
+		admin, _ := p.addresses()
+		return admin != "" && run(context.Background(), []string{"status", "--admin", admin}, nil, &out, io.Discard) == code
+	})
+	return out.String()
+}
+
+func (p *process) awaitEnd(t *testing.T, code int) {
+	t.Helper()
+	select {
+	case <-p.ended:
+	case <-time.After(patience):
+		t.Fatalf("it does not end\n%s", p.text())
+	}
+	if p.code != code {
+		t.Errorf("exit code %d, want %d", p.code, code)
+	}
+}
+
+func (p *process) signal(t *testing.T, s unix.Signal) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// probe asks a health endpoint.
+func (p *process) probe(t *testing.T, path string) (int, string) {
+	t.Helper()
+	admin, _ := p.addresses()
+	resp, err := http.Get(admin + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
+}
+
+func mountedOn(t *testing.T, dir string) bool {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mountedAt(string(text), dir) != ""
+}
+
+// The whole life: a fresh volume, a freeze, a stop while frozen, a start while the key is still away, a thaw.
+func TestLifeOfADaemon(t *testing.T) {
+	needMounts(t)
+	s := newSite(t)
+	p := s.start(t)
+	p.awaitState(t, exitOK)
+	if err := os.WriteFile(filepath.Join(s.mount, "a"), []byte("acknowledged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := s.kms.Disable(s.arn); err != nil {
+		t.Fatal(err)
+	}
+	table := p.awaitState(t, exitFrozen)
+	if !strings.HasPrefix(table, "External encryption key is not ready\n") || !strings.Contains(table, "enable-key") || !strings.Contains(table, s.arn) {
+		t.Errorf("status says:\n%s", table)
+	}
+	for path, want := range map[string]int{"/livez": 200, "/readyz": 503, "/startupz": 200, "/metrics": 200, "/": 200} {
+		code, body := p.probe(t, path)
+		if code != want {
+			t.Errorf("%s: %d while frozen, want %d", path, code, want)
+		}
+		if path == "/metrics" && !strings.Contains(body, `byokd_gate_state{guard="primary",state="frozen"} 1`) {
+			t.Error("byokd_gate_state does not say frozen")
+		}
+	}
+	p.signal(t, unix.SIGTERM)
+	p.awaitEnd(t, exitOK)
+	if mountedOn(t, s.mount) {
+		t.Error("it is still mounted")
+	}
+
+	p = s.start(t)
+	table = p.awaitState(t, exitWaiting)
+	p.await(t, "the reason", func() bool { return strings.Contains(p.awaitState(t, exitWaiting), "enable-key") })
+	if mountedOn(t, s.mount) {
+		t.Errorf("mounted without a key; status:\n%s", table)
+	}
+	for path, want := range map[string]int{"/livez": 200, "/readyz": 503, "/startupz": 503} {
+		if code, _ := p.probe(t, path); code != want {
+			t.Errorf("%s: %d while waiting, want %d", path, code, want)
+		}
+	}
+	if err := s.kms.Enable(s.arn); err != nil {
+		t.Fatal(err)
+	}
+	p.awaitState(t, exitOK)
+	if got, err := os.ReadFile(filepath.Join(s.mount, "a")); string(got) != "acknowledged" {
+		t.Errorf("read %q, %v", got, err)
+	}
+	p.signal(t, unix.SIGINT)
+	p.awaitEnd(t, exitOK)
+	if mountedOn(t, s.mount) {
+		t.Error("it is still mounted")
+	}
+}
+
+func TestStopWhileWaiting(t *testing.T) {
+	needMounts(t)
+	s := newSite(t)
+	if err := s.kms.Disable(s.arn); err != nil {
+		t.Fatal(err)
+	}
+	p := s.start(t)
+	p.awaitState(t, exitWaiting)
+	p.signal(t, unix.SIGTERM)
+	p.awaitEnd(t, exitOK)
+	if entries, err := os.ReadDir(s.lower); err != nil || len(entries) != 0 {
+		t.Errorf("the lower directory holds %v, %v", entries, err)
+	}
+}
+
+func TestDeadMountIsClearedAway(t *testing.T) {
+	needMounts(t)
+	s := newSite(t)
+	p := s.start(t)
+	p.awaitState(t, exitOK)
+	p.signal(t, unix.SIGKILL)
+	<-p.ended
+	var unused unix.Statfs_t
+	if err := unix.Statfs(s.mount, &unused); !errors.Is(err, unix.ENOTCONN) {
+		t.Fatalf("the mount of a killed daemon: %v, want ENOTCONN", err)
+	}
+	p = s.start(t)
+	p.awaitState(t, exitOK)
+	if !strings.Contains(p.text(), "a dead mount of a killed byokd is cleared away") {
+		t.Error("it does not say that it cleared a mount away")
+	}
+	p.signal(t, unix.SIGTERM)
+	p.awaitEnd(t, exitOK)
+}
+
+func TestForeignUnmountEndsTheDaemon(t *testing.T) {
+	needMounts(t)
+	s := newSite(t)
+	p := s.start(t)
+	p.awaitState(t, exitOK)
+	if err := unix.Unmount(s.mount, 0); err != nil {
+		t.Fatal(err)
+	}
+	p.awaitEnd(t, exitMount)
+}
+
+// A request that is held for the key keeps the stop waiting; the second signal does not wait for it.
+func TestSecondSignalForces(t *testing.T) {
+	needMounts(t)
+	s := newSite(t)
+	s.configure(t, map[string]string{"stopTimeout: 30s": "stopTimeout: 1h"})
+	p := s.start(t)
+	p.awaitState(t, exitOK)
+	if err := s.kms.Disable(s.arn); err != nil {
+		t.Fatal(err)
+	}
+	p.awaitState(t, exitFrozen)
+	_, endpoint := p.addresses()
+	client := s3.New(s3.Options{BaseEndpoint: aws.String(endpoint), UsePathStyle: true, Region: "eu-central-1", RetryMaxAttempts: 1,
+		Credentials: credentials.NewStaticCredentialsProvider("id", "secret", "")})
+	asked := make(chan error, 1)
+	go func() {
+		_, err := client.GetObject(context.Background(), &s3.GetObjectInput{Bucket: aws.String("documents"), Key: aws.String("k")})
+		asked <- err
+	}()
+	p.await(t, "the request to be held", func() bool {
+		_, body := p.probe(t, "/metrics")
+		return strings.Contains(body, `byokd_s3_held_requests{bucket="documents"} 1`)
+	})
+	p.signal(t, unix.SIGTERM)
+	p.await(t, "the stop to begin", func() bool { return strings.Contains(p.text(), `"stopping"`) })
+	p.signal(t, unix.SIGTERM)
+	p.awaitEnd(t, exitForced)
+	if err := <-asked; err == nil {
+		t.Error("the held request was answered")
+	}
+	if mountedOn(t, s.mount) {
+		t.Error("it is still mounted")
+	}
+}
+
+// Each row prepares a site that byokd must refuse, with its own exit code and words.
+func TestRefusals(t *testing.T) {
+	needMounts(t)
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	for _, c := range []struct {
+		name    string
+		prepare func(t *testing.T, s *site)
+		code    int
+		want    []string
+	}{
+		{"configuration", func(t *testing.T, s *site) { s.configure(t, map[string]string{"holdFor": "holdfor"}) }, exitConfig, []string{"byokd.yaml:7: objects.holdfor: unknown field; did you mean holdFor?"}},
+		{"no configuration", func(t *testing.T, s *site) { s.config = "/nowhere.yaml" }, exitConfig, []string{"/nowhere.yaml"}},
+		{"credentials that everybody may read", func(t *testing.T, s *site) {
+			if err := os.Chmod(s.credentials, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}, exitConfig, []string{"chmod 600"}},
+		{"credentials that are none", func(t *testing.T, s *site) { s.write(t, s.credentials, "hunter2\n", 0o600) }, exitConfig, []string{"line 1 is not ACCESS_KEY_ID:SECRET_ACCESS_KEY"}},
+		{"audit file", func(t *testing.T, s *site) {
+			s.configure(t, map[string]string{"stopTimeout: 30s": "audit: {file: /nowhere/audit}"})
+		}, exitConfig, []string{"/nowhere/audit"}},
+		{"foreign files", func(t *testing.T, s *site) { s.write(t, filepath.Join(s.lower, "precious.db"), "x", 0o600) }, exitLower, []string{"precious.db"}},
+		{"damaged header", func(t *testing.T, s *site) { s.write(t, filepath.Join(s.lower, "byokd.volume"), "x", 0o600) }, exitLower, []string{"byokd.volume"}},
+		{"another key", func(t *testing.T, s *site) {
+			s.makeVolume(t)
+			other, err := s.kms.CreateKey("", "", "", false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.configure(t, map[string]string{s.arn: other})
+		}, exitLower, []string{"A volume's key is final in this version", "key/"}},
+		{"another cluster", func(t *testing.T, s *site) {
+			s.makeVolume(t)
+			s.configure(t, map[string]string{"test-cluster": "other-cluster"})
+		}, exitLower, []string{`"test-cluster"`, `"other-cluster"`}},
+		{"no such key", func(t *testing.T, s *site) {
+			s.configure(t, map[string]string{s.arn: s.arn[:len(s.arn)-4] + "0000"})
+		}, exitMisconfigured, []string{"External encryption key is not ready"}},
+		{"mount point not empty", func(t *testing.T, s *site) { s.write(t, filepath.Join(s.mount, "x"), "x", 0o600) }, exitMount, []string{"is not empty (x"}},
+		{"no mount point", func(t *testing.T, s *site) {
+			if err := os.Remove(s.mount); err != nil {
+				t.Fatal(err)
+			}
+		}, exitMount, []string{"mkdir -p"}},
+		{"port in use", func(t *testing.T, s *site) {
+			s.configure(t, map[string]string{"localhost:0": busy.Addr().String()})
+		}, exitListen, []string{"admin.listen", "ss -ltnp"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSite(t)
+			c.prepare(t, s)
+			p := s.start(t)
+			p.awaitEnd(t, c.code)
+			for _, want := range c.want {
+				if !strings.Contains(p.text(), want) {
+					t.Errorf("%q is missing in what it says", want)
+				}
+			}
+			if strings.Contains(p.text(), "hunter2") || strings.Contains(p.text(), kmstest.TenantSecret) {
+				t.Error("it tells a secret")
+			}
+			if mountedOn(t, s.mount) {
+				t.Error("it left a mount")
+			}
+		})
+	}
+}
+
+// makeVolume runs a byokd until it has made its volume.
+func (s *site) makeVolume(t *testing.T) {
+	t.Helper()
+	p := s.start(t)
+	p.awaitState(t, exitOK)
+	p.signal(t, unix.SIGTERM)
+	p.awaitEnd(t, exitOK)
+}
+
+func TestCommandLine(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		code int
+		out  string
+	}{
+		{[]string{"version"}, exitOK, "key erasure: "},
+		{[]string{}, exitOK, "Available Commands"},
+		{[]string{"config", "reference"}, exitOK, "probeInterval: 1s"},
+		{[]string{"bogus"}, exitUsage, ""},
+		{[]string{"run"}, exitUsage, ""},
+		{[]string{"run", "--config"}, exitUsage, ""},
+		{[]string{"status", "-o", "xml"}, exitUsage, ""},
+		{[]string{"status", "extra"}, exitUsage, ""},
+		{[]string{"config", "check", "--config", "/nowhere"}, exitConfig, ""},
+		{[]string{"config", "check", "--config", "reference.yaml"}, exitOK, "is sound"},
+		{[]string{"status", "--admin", "127.0.0.1:9"}, exitNoAnswer, ""},
+	} {
+		var out, stderr strings.Builder
+		if code := run(context.Background(), c.args, nil, &out, &stderr); code != c.code || !strings.Contains(out.String(), c.out) {
+			t.Errorf("%v: exit code %d, want %d\n%s%s", c.args, code, c.code, out.String(), stderr.String())
+		}
+		if c.code != exitOK && !strings.HasPrefix(stderr.String(), "byokd: ") {
+			t.Errorf("%v: says %q", c.args, stderr.String())
+		}
+	}
+}
+
+// Every exit code stands in docs/OPERATIONS.md.
+func TestExitCodesAreDocumented(t *testing.T) {
+	text, err := os.ReadFile("../../docs/OPERATIONS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	codes := []int{exitOK, exitFailure, exitUsage, exitConfig, exitLower, exitMisconfigured, exitMount, exitListen, exitForced,
+		exitFrozen, exitWaiting, exitDegraded, exitStopping, exitFinal, exitNoAnswer}
+	slices.Sort(codes)
+	if len(slices.Compact(slices.Clone(codes))) != len(codes) {
+		t.Error("two exit codes are the same")
+	}
+	for _, code := range codes {
+		if !strings.Contains(string(text), fmt.Sprintf("\n| %d |", code)) {
+			t.Errorf("exit code %d is not in docs/OPERATIONS.md", code)
+		}
+	}
+}
