@@ -36,9 +36,9 @@ type Call struct {
 }
 
 // callFileLimit bounds the log file: at that size it becomes calls.jsonl.1, so
-// at most twice as much lies on disk. One call is about 600 bytes, one probe a
-// second fills it in a day and a half.
-const callFileLimit = 64 << 20
+// at most twice as much lies on disk. One call is about 600 bytes: one probe a
+// second fills it in seven hours, and a start reads at most 32 MiB.
+const callFileLimit = 16 << 20
 
 // callLog is a ring in memory and an append-only file. The file is not synced
 // per call: a kill -9 loses nothing, a power cut the last seconds.

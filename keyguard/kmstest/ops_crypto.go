@@ -82,9 +82,9 @@ func encrypt(c *call, in *cryptoInput) (*cryptoOutput, *apiError) {
 
 // errHiddenKey is what KMS says when a ciphertext's own key cannot be used and
 // the request did not name one: it does not tell whether the key exists.
-func errHiddenKey() *apiError {
-	return clientError("AccessDeniedException",
-		"The ciphertext refers to a customer master key that does not exist, does not exist in this region, or you are not allowed to access.")
+func errHiddenKey(principal, action string) *apiError {
+	return clientError("AccessDeniedException", "User: %s is not authorized to perform: kms:%s on the resource associated with this ciphertext because the resource does not exist in this Region, no resource-based policies allow access, or a resource-based policy explicitly denies access",
+		principal, action)
 }
 
 // opened is a decrypted ciphertext and what it was made with.
@@ -106,7 +106,7 @@ func (c *call) open(blob []byte, ref, action string, in *cryptoInput, context ma
 		}
 		ref = keyARN(c.region, c.s.account, parsed.keyID)
 		if _, found := c.st.Keys[ref]; !found {
-			return opened{}, errHiddenKey()
+			return opened{}, errHiddenKey(c.who.arn, action)
 		}
 	}
 	k, aerr := c.cipherKey(ref, action, in, context)

@@ -8,22 +8,22 @@ import (
 )
 
 type keyMetadata struct {
-	AWSAccountId              string              `json:",omitempty"`
-	Arn                       string              `json:",omitempty"`
-	CreationDate              *epoch              `json:",omitempty"`
-	CurrentKeyMaterialId      string              `json:",omitempty"`
-	CustomerMasterKeySpec     string              `json:",omitempty"`
-	DeletionDate              *epoch              `json:",omitempty"`
-	Description               string              `json:""`
-	Enabled                   bool                `json:""`
-	EncryptionAlgorithms      []string            `json:",omitempty"`
-	KeyId                     string              `json:""`
-	KeyManager                string              `json:",omitempty"`
-	KeySpec                   string              `json:",omitempty"`
-	KeyState                  string              `json:",omitempty"`
-	KeyUsage                  string              `json:",omitempty"`
-	MacAlgorithms             []string            `json:",omitempty"`
-	MultiRegion               bool                `json:""`
+	AWSAccountId              string `json:",omitempty"`
+	Arn                       string `json:",omitempty"`
+	CreationDate              *epoch `json:",omitempty"`
+	CurrentKeyMaterialId      string `json:",omitempty"`
+	CustomerMasterKeySpec     string `json:",omitempty"`
+	DeletionDate              *epoch `json:",omitempty"`
+	Description               string
+	Enabled                   bool
+	EncryptionAlgorithms      []string `json:",omitempty"`
+	KeyId                     string
+	KeyManager                string   `json:",omitempty"`
+	KeySpec                   string   `json:",omitempty"`
+	KeyState                  string   `json:",omitempty"`
+	KeyUsage                  string   `json:",omitempty"`
+	MacAlgorithms             []string `json:",omitempty"`
+	MultiRegion               bool
 	MultiRegionConfiguration  *multiRegionDetails `json:",omitempty"`
 	Origin                    string              `json:",omitempty"`
 	PendingDeletionWindowDays int                 `json:"PendingDeletionWindowInDays,omitempty"`
