@@ -5,12 +5,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-run=$PWD/run
+# Fixed, so that scripts can rely on them; tests move them out of each other's way.
+run=${RUN_DIR:-$PWD/run}
+admin=${RUN_ADMIN:-127.0.0.1:9180}
+cloud=${RUN_CLOUD:-127.0.0.1:4566}
+s3=${RUN_S3:-127.0.0.1:9000}
+
+shown=${run#"$PWD"/}
 byokd=$PWD/bin/byokd
 devcloud=$PWD/bin/devcloud
-admin=127.0.0.1:9180
-cloud=127.0.0.1:4566
-s3=127.0.0.1:9000
 start_limit=30 # seconds until everything answers; it takes about one
 stop_limit=35  # seconds until byokd has stopped: its own stopTimeout is 25
 
@@ -21,7 +24,7 @@ die() {
   exit "${2:-1}"
 }
 
-mounted() { grep -q " $run/data fuse\.byokd " /proc/self/mounts; }
+mounted() { grep -qF " ${run// /\\040}/data fuse.byokd " /proc/self/mounts; }
 
 # preflight tells what is missing, with what to type, before anything is started.
 preflight() {
@@ -155,16 +158,16 @@ byokd_ended() {
 tour() {
   cat <<TOUR
 
-  encrypted disk   run/data          (sealed below in run/sealed)
+  encrypted disk   $shown/data          (sealed below in $shown/sealed)
   S3               http://$s3   (byokd / byokd-secret; buckets documents, backups)
   state            http://$admin   (what your key's owner sees)
   the cloud        http://$cloud   (a stand-in for AWS, with buttons)
 
   In another terminal:
-    echo 'Hello, Frank' >run/data/hello     # write something
-    ls run/sealed                           # what a thief of the disk sees
-    bin/devcloud key disable                # take the key away: within two seconds …
-    cat run/data/hello                      # … this hangs
+    echo 'Hello, Frank' >$shown/data/hello     # write something
+    ls $shown/sealed                           # what a thief of the disk sees
+    bin/devcloud key disable                # take the key away: within two seconds ...
+    cat $shown/data/hello                      # ... this hangs
     bin/byokd status                        # why, and what to do
     bin/devcloud key enable                 # give it back: cat goes on
 
@@ -195,7 +198,7 @@ finish() {
   fi
   if [[ -n $devcloud_pid ]]; then stop_process "$devcloud_pid" 10; fi
   if mounted; then
-    umount -l "$run/data" && echo "run/data was still mounted and has been detached"
+    umount -l "$run/data" && echo "$shown/data was still mounted and has been detached"
   fi
   rm -f "$run/byokd.pid" "$run/devcloud.pid"
   echo "stopped; nothing is mounted"
@@ -215,4 +218,4 @@ follower_pid=$!
 # Until a signal comes, or one of the two ends by itself.
 wait -n "$byokd_pid" "$devcloud_pid" || true
 kill -0 "$byokd_pid" 2>/dev/null || byokd_ended
-die "devcloud has ended by itself; see run/devcloud.log"
+die "devcloud has ended by itself; see $shown/devcloud.log"
