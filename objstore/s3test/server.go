@@ -238,9 +238,13 @@ func (f *faulty) Write(b []byte) (int, error) {
 		return f.ResponseWriter.Write(f.fault.Change(bytes.Clone(b)))
 	}
 	total := len(b)
-	for _, limit := range []int64{f.fault.StallAt, f.fault.CutAt} {
+	for b != nil {
+		limit, act := f.fault.StallAt, f.stall
+		if limit == 0 || f.fault.CutAt > 0 && f.fault.CutAt < limit {
+			limit, act = f.fault.CutAt, func() { panic(http.ErrAbortHandler) }
+		}
 		if limit == 0 || f.sent+int64(len(b)) < limit {
-			continue
+			break
 		}
 		n := max(limit-f.sent, 0)
 		if _, err := f.ResponseWriter.Write(b[:n]); err != nil {
@@ -248,18 +252,20 @@ func (f *faulty) Write(b []byte) (int, error) {
 		}
 		f.sent += n
 		b = b[n:]
-		if limit == f.fault.CutAt {
-			panic(http.ErrAbortHandler)
-		}
-		if err := http.NewResponseController(f.ResponseWriter).Flush(); err != nil {
-			return 0, err
-		}
-		<-f.fault.Release
-		f.fault = &Fault{}
+		act()
 	}
 	n, err := f.ResponseWriter.Write(b)
 	f.sent += int64(n)
 	return total, err
+}
+
+// stall waits, once, in the midst of an answer.
+func (f *faulty) stall() {
+	_ = http.NewResponseController(f.ResponseWriter).Flush() // the client may have left
+	<-f.fault.Release
+	rest := *f.fault
+	rest.StallAt = 0
+	f.fault = &rest
 }
 
 // discardAnswer swallows an answer.
