@@ -74,7 +74,7 @@ func newSystem(t *testing.T) *system {
 	s := &system{guard: newFakeGuard("primary", keyguard.Starting, keyguard.Unknown), panel: NewPanel("v1", "acme", "guaranteed")}
 	s.guards = registry.NewGuards().Observer("primary")
 	registry.AddGuard(s.guard)
-	s.panel.AddGuard(s.guard)
+	s.panel.AddGuard(s.guard, "http://127.0.0.1:4566")
 	s.disk = s.panel.AddResource("orchestration disk", "volume", "/data", s.guard)
 	s.fs = registry.NewFS(func() (VolumeGauges, bool) {
 		return VolumeGauges{LowerFreeBytes: 1, ParkedCalls: 2, Writeback: true}, true
@@ -238,6 +238,16 @@ func TestAFailedResourceIsNotHiddenByAHealthyKey(t *testing.T) {
 	r, ready := s.panel.Ready()
 	if ready || r.State != StateFailed || !strings.Contains(r.Cause, "unmounted") {
 		t.Errorf("ready %v, %s: %s", ready, r.State, r.Cause)
+	}
+}
+
+// A next step must work as it stands, also where KMS is a stand-in.
+func TestNextStepNamesTheEndpoint(t *testing.T) {
+	s := newSystem(t)
+	s.guard.set(keyguard.Frozen, keyguard.Disabled, keyguard.ReasonKeyDisabled)
+	const want = "aws --endpoint-url http://127.0.0.1:4566 kms enable-key"
+	if r := s.panel.Report(); !strings.Contains(r.NextStep, want) || !strings.Contains(r.Keys[0].NextStep, want) {
+		t.Errorf("%q, %q", r.NextStep, r.Keys[0].NextStep)
 	}
 }
 

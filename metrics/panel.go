@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,7 +19,7 @@ type Panel struct {
 	version, cluster, erasure string
 	now                       func() time.Time
 
-	guards    []Watched   // fixed before Watch
+	guards    []watched   // fixed before Watch
 	resources []*Resource // fixed before Watch
 	stopping  atomic.Bool
 
@@ -34,8 +35,26 @@ func NewPanel(version, cluster, erasure string) *Panel {
 		last: map[string]keyguard.Status{}, changed: make(chan struct{})}
 }
 
-// AddGuard adds a guard. Before Watch.
-func (p *Panel) AddGuard(g Watched) { p.guards = append(p.guards, g) }
+// watched is a guard with the address of its KMS, empty for AWS' own.
+type watched struct {
+	Watched
+	endpoint string
+}
+
+// AddGuard adds a guard. Before Watch. endpoint is the address of its KMS where that is not AWS' own: the
+// commands in next steps then name it, so that they work as they stand.
+func (p *Panel) AddGuard(g Watched, endpoint string) {
+	p.guards = append(p.guards, watched{g, endpoint})
+}
+
+// report adds the messages to a guard's status.
+func (g watched) report() KeyReport {
+	r := keyReport(g.Status())
+	if g.endpoint != "" {
+		r.NextStep = strings.ReplaceAll(r.NextStep, "aws kms ", "aws --endpoint-url "+g.endpoint+" kms ")
+	}
+	return r
+}
 
 // Resource is a protected resource. The zero state is waiting.
 type Resource struct {
@@ -79,7 +98,7 @@ func (r *Resource) report() ResourceReport {
 	defer r.mu.Unlock()
 	s := r.guard.Status()
 	out := ResourceReport{Name: r.name, Kind: r.kind, Key: s.Name, State: r.state, Where: r.where, Note: r.note}
-	if key := stateOf(s); key.worse(out.State) {
+	if key := stateOf(s.Gate, s.Key); key.worse(out.State) {
 		out.State = key
 	}
 	return out
@@ -147,15 +166,13 @@ func (p *Panel) record(s keyguard.Status) {
 func (p *Panel) Report() Report {
 	r := Report{Version: p.version, Cluster: p.cluster, Erasure: p.erasure, Time: p.now().UTC(), State: StateReady,
 		Keys: []KeyReport{}, Resources: []ResourceReport{}, History: []Event{}}
-	worst := keyguard.Status{}
 	for i, g := range p.guards {
-		s := g.Status()
-		r.Keys = append(r.Keys, keyReport(s))
-		if state := stateOf(s); i == 0 || state.worse(r.State) {
-			r.State, worst = state, s
+		key := g.report()
+		r.Keys = append(r.Keys, key)
+		if state := stateOf(key.Gate, key.Key); i == 0 || state.worse(r.State) {
+			r.State, r.Headline, r.Cause, r.NextStep = state, key.Headline, key.Cause, key.NextStep
 		}
 	}
-	r.Headline, r.Cause, r.NextStep = worst.Headline(), worst.Cause(), worst.NextStep()
 	for _, resource := range p.resources {
 		one := resource.report()
 		r.Resources = append(r.Resources, one)

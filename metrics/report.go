@@ -99,22 +99,18 @@ func keyReport(s keyguard.Status) KeyReport {
 }
 
 // stateOf translates a guard's two states into the one word.
-func stateOf(s keyguard.Status) State {
-	switch s.Gate {
-	case keyguard.Open:
+func stateOf(gate keyguard.GateState, key keyguard.KeyState) State {
+	switch {
+	case gate == keyguard.Open:
 		return StateReady
-	case keyguard.Degraded:
+	case gate == keyguard.Degraded:
 		return StateDegraded
-	case keyguard.Starting:
-		if s.Key == keyguard.Deleted {
-			return StateFinal
-		}
-		return StateWaiting
-	case keyguard.Stopping:
+	case gate == keyguard.Stopping:
 		return StateStopping
-	}
-	if s.Key == keyguard.Deleted {
+	case key == keyguard.Deleted:
 		return StateFinal
+	case gate == keyguard.Starting:
+		return StateWaiting
 	}
 	return StateFrozen // Draining, Frozen, Thawing: nothing new passes
 }

@@ -132,34 +132,55 @@ func TestImportArrows(t *testing.T) {
 // A cipher that outlives its pass would outlive a freeze: no struct of fs or objstore may have a field
 // that holds one, whether directly, by pointer, in a slice, a map, a channel or a generic container.
 func TestNothingHoldsACipher(t *testing.T) {
-	holders := []string{"Root", "FileCipher", "ObjectCipher", "Keys", "AEAD", "Block"}
 	for _, s := range sources(t) {
 		if s.pkg != "fs" && s.pkg != "objstore" {
 			continue
 		}
-		ast.Inspect(s.file, func(n ast.Node) bool {
-			structure, ok := n.(*ast.StructType)
-			if !ok {
-				return true
-			}
-			for _, field := range structure.Fields.List {
-				ast.Inspect(field.Type, func(n ast.Node) bool {
-					if _, function := n.(*ast.FuncType); function {
-						return false // a parameter is no possession
-					}
-					selected, ok := n.(*ast.SelectorExpr)
-					if !ok {
-						return true
-					}
-					from, ok := selected.X.(*ast.Ident)
-					if ok && slices.Contains([]string{"seal", "keyguard", "cipher"}, from.Name) && slices.Contains(holders, selected.Sel.Name) {
-						t.Errorf("%s: a struct holds a %s.%s; take it from Pass.Keys each time", s.set.Position(field.Pos()), from.Name, selected.Sel.Name)
-					}
-					return true
-				})
-			}
+		for _, held := range heldCiphers(s.file) {
+			t.Errorf("%s: a struct holds a cipher or a key; take it from Pass.Keys each time", s.set.Position(held))
+		}
+	}
+}
+
+// heldCiphers finds the struct fields of a file that can keep a cipher or a key.
+func heldCiphers(file *ast.File) (at []token.Pos) {
+	holders := map[string][]string{"seal": {"Root", "FileCipher", "ObjectCipher"}, "keyguard": {"Keys"}, "cipher": {"AEAD", "Block", "Stream"}}
+	ast.Inspect(file, func(n ast.Node) bool {
+		structure, ok := n.(*ast.StructType)
+		if !ok {
 			return true
-		})
+		}
+		for _, field := range structure.Fields.List {
+			ast.Inspect(field.Type, func(n ast.Node) bool {
+				if _, function := n.(*ast.FuncType); function {
+					return false // a parameter is no possession
+				}
+				if selected, ok := n.(*ast.SelectorExpr); ok {
+					if from, ok := selected.X.(*ast.Ident); ok && slices.Contains(holders[from.Name], selected.Sel.Name) {
+						at = append(at, field.Pos())
+					}
+				}
+				return true
+			})
+		}
+		return true
+	})
+	return at
+}
+
+func TestHeldCiphersAreFound(t *testing.T) {
+	file, err := parser.ParseFile(token.NewFileSet(), "x.go", `package fs
+type a struct { c *seal.FileCipher }
+type b struct { m map[int][]*seal.Root; k keyguard.Keys }
+type c struct { p atomic.Pointer[cipher.AEAD]; inner struct { ch chan *seal.ObjectCipher } }
+type fine struct { f func(*seal.Root) error; id seal.FileID; pass keyguard.Pass }
+`, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The inner struct of c is met twice, as a field and by itself.
+	if found := heldCiphers(file); len(found) != 6 {
+		t.Errorf("found %d fields, want 6: %v", len(found), found)
 	}
 }
 

@@ -152,7 +152,7 @@ func (d *daemon) buildGuards(ctx context.Context) error {
 		}
 		d.guards[name] = g
 		d.registry.AddGuard(g)
-		d.panel.AddGuard(g)
+		d.panel.AddGuard(g, key.Endpoint)
 	}
 	return nil
 }
