@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -59,7 +60,11 @@ func listenLoopback(address string) (net.Listener, error) {
 	if err != nil || !ip.IsLoopback() {
 		return nil, usageError{fmt.Errorf("--listen %s: devcloud has fixed credentials and listens on loopback only (127.0.0.1 or [::1])", address)}
 	}
-	return net.Listen("tcp", net.JoinHostPort(ip.String(), port))
+	listener, err := net.Listen("tcp", net.JoinHostPort(ip.String(), port))
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("%s is taken, perhaps by another devcloud: stop that or choose another --listen: %w", address, err)
+	}
+	return listener, err
 }
 
 // serve builds KMS and S3, serves them and closes in reverse order.

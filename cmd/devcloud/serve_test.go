@@ -107,6 +107,21 @@ func TestSetupFinishesWhatWasInterrupted(t *testing.T) {
 	}
 }
 
+func TestASecondServerIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	c := serveCloud(t, dir)
+	if out, exit := command(t, "", "serve", "--dir", dir, "--listen", "127.0.0.1:0"); exit != exitFailed || !strings.Contains(out, "in use by another process") {
+		t.Errorf("same directory: exit %d\n%s", exit, out)
+	}
+	address := strings.TrimPrefix(c.endpoint, "http://")
+	if out, exit := command(t, "", "serve", "--dir", t.TempDir(), "--listen", address); exit != exitFailed || !strings.Contains(out, address+" is taken, perhaps by another devcloud") {
+		t.Errorf("same address: exit %d\n%s", exit, out)
+	}
+	if !strings.Contains(c.output.String(), "none yet: devcloud setup makes alias/byokd") {
+		t.Errorf("without --setup: %s", c.output)
+	}
+}
+
 func TestSIGTERMEndsHangingCalls(t *testing.T) {
 	c := serveCloud(t, t.TempDir(), "--setup")
 	if _, exit := command(t, c.endpoint, "fault", "hang"); exit != 0 {
@@ -117,6 +132,13 @@ func TestSIGTERMEndsHangingCalls(t *testing.T) {
 		_, err := kms.NewFromConfig(sdk(t, c, kmstest.DefaultRegion, "test", "test")).ListKeys(context.Background(), &kms.ListKeysInput{})
 		done <- err
 	}()
+	for held := 0; held == 0; {
+		status, err := c.control().Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = status.Held
+	}
 	if code := c.stop(); code != 0 {
 		t.Errorf("exit %d", code)
 	}

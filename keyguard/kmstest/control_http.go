@@ -30,6 +30,7 @@ type Status struct {
 	Time     time.Time `json:"time"`
 	Keys     []KeyInfo `json:"keys"`
 	Faults   []Fault   `json:"faults"`
+	Held     int       `json:"held"` // calls that wait in a hang or a delay right now
 	LastCall uint64    `json:"last_call"`
 }
 
@@ -141,7 +142,8 @@ func (s *Server) status() (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Status{Account: s.account, Time: s.now(), Keys: keys, Faults: s.Faults(), LastCall: s.LastCall()}, nil
+	held, _ := s.faults.holding()
+	return &Status{Account: s.account, Time: s.now(), Keys: keys, Faults: s.Faults(), Held: held, LastCall: s.LastCall()}, nil
 }
 
 // defaultWait is the waiting period of schedule-deletion if none is given, AWS's least.

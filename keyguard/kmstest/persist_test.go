@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -142,5 +143,49 @@ func TestCallLogSurvivesATornLine(t *testing.T) {
 	again := start(t, Options{Dir: dir})
 	if calls := again.Calls(); n != 1 || len(calls) != 2 || calls[1].Operation != "Disable" || calls[1].Seq != 2 {
 		t.Errorf("%d calls, then %+v", n, calls)
+	}
+}
+
+// TestChangesAndUsesTogether lets everybody at once change and use a key: every
+// answer is one that some order of the calls explains, and the last state is on disk.
+func TestChangesAndUsesTogether(t *testing.T) {
+	dir := t.TempDir()
+	w := newWorld(t, Options{Dir: dir})
+	blob := w.wrap(w.arn, nil)
+	changing := make(chan error, 1)
+	go func() {
+		for range 30 {
+			for _, change := range []func(string) error{w.Disable, w.Enable, w.Rotate} {
+				if err := change(w.arn); err != nil {
+					changing <- err
+					return
+				}
+			}
+		}
+		changing <- w.Disable(w.arn)
+	}()
+	var users sync.WaitGroup
+	for range 4 {
+		users.Go(func() {
+			for range 30 {
+				out, err := w.unwrap(w.arn, blob, nil)
+				if err == nil && string(out.Plaintext) != "secret" || err != nil && code(t, err) != "DisabledException" {
+					t.Errorf("%+v %v", out, err)
+				}
+			}
+		})
+	}
+	users.Wait()
+	if err := <-changing; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.unwrap(w.arn, blob, nil); code(t, err) != "DisabledException" {
+		t.Errorf("a call after Disable returned: %v", err)
+	}
+	w.Close()
+	s := must(New(Options{Dir: dir}))(t)
+	defer s.Close()
+	if k := must(s.Keys())(t)[0]; k.State != stateDisabled {
+		t.Errorf("on disk the key is %s", k.State)
 	}
 }
