@@ -14,9 +14,9 @@ import (
 // the headers it remembers.
 //
 // The boundaries of a multipart object are predicted from its first part: all
-// but the last are as long. A prediction is never trusted: the header at the
-// predicted place has to be there, belong to the object and announce the
-// predicted length. When all parts but the last are multiples of a segment,
+// but the last are as long, and numbered from 1. A prediction is never trusted:
+// the header at the predicted place has to be there, belong to the object and
+// announce the predicted number and length; else all headers are read (walk). When all parts but the last are multiples of a segment,
 // which CompleteMultipartUpload takes care of, such a header proves that as many
 // parts and as many plain bytes precede it as predicted: j parts with s segments
 // take 1024·j + 65564·s bytes, and two pairs (j, s) that give the same sum differ
@@ -35,12 +35,12 @@ type layout struct {
 
 // partSpan is one part of an object.
 type partSpan struct {
-	index       int
-	plainFrom   int64
-	plainSize   int64
-	sealedFrom  int64
-	sealedSize  int64
-	numberAtMin uint32 // smallest part number that may stand here; 0 for a simple object
+	index      int
+	plainFrom  int64
+	plainSize  int64
+	sealedFrom int64
+	sealedSize int64
+	number     uint32 // as it was uploaded; 0 for a simple object
 }
 
 // maxHeaders bounds the headers that a layout remembers, about 0.4 KiB each.
@@ -57,7 +57,7 @@ func newLayout(info Info, first seal.ObjectHeader) (*layout, error) {
 		return nil, fmt.Errorf("%w: length of the first part", errBroken)
 	}
 	size := int64(first.PlainSize)
-	l.parts = []partSpan{{plainSize: size, sealedSize: seal.SealedObjectSize(size), numberAtMin: first.Part}}
+	l.parts = []partSpan{{plainSize: size, sealedSize: seal.SealedObjectSize(size), number: first.Part}}
 	plain, err := seal.PlainObjectSize(l.sealed, l.count)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errBroken, err)
@@ -69,11 +69,12 @@ func newLayout(info Info, first seal.ObjectHeader) (*layout, error) {
 	return l, nil
 }
 
-// predictable reports whether all parts but the last can be as long as the first.
+// predictable reports whether all parts but the last can be as long as the first,
+// and numbered without gaps.
 func (l *layout) predictable() bool {
 	first := l.parts[0]
 	before := int64(l.count-1) * first.sealedSize
-	return l.walked() || first.plainSize%seal.SegmentSize == 0 && first.plainSize > 0 &&
+	return l.walked() || first.number == 1 && first.plainSize%seal.SegmentSize == 0 && first.plainSize > 0 &&
 		l.sealed >= before+seal.SealedObjectSize(0) && l.sealed <= before+first.sealedSize
 }
 
@@ -87,7 +88,7 @@ func (l *layout) part(i int) partSpan {
 	first := l.parts[0]
 	s := partSpan{
 		index: i, plainFrom: int64(i) * first.plainSize, plainSize: first.plainSize,
-		sealedFrom: int64(i) * first.sealedSize, sealedSize: first.sealedSize, numberAtMin: uint32(i) + 1,
+		sealedFrom: int64(i) * first.sealedSize, sealedSize: first.sealedSize, number: uint32(i) + 1,
 	}
 	if i == l.count-1 {
 		s.plainSize, s.sealedSize = l.plain-s.plainFrom, l.sealed-s.sealedFrom
@@ -100,7 +101,7 @@ func (l *layout) partAt(off int64) partSpan {
 	if !l.walked() {
 		return l.part(int(min(off/l.parts[0].plainSize, int64(l.count-1))))
 	}
-	for i := l.count - 1; i > 0; i-- {
+	for i := l.count - 1; i > 0; i-- { // 10,000 at most, beside a request to the upstream
 		if p := l.parts[i]; p.plainFrom <= off && p.plainSize > 0 {
 			return p
 		}
@@ -113,7 +114,7 @@ func (l *layout) verify(s partSpan, h seal.ObjectHeader) error {
 	switch {
 	case h.Object != l.object:
 		return fmt.Errorf("%w: part %d belongs to another object", errBroken, s.index+1)
-	case h.Part < s.numberAtMin || h.Part > 0 && s.numberAtMin == 0:
+	case h.Part != s.number:
 		return fmt.Errorf("%w: part number %d at place %d", errBroken, h.Part, s.index+1)
 	case h.PlainSize != uint64(s.plainSize):
 		return fmt.Errorf("%w: part %d announces %d bytes instead of %d", errBroken, s.index+1, h.PlainSize, s.plainSize)
@@ -161,7 +162,7 @@ func (l *layout) walk(ctx context.Context, up Upstream, ref Ref) (*layout, error
 			return nil, fmt.Errorf("%w: header of part %d", errBroken, i+1)
 		}
 		next.index, next.plainSize, next.sealedSize = i, int64(h.PlainSize), seal.SealedObjectSize(int64(h.PlainSize))
-		next.numberAtMin, number = h.Part, h.Part+1
+		next.number, number = h.Part, h.Part+1
 		w.parts = append(w.parts, next)
 		w.plain += next.plainSize
 		next.plainFrom += next.plainSize

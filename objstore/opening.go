@@ -178,12 +178,13 @@ func (o *opening) enterPart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if h.Object == o.lay.object && h.PlainSize != uint64(o.part.plainSize) && !o.lay.walked() {
+	if err = o.lay.verify(o.part, h); err != nil && h.Object == o.lay.object && !o.lay.walked() {
 		if err := o.relayout(ctx); err != nil {
 			return err
 		}
+		err = o.lay.verify(o.part, h)
 	}
-	if err := o.lay.verify(o.part, h); err != nil {
+	if err != nil {
 		return err
 	}
 	o.header, o.hasHead = h, true
