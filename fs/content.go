@@ -16,7 +16,8 @@ import (
 //   - the shortened tail block is durable before the lower file is cut;
 //   - the length is in the last block and nowhere else.
 //
-// Callers hold node.content: shared to read, alone to change.
+// Callers hold node.content: shared to read and to write in place, alone to
+// change sizes. Those who share it keep off each other's blocks by node.ranges.
 
 const block = seal.BlockSize
 
@@ -144,10 +145,13 @@ func (c *call) readPlain(n *node, dst []byte, off int64) (int, error) {
 	first, skip := seal.BlockAt(off)
 	last, _ := seal.BlockAt(off + int64(len(dst)) - 1)
 	sealed := c.sealed[:(last-first+1)*block]
-	if err := n.file.readAt(sealed, first*block); err != nil {
+	n.ranges.lock(first, last, false)
+	err := n.file.readAt(sealed, first*block)
+	n.ranges.unlock(first, last, false)
+	if err != nil {
 		return 0, err
 	}
-	err := c.crypt(n, job{kind: openRange, dst: dst, sealed: sealed, index: first, skip: skip})
+	err = c.crypt(n, job{kind: openRange, dst: dst, sealed: sealed, index: first, skip: skip})
 	if err != nil {
 		return 0, err
 	}
@@ -193,6 +197,32 @@ func (c *call) writePlain(n *node, data []byte, off int64) error {
 	return nil
 }
 
+// inPlace reports whether a write changes neither a size nor the remembered
+// tail, so that it may share the file with others.
+func (n *node) inPlace(off int64, length int) bool {
+	end := off + int64(length)
+	if length == 0 || end > n.size {
+		return false
+	}
+	first, _ := seal.BlockAt(off)
+	last, _ := seal.BlockAt(end - 1)
+	remembered := n.tail.valid && first <= n.tail.index && n.tail.index <= last
+	return (last+1)*block <= n.lower && !remembered && last-first < scratchBlocks
+}
+
+// overwrite writes data over what is there; inPlace has said that it may.
+func (c *call) overwrite(n *node, data []byte, off int64) error {
+	first, skip := seal.BlockAt(off)
+	last, _ := seal.BlockAt(off + int64(len(data)) - 1)
+	n.ranges.lock(first, last, true)
+	defer n.ranges.unlock(first, last, true)
+	sealed, e, err := c.sealPiece(n, data, off, first, last, skip)
+	if err != nil {
+		return err
+	}
+	return c.store(n, sealed, first, e)
+}
+
 // ensureFirst writes an empty block 0 where a write to a later block would
 // come before it.
 func (c *call) ensureFirst(n *node, off int64) error {
@@ -204,36 +234,42 @@ func (c *call) ensureFirst(n *node, off int64) error {
 
 func (c *call) writePiece(n *node, data []byte, off, first int64, skip int) error {
 	last, _ := seal.BlockAt(off + int64(len(data)) - 1)
-	sealed := c.sealed[:(last-first+1)*block]
-	edges, err := c.readEdges(n, data, off, first, last, skip)
-	if err != nil {
-		return err
-	}
-	err = c.crypt(n, job{kind: sealRange, src: data, sealed: sealed, index: first, skip: skip, edges: edges})
+	sealed, e, err := c.sealPiece(n, data, off, first, last, skip)
 	if err != nil {
 		return err
 	}
 	n.tail.drop()
-	if err := c.store(n, sealed, first, edges.shortTail); err != nil {
+	if err := c.store(n, sealed, first, e); err != nil {
 		return err
 	}
 	n.lower = max(n.lower, (last+1)*block)
 	n.size = max(n.size, off+int64(len(data)))
-	if edges.tailKept {
-		n.tail.valid, n.tail.index, n.tail.n = true, last, edges.tailLen
-		copy(n.tail.plain[:], edges.tail[:edges.tailLen])
+	if e.tail != nil {
+		n.tail.valid, n.tail.index, n.tail.n = true, last, e.tailLen
+		copy(n.tail.plain[:], e.tail[:e.tailLen])
 	}
 	return nil
+}
+
+// sealPiece seals the blocks that data touches, as they will be.
+func (c *call) sealPiece(n *node, data []byte, off, first, last int64, skip int) ([]byte, edges, error) {
+	sealed := c.sealed[:(last-first+1)*block]
+	e, err := c.readEdges(n, data, off, first, last, skip)
+	if err != nil {
+		return nil, e, err
+	}
+	err = c.crypt(n, job{kind: sealRange, src: data, sealed: sealed, index: first, skip: skip, edges: e})
+	return sealed, e, err
 }
 
 // edges holds the plain content of the first and last block of a write, where
 // the write does not replace them whole: what was there, with the new bytes
 // laid over it.
 type edges struct {
-	head, tail       []byte // nil where the data alone is the block
-	headLen, tailLen int
-	tailKept         bool // tail holds the last block's plaintext: worth remembering
-	shortTail        bool // the last block is not full
+	head, tail         []byte // nil where the data alone is the block
+	headLen, tailLen   int
+	headHole, tailHole bool // nothing was there: the page below is not under writeback
+	shortTail          bool // the last block ends the file and is not full: it will be written again
 }
 
 // readEdges prepares the first and last block of a write.
@@ -241,53 +277,49 @@ func (c *call) readEdges(n *node, data []byte, off, first, last int64, skip int)
 	var e edges
 	end := off + int64(len(data))
 	if skip > 0 || first == last && end < seal.BlockStart(first+1) {
-		length, err := c.existing(n, first, c.head[:])
+		length, hole, err := c.existing(n, first, c.head[:])
 		if err != nil {
 			return e, err
 		}
 		covered := copy(c.head[skip:seal.PayloadOf(first)], data)
-		e.head, e.headLen = c.head[:], max(length, skip+covered)
+		e.head, e.headLen, e.headHole = c.head[:], max(length, skip+covered), hole
 	}
 	if first == last {
-		e.tail, e.tailLen, e.tailKept = e.head, e.headLen, e.head != nil
-		e.shortTail = e.head != nil && e.headLen < seal.PayloadOf(first)
-		return e, nil
-	}
-	inLast := int(end - seal.BlockStart(last))
-	if inLast < seal.PayloadOf(last) {
-		length, err := c.existing(n, last, c.plain[:])
+		e.tail, e.tailLen, e.tailHole = e.head, e.headLen, e.headHole
+	} else if inLast := int(end - seal.BlockStart(last)); inLast < seal.PayloadOf(last) {
+		length, hole, err := c.existing(n, last, c.plain[:])
 		if err != nil {
 			return e, err
 		}
 		copy(c.plain[:inLast], data[len(data)-inLast:])
-		e.tail, e.tailLen, e.tailKept = c.plain[:], max(length, inLast), true
-		e.shortTail = e.tailLen < seal.PayloadOf(last)
+		e.tail, e.tailLen, e.tailHole = c.plain[:], max(length, inLast), hole
 	}
+	e.shortTail = e.tail != nil && e.tailLen < seal.PayloadOf(last) && end >= n.size
 	return e, nil
 }
 
 // existing reads the block that a write will change in part, zeros where there
-// is none, and returns its length.
-func (c *call) existing(n *node, index int64, dst []byte) (int, error) {
-	if index*block >= n.lower {
-		clear(dst[:seal.BlockPayload])
-		return 0, nil
+// is none, and returns its length and whether it is a hole.
+func (c *call) existing(n *node, index int64, dst []byte) (length int, hole bool, err error) {
+	if index*block < n.lower {
+		if length, err = c.openBlock(n, index, dst); err != nil {
+			return 0, false, err
+		}
+		hole = length < 0
+		length = max(length, 0)
+		if hole && (index+1)*block == n.lower { // a hole as the last block counts as full
+			length = seal.PayloadOf(index)
+			clear(dst[:length])
+		}
 	}
-	length, err := c.openBlock(n, index, dst)
-	if err != nil {
-		return 0, err
-	}
-	clear(dst[max(length, 0):seal.BlockPayload])
-	if length < 0 && index*block+block == n.lower { // a hole as the last block counts as full
-		length = seal.PayloadOf(index)
-	}
-	return max(length, 0), nil
+	clear(dst[length:seal.BlockPayload])
+	return length, hole, nil
 }
 
 // writeBlock seals plain as the whole of one block.
 func (c *call) writeBlock(n *node, index int64, plain []byte) error {
 	sealed := c.sealed[:block]
-	e := edges{head: plain, headLen: len(plain)}
+	e := edges{head: plain, headLen: len(plain), shortTail: len(plain) < seal.PayloadOf(index)}
 	if e.head == nil {
 		e.head = []byte{}
 	}
@@ -296,35 +328,44 @@ func (c *call) writeBlock(n *node, index int64, plain []byte) error {
 		return err
 	}
 	n.tail.drop()
-	if err := c.store(n, sealed, index, len(plain) < seal.PayloadOf(index)); err != nil {
+	if err := c.store(n, sealed, index, e); err != nil {
 		return err
 	}
 	n.lower = max(n.lower, (index+1)*block)
 	return nil
 }
 
-// store writes sealed blocks from block index first on: those that exist, and
-// a tail block that will be written again, through O_DIRECT.
-func (c *call) store(n *node, sealed []byte, first int64, shortTail bool) error {
-	existing := min(max(n.lower/block-first, 0), int64(len(sealed))/block)
-	if existing > 0 {
-		if err := c.rewrite(n, sealed[:existing*block], first*block); err != nil {
+// store writes sealed blocks from block index first on, in runs: through the
+// page cache those that did not exist, through O_DIRECT those that did and a
+// short tail, which will be written again.
+func (c *call) store(n *node, sealed []byte, first int64, e edges) error {
+	last := int64(len(sealed))/block - 1
+	existing := n.lower/block - first // blocks of the run below this may exist
+	direct := func(i int64) bool {
+		switch {
+		case i == last && e.shortTail:
+			return true
+		case i == 0 && e.headHole, i == last && e.tailHole:
+			return false
+		}
+		return i < existing
+	}
+	for from := int64(0); from <= last; {
+		to := from + 1
+		for to <= last && direct(to) == direct(from) {
+			to++
+		}
+		run, at := sealed[from*block:to*block], (first+from)*block
+		var err error
+		if direct(from) {
+			err = c.rewrite(n, run, at)
+		} else {
+			err = n.file.writeFresh(run, at)
+		}
+		if err != nil {
 			return err
 		}
-	}
-	fresh := sealed[existing*block:]
-	at := (first + existing) * block
-	if shortTail && len(fresh) > 0 {
-		body := fresh[:len(fresh)-block]
-		if len(body) > 0 {
-			if err := n.file.writeFresh(body, at); err != nil {
-				return err
-			}
-		}
-		return c.rewrite(n, fresh[len(body):], at+int64(len(body)))
-	}
-	if len(fresh) > 0 {
-		return n.file.writeFresh(fresh, at)
+		from = to
 	}
 	return nil
 }
@@ -365,7 +406,7 @@ func (c *call) truncate(n *node, size int64) error {
 func (c *call) shrink(n *node, size int64) error {
 	last, _ := seal.BlockAt(size - 1)
 	length := int(size - seal.BlockStart(last))
-	was, err := c.existing(n, last, c.plain[:])
+	was, _, err := c.existing(n, last, c.plain[:])
 	if err != nil {
 		return err
 	}
@@ -393,7 +434,7 @@ func (c *call) grow(n *node, size int64) error {
 	if err := c.ensureFirst(n, seal.BlockStart(last)); err != nil {
 		return err
 	}
-	was, err := c.existing(n, last, c.plain[:])
+	was, _, err := c.existing(n, last, c.plain[:])
 	if err != nil {
 		return err
 	}

@@ -76,7 +76,7 @@ func (c *call) zero(n *node, off, end int64) error {
 
 // zeroWithin rewrites one block with [off, end) of the file zeroed in it.
 func (c *call) zeroWithin(n *node, index, off, end int64) error {
-	length, err := c.existing(n, index, c.plain[:])
+	length, _, err := c.existing(n, index, c.plain[:])
 	if err != nil {
 		return err
 	}

@@ -71,7 +71,7 @@ type Filesystem struct {
 	dismiss  context.CancelFunc
 	parking  parking
 	loop     atomic.Pointer[loop]
-	bdi      *bdi
+	bdi      atomic.Pointer[bdi]
 	rootAttr atomic.Pointer[fuse.AttrOut]
 
 	mountpoint string // guarded by mountMu
@@ -85,6 +85,7 @@ type Filesystem struct {
 
 	damagedBlocks atomic.Uint64
 	foreignNames  atomic.Uint64
+	undrained     atomic.Uint64
 	requests      atomic.Uint64
 }
 
@@ -117,11 +118,12 @@ func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options) (*Fil
 	f := &Filesystem{
 		guard: g, header: header, options: o, log: o.Logger,
 		root: root, nodes: newNodeTable(newLowerIDs(root), root), handles: newHandleTable(),
-		stable: stablePages(&st), privileged: unix.Geteuid() == 0, bdi: &bdi{},
+		stable: stablePages(&st), privileged: unix.Geteuid() == 0,
 	}
 	if f.log == nil {
 		f.log = zap.NewNop()
 	}
+	f.bdi.Store(&bdi{})
 	f.rootAttr.Store(rootAttr(&st))
 	f.serving, f.dismiss = context.WithCancel(context.Background())
 	f.follow()
@@ -190,6 +192,7 @@ type Stats struct {
 	Requests       uint64 // served since the mount
 	DamagedBlocks  uint64 // blocks that failed authentication
 	ForeignNames   uint64 // lower names that byokd did not write, met while listing
+	Undrained      uint64 // files of which a freeze could not take every page away in time, since the mount
 	Inodes         int    // known to the kernel
 	LowerFreeBytes uint64
 }
@@ -198,7 +201,7 @@ type Stats struct {
 func (f *Filesystem) Stats() Stats {
 	s := Stats{
 		Parked: f.parking.count(), Requests: f.requests.Load(),
-		DamagedBlocks: f.damagedBlocks.Load(), ForeignNames: f.foreignNames.Load(),
+		DamagedBlocks: f.damagedBlocks.Load(), ForeignNames: f.foreignNames.Load(), Undrained: f.undrained.Load(),
 	}
 	f.mountMu.Lock()
 	s.Mountpoint = f.mountpoint

@@ -22,8 +22,8 @@ import (
 //  2. INC_EPOCH: every cached name is looked up again, which waits;
 //  3. attributes: every read(), write() and stat() begins with GETATTR, which
 //     waits;
-//  4. data: dropping pages flushes the dirty ones through us, by WRITE and
-//     SETATTR, which pass while the gate drains;
+//  4. data: syncfs, then dropping pages flushes the dirty ones through us, by
+//     WRITE and SETATTR, which pass while the gate drains;
 //  5. hold READs back, and drop once more what came in meanwhile, around the
 //     pages that waiting READs hold locked;
 //  6. the gate closes; what was touched by the last stragglers goes.
@@ -32,6 +32,11 @@ import (
 // behind a locked page: it is left behind and another goroutine goes on.
 const hungAfter = 20 * time.Millisecond
 
+// stalledAfter is when those that hang are given up: nothing was read or written
+// for so long, so they do not wait for a flush but for a page that a waiting
+// READ holds. A flush makes progress request by request, 1 MiB each at most.
+const stalledAfter = 100 * time.Millisecond
+
 // Draining implements keyguard.Subscriber.
 func (f *Filesystem) Draining(ctx context.Context, _ keyguard.Transition) {
 	f.closed.Store(true)
@@ -39,7 +44,9 @@ func (f *Filesystem) Draining(ctx context.Context, _ keyguard.Transition) {
 	if l == nil {
 		return
 	}
-	f.bdi.throttle()
+	if err := f.bdi.Load().throttle(); err != nil {
+		f.log.Warn("writers could not be throttled: the drain may take longer", zap.Error(err))
+	}
 	if err := l.incEpoch(); err != nil {
 		f.log.Warn("kernel refused INC_EPOCH: cached names may be answered while frozen", zap.Error(err))
 	}
@@ -47,6 +54,7 @@ func (f *Filesystem) Draining(ctx context.Context, _ keyguard.Transition) {
 	for _, n := range nodes {
 		_ = l.invalidate(n.id, -1, 0) // ENOENT: the kernel does not know it any more
 	}
+	f.flush(ctx)
 	f.drop(ctx, l, nodes)
 	f.holdReads.Store(true)
 	f.awaitReads(ctx)
@@ -63,6 +71,10 @@ func (f *Filesystem) Draining(ctx context.Context, _ keyguard.Transition) {
 func (f *Filesystem) Frozen(ctx context.Context, _ keyguard.Transition) {
 	if l := f.loop.Load(); l != nil {
 		f.drop(ctx, l, f.touched(f.nodes.all()))
+		if left := len(f.touched(f.nodes.all())); left > 0 {
+			f.undrained.Add(uint64(left))
+			f.log.Warn("the drain ran out of time: the kernel may hold pages of files until the thaw", zap.Int("files", left))
+		}
 		l.wipe()
 	}
 	for _, n := range f.nodes.all() {
@@ -76,7 +88,35 @@ func (f *Filesystem) Frozen(ctx context.Context, _ keyguard.Transition) {
 func (f *Filesystem) Thawed(keyguard.Transition) {
 	f.holdReads.Store(false)
 	f.closed.Store(false)
-	f.bdi.restore()
+	if err := f.bdi.Load().restore(); err != nil {
+		f.log.Error("writers stay throttled: small writes will be slow", zap.Error(err))
+	}
+}
+
+// flush asks the kernel to write back what it holds dirty, in requests as large
+// as they come: dropping a dirty page writes it back too, but page by page, at
+// a tenth of the speed. The call may hang, so it is left behind when ctx ends.
+func (f *Filesystem) flush(ctx context.Context) {
+	if f.mountpoint == "" {
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		// Opening the root of the mount needs no key (rules.go).
+		fd, err := unix.Open(f.mountpoint, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return
+		}
+		defer unix.Close(fd)
+		// Since Linux 6.16 it starts the writeback of FUSE files without waiting
+		// for its end; drop waits.
+		_ = unix.Syncfs(fd)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
 }
 
 // awaitReads waits until the READs that were let in before reads were held back
@@ -105,8 +145,9 @@ func (f *Filesystem) touched(nodes []*node) []*node {
 	return kept
 }
 
-// drop removes the pages of the nodes from the kernel's cache. It returns when
-// every notification has returned or hangs, or when ctx ends.
+// drop removes the pages of the nodes from the kernel's cache, flushing what is
+// dirty. It returns when that is done, when all that is left hangs, or when ctx
+// ends.
 func (f *Filesystem) drop(ctx context.Context, l *loop, nodes []*node) {
 	queue := make(chan *node, len(nodes))
 	for _, n := range nodes {
@@ -122,6 +163,7 @@ func (f *Filesystem) drop(ctx context.Context, l *loop, nodes []*node) {
 	d.work()
 	watch := time.NewTicker(hungAfter / 2)
 	defer watch.Stop()
+	served, moved := f.requests.Load(), time.Now()
 	for {
 		select {
 		case <-d.done:
@@ -129,7 +171,11 @@ func (f *Filesystem) drop(ctx context.Context, l *loop, nodes []*node) {
 		case <-ctx.Done():
 			return
 		case <-watch.C:
-			if d.replaceHung() { // nothing is left but what hangs
+			if !d.replaceHung() {
+				moved = time.Now()
+			} else if now := f.requests.Load(); now != served {
+				served, moved = now, time.Now()
+			} else if time.Since(moved) > stalledAfter {
 				return
 			}
 		}

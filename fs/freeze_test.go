@@ -308,3 +308,36 @@ func TestFreezeDuringGigabyteWrite(t *testing.T) {
 		}
 	})
 }
+
+// TestFreezeFlushes: as much as the kernel lets be dirty, in pages all over a file, is
+// written back before the gate closes.
+func TestFreezeFlushes(t *testing.T) {
+	v := newVolume(t, Options{})
+	fd, err := unix.Open(v.path("f"), unix.O_RDWR|unix.O_CREAT, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	const pages = 8192
+	for i := range pages {
+		b := bytes.Repeat([]byte{byte(i)}, pageSize)
+		if _, err := unix.Pwrite(fd, b, int64(i)*2*pageSize); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, before := cachedPages(t, fd)
+	asked := time.Now()
+	v.freeze()
+	cached, dirty := cachedPages(t, fd)
+	t.Logf("%d pages dirty before; frozen %v after the key was disabled (probe interval 100 ms); %d cached, %d dirty", before, time.Since(asked), cached, dirty)
+	if cached != 0 {
+		t.Errorf("%d pages cached while frozen, %d of them dirty", cached, dirty)
+	}
+	v.thaw()
+	b := make([]byte, pageSize)
+	for i := range pages {
+		if _, err := unix.Pread(fd, b, int64(i)*2*pageSize); err != nil || b[0] != byte(i) || b[pageSize-1] != byte(i) {
+			t.Fatalf("page %d: %x, %v", i, b[0], err)
+		}
+	}
+}

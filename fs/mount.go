@@ -67,7 +67,11 @@ func (f *Filesystem) Mount(dir string) error {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return fmt.Errorf("the mount at %s does not answer: %w", dir, err)
 	}
-	f.bdi = newBDI(dir)
+	limits, err := newBDI(dir)
+	if err != nil {
+		f.log.Warn("the mount's dirty pages cannot be bounded: a freeze under heavy writing may not drain in time", zap.Error(err))
+	}
+	f.bdi.Store(limits)
 	if f.options.Cache == Writeback && l.granted()&fuse.CAP_WRITEBACK_CACHE == 0 {
 		f.log.Warn("the kernel did not grant the writeback cache: small writes will be slow")
 	}
@@ -142,8 +146,7 @@ func (f *Filesystem) Unmount(ctx context.Context) error {
 		return nil
 	}
 	done := make(chan error, 1)
-	frozen := f.closed.Load()
-	go func() { done <- unmount(f.mountpoint, frozen) }()
+	go func() { done <- f.takeAway(ctx, l) }()
 	var err error
 	select {
 	case err = <-done:
@@ -157,33 +160,27 @@ func (f *Filesystem) Unmount(ctx context.Context) error {
 	return err
 }
 
-// unmount takes the mount away. One that is busy or frozen is detached, and
-// MNT_FORCE aborts the connection, which ends the calls that wait and our reads.
-func unmount(dir string, frozen bool) error {
-	if !frozen {
-		switch err := unix.Unmount(dir, 0); {
-		case err == nil, errors.Is(err, unix.EINVAL): // EINVAL: not mounted any more
-			return nil
-		case !errors.Is(err, unix.EBUSY):
-			return fmt.Errorf("unmount %s: %w", dir, err)
-		}
-		if err := syncMount(dir); err != nil {
-			return err
+// takeAway removes the mount. One that is busy or frozen is detached, and
+// MNT_FORCE aborts the connection, which ends the calls that wait and our reads;
+// so what the kernel holds dirty is flushed before.
+func (f *Filesystem) takeAway(ctx context.Context, l *loop) error {
+	dir := f.mountpoint
+	if !f.closed.Load() {
+		for range 2 {
+			switch err := unix.Unmount(dir, 0); {
+			case err == nil, errors.Is(err, unix.EINVAL): // EINVAL: not mounted any more
+				return nil
+			case !errors.Is(err, unix.EBUSY):
+				return fmt.Errorf("unmount %s: %w", dir, err)
+			}
+			f.flush(ctx)
+			f.drop(ctx, l, f.nodes.all())
 		}
 	}
 	if err := unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("detach %s: %w", dir, err)
 	}
 	return nil
-}
-
-func syncMount(dir string) error {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil // nothing can be flushed through a mount that does not open
-	}
-	defer unix.Close(fd)
-	return unix.Syncfs(fd)
 }
 
 // StaleMount reports whether dir is a byokd mount that nobody serves, left by a

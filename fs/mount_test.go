@@ -141,3 +141,25 @@ func firstDifference(a, b []byte) int {
 	}
 	return min(len(a), len(b))
 }
+
+// TestUnmountBusy: a mount that is in use is taken away all the same, and what
+// was written is not lost, synced or not.
+func TestUnmountBusy(t *testing.T) {
+	cacheModes(t, func(t *testing.T, o Options) {
+		v := newVolume(t, o)
+		f, err := os.Create(v.path("f"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		want := bytes.Repeat([]byte("0123456789abcdef"), 2<<20)
+		if _, err := f.Write(want); err != nil {
+			t.Fatal(err)
+		}
+		v.remount() // f is open
+		got, err := os.ReadFile(v.path("f"))
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%d of %d bytes, %v", len(got), len(want), err)
+		}
+	})
+}

@@ -30,7 +30,10 @@ type node struct {
 	pinned atomic.Bool  // path is kept because the name is gone and the inode must not be
 	file   lowerFile
 
-	// content guards what follows: shared by readers, held alone by writers.
+	ranges blockRanges // of those who share content
+
+	// content guards what follows: shared by those who read and who write in
+	// place, held alone by those who change a size.
 	content sync.RWMutex
 	known   bool        // the fields below have been read from the lower file
 	fileID  seal.FileID // zero until block 0 or the extended attribute names it

@@ -112,11 +112,7 @@ func (c *call) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, 
 	if in.Offset > seal.MaxFileSize-uint64(len(data)) {
 		return 0, c.fail(unix.EFBIG)
 	}
-	if err := c.own(n); err != nil {
-		return 0, c.fail(err)
-	}
-	defer n.content.Unlock()
-	if err := c.writePlain(n, data, int64(in.Offset)); err != nil {
+	if err := c.write(n, data, int64(in.Offset)); err != nil {
 		return 0, c.fail(err)
 	}
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
@@ -126,6 +122,23 @@ func (c *call) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, 
 	}
 	c.bytes = len(data)
 	return uint32(len(data)), fuse.OK
+}
+
+// write shares the file with others where it can.
+func (c *call) write(n *node, data []byte, off int64) error {
+	if err := c.share(n); err != nil {
+		return err
+	}
+	if n.inPlace(off, len(data)) {
+		defer n.content.RUnlock()
+		return c.overwrite(n, data, off)
+	}
+	n.content.RUnlock()
+	if err := c.own(n); err != nil {
+		return err
+	}
+	defer n.content.Unlock()
+	return c.writePlain(n, data, off)
 }
 
 func (c *call) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
