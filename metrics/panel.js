@@ -27,7 +27,7 @@ const stateOfKey = (k) => {
   return { Open: 'ready', Degraded: 'degraded', Starting: 'waiting', Stopping: 'stopping' }[k.gate] || last;
 };
 
-function keyCard(k, now) {
+function keyCard(k, now, alone) {
   const card = make('div', undefined, 'card ' + stateOfKey(k));
   card.append(make('h2', k.name));
   const list = make('dl');
@@ -39,8 +39,8 @@ function keyCard(k, now) {
   if (k.gate === 'Degraded' && k.leaseUntil) row('Freezes', left(k.leaseUntil, now) + ' unless KMS answers');
   if (k.lastSuccess) row('Last success', when(k.lastSuccess));
   if (k.gate === 'Frozen' || k.gate === 'Starting') row('Keys in memory', k.erased ? 'none, erased' : 'being erased');
-  if (k.cause) row('Cause', k.cause);
-  if (k.nextStep) row('Next step', k.nextStep);
+  if (k.cause && !alone) row('Cause', k.cause); // alone: the summary says the same
+  if (k.nextStep && !alone) row('Next step', k.nextStep);
   if (k.warning) row('Warning', k.warning);
   if (k.requestId) row('KMS request', k.requestId);
   card.append(list);
@@ -54,7 +54,7 @@ function show(r) {
   byId('headline').textContent = r.headline;
   byId('cause').textContent = r.cause || '';
   byId('next').textContent = r.nextStep ? 'Next step: ' + r.nextStep : '';
-  byId('keys').replaceChildren(...r.keys.map((k) => keyCard(k, now)));
+  byId('keys').replaceChildren(...r.keys.map((k) => keyCard(k, now, r.keys.length === 1)));
   byId('resources').replaceChildren(...r.resources.map((x) => {
     const tr = make('tr');
     const state = make('td');
