@@ -24,6 +24,7 @@ type fakeKMS struct {
 	thenHang bool             // mu; hang when the script is over
 	latency  time.Duration    // mu; of every call
 	hang     bool             // mu; calls last until their context ends
+	hangOp   string           // mu; calls of one operation do
 	desc     Description      // mu
 	descErr  error            // mu
 	calls    map[string]int   // mu
@@ -100,7 +101,7 @@ func (f *fakeKMS) answer(ctx context.Context, op string) (string, error) {
 	f.calls[op]++
 	f.serial++
 	id := fmt.Sprintf("req-%d", f.serial)
-	latency, hang := f.latency, f.hang
+	latency, hang := f.latency, f.hang || op == f.hangOp
 	if op == "Probe" {
 		f.times = append(f.times, time.Now())
 	}
@@ -127,6 +128,11 @@ func (f *fakeKMS) answer(ctx context.Context, op string) (string, error) {
 		f.script = f.script[1:]
 		f.hang = f.hang || f.thenHang && len(f.script) == 0
 		return id, err
+	}
+	if k, ok := f.fail.(*KMSError); ok { // no two refusals have the same words
+		again := *k
+		again.RequestID, again.Err = id, fmt.Errorf("%w, for the %dth time", k.Err, f.serial)
+		return id, &again
 	}
 	return id, f.fail
 }

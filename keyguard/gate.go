@@ -79,31 +79,32 @@ type Pass struct {
 	lane uint32
 }
 
+// admitTo counts a pass of e in and looks again: an epoch that ended between its
+// loading and the addition must not be used, for close may have seen no one.
+func (g *gate) admitTo(e *epoch, class Class, laneHint uint32) bool {
+	e.lanes[laneHint%laneCount].inUse.Add(1)
+	if g.admit[class&1].Load() == e {
+		return true
+	}
+	e.lanes[laneHint%laneCount].inUse.Add(-1)
+	return false
+}
+
 // enter is the hot path: two locked additions are all that an Enter and its
 // Exit cost, everything else is loads of lines that nobody writes.
 func (g *gate) enter(ctx context.Context, class Class, laneHint uint32) (Pass, error) {
-	if e := g.admit[class&1].Load(); e != nil {
-		e.lanes[laneHint%laneCount].inUse.Add(1)
-		if g.admit[class&1].Load() == e {
-			return Pass{gate: g, e: e, lane: laneHint}, nil
-		}
-		e.lanes[laneHint%laneCount].inUse.Add(-1)
+	if e := g.admit[class&1].Load(); e != nil && g.admitTo(e, class, laneHint) {
+		return Pass{gate: g, e: e, lane: laneHint}, nil
 	}
 	return g.enterSlow(ctx, class, laneHint)
 }
 
 // tryEnter is enter without waiting.
 func (g *gate) tryEnter(class Class, laneHint uint32) (Pass, bool) {
-	e := g.admit[class&1].Load()
-	if e == nil {
-		return Pass{}, false
+	if e := g.admit[class&1].Load(); e != nil && g.admitTo(e, class, laneHint) {
+		return Pass{gate: g, e: e, lane: laneHint}, true
 	}
-	e.lanes[laneHint%laneCount].inUse.Add(1)
-	if g.admit[class&1].Load() != e {
-		e.lanes[laneHint%laneCount].inUse.Add(-1)
-		return Pass{}, false
-	}
-	return Pass{gate: g, e: e, lane: laneHint}, true
+	return Pass{}, false
 }
 
 // enterSlow parks until the gate opens. It takes the channel before it tries,

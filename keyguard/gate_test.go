@@ -127,6 +127,50 @@ func TestExitTwiceIsFound(t *testing.T) {
 	e.stragglers()
 }
 
+// The interleaving that everything hangs on, made by hand: an Enter that loaded
+// the epoch before it ended must not get in after nobody was found in use.
+func TestEnterThatCameTooLateIsRefused(t *testing.T) {
+	for _, class := range []Class{Work, Drain} {
+		g, _ := openGate(1)
+		e := g.admit[class].Load()
+		if class == Work {
+			g.drain()
+		}
+		g.close()
+		if err := e.waitIdle(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		g.open(newEpoch(2, newKeys()))
+		if g.admitTo(e, class, 3) {
+			t.Errorf("class %d: admitted to an epoch that has ended", class)
+		}
+		if n := e.stragglers(); n != 0 {
+			t.Errorf("class %d: %d passes in use", class, n)
+		}
+	}
+}
+
+// An opening must not slip between looking and parking.
+func TestNoOpeningIsMissed(t *testing.T) {
+	g := newGate()
+	for n := uint64(1); n <= 20_000; n++ {
+		entered := make(chan struct{})
+		go func() {
+			p, err := g.enter(context.Background(), Work, 0)
+			if err == nil {
+				p.Exit()
+			}
+			close(entered)
+		}()
+		if n%2 == 0 {
+			runtime.Gosched()
+		}
+		g.open(newEpoch(n, newKeys()))
+		<-entered
+		g.close()
+	}
+}
+
 // TestFreezeExcludesUse is the property behind erasure: after close and waitIdle
 // nobody uses the keys of the epoch, and nobody's Err is nil after close. The
 // epoch's guinea pig is written after each freeze without any lock, so that the

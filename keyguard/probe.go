@@ -137,9 +137,7 @@ func (r *runner) describe() {
 // probed takes the end of a probe. What it means is done before it is told.
 func (r *runner) probed(o observation) error {
 	r.probes--
-	if ReasonOf(o.err) != ReasonTimeout { // giving up is no answer
-		r.awaiting, r.hedgeAt = never, never
-	}
+	r.awaiting, r.hedgeAt = never, never
 	err := r.apply(o)
 	r.o.Observer.Probed(StateOf(o.err), ReasonOf(o.err), o.took)
 	if o.err != nil {

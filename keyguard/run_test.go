@@ -235,13 +235,15 @@ func TestSlowKMSStaysOpen(t *testing.T) {
 	})
 }
 
+// A probe that got lost just when KMS starts refusing must not cost an interval.
 func TestLostProbeIsAskedAgain(t *testing.T) {
-	opened(t, nil, func(w *world) {
+	const long = 20 * time.Second
+	opened(t, func(o *Options) { o.ProbeInterval = long }, func(w *world) {
 		asked := w.kms.count("Probe")
 		w.kms.with(func(f *fakeKMS) { f.hang = true })
-		w.await("a probe under way", 2*interval, func(Status) bool { return w.kms.count("Probe") > asked })
+		w.await("a probe under way", long, func(Status) bool { return w.kms.count("Probe") > asked })
 		w.kms.set(Disabled) // the lost probe stays lost: its answer never comes
-		if took := w.awaitGate(Frozen, time.Minute); took > freezeLimit {
+		if took := w.awaitGate(Frozen, time.Minute); took > hedgeAfter+10*time.Millisecond {
 			t.Errorf("froze %v after KMS started refusing", took)
 		}
 	})
@@ -381,13 +383,78 @@ func TestPinWhileOpenIsLoaded(t *testing.T) {
 }
 
 func TestLeaseRunsDuringSuspend(t *testing.T) {
-	opened(t, nil, func(w *world) {
+	opened(t, func(o *Options) { o.ProbeInterval = time.Minute; o.OutageGrace = 2 * time.Minute }, func(w *world) {
+		time.Sleep(time.Second)
 		w.kms.with(func(f *fakeKMS) { f.hang = true })
-		time.Sleep(500 * time.Millisecond)
 		w.clock.suspend(time.Hour)
 		if took := w.awaitGate(Frozen, time.Minute); took > watchPause+drainLimit {
 			t.Errorf("froze %v after resuming", took)
 		}
+	})
+}
+
+// Pinned roots that could not be loaded when they were pinned are loaded later.
+func TestPinIsLoadedWhenItCanBe(t *testing.T) {
+	loaded := func(w *world, id seal.KeyID) bool {
+		p, ok := w.guard.TryEnter(Work, 0)
+		if !ok {
+			return false
+		}
+		defer p.Exit()
+		return p.Keys().Root(id) != nil
+	}
+	wrapped := append([]byte(testBinding.Resource+"/"), make([]byte, seal.RootSize)...)
+	opened(t, nil, func(w *world) { // pinned during an outage
+		w.kms.set(Unreachable)
+		w.awaitGate(Degraded, 2*interval)
+		id := seal.NewID()
+		w.guard.Pin(id, wrapped, testBinding)
+		time.Sleep(5 * time.Second)
+		w.kms.set(Enabled)
+		w.await("the pinned root", 2*interval, func(Status) bool { return loaded(w, id) })
+	})
+	inWorld(t, func(o *Options) { o.ProbeInterval = 20 * time.Second }, func(w *world) { // pinned during a thaw
+		first, second := seal.NewID(), seal.NewID()
+		w.guard.Pin(first, wrapped, testBinding)
+		w.kms.with(func(f *fakeKMS) { f.latency = 300 * time.Millisecond })
+		w.start()
+		w.awaitGate(Thawing, thawLimit)
+		w.guard.Pin(second, wrapped, testBinding)
+		w.awaitGate(Open, thawLimit)
+		w.await("the root pinned late", 310*time.Millisecond, func(Status) bool { return loaded(w, second) })
+	})
+}
+
+// The end of a thaw that was given up must not open anything.
+func TestLateThawIsDiscarded(t *testing.T) {
+	opened(t, nil, func(w *world) {
+		stale := &thawAttempt{keys: newKeys(), cancel: func() {}}
+		root := newRoot(t)
+		stale.keys.add(root, true)
+		w.guard.events <- event{kind: eventUnwrap, attempt: stale, obs: observation{kind: sawUnwrapped}}
+		synctest.Wait()
+		if s := w.guard.Status(); s.Epoch != 1 {
+			t.Errorf("a thaw that was given up opened epoch %d", s.Epoch)
+		}
+		if stale.keys.Len() != 0 {
+			t.Error("its keys are still there")
+		}
+	})
+}
+
+// An audit log that hangs must not keep the gate open.
+func TestStuckAuditLogCannotHoldUpAFreeze(t *testing.T) {
+	release := make(chan struct{})
+	opened(t, func(o *Options) {
+		release = make(chan struct{}) // of the bubble
+		o.Audit = func(AuditRecord) { <-release }
+	}, func(w *world) {
+		defer func() { close(release) }()
+		w.kms.set(Disabled)
+		w.awaitGate(Frozen, 2*interval)
+		w.await("erased", time.Second, func(s Status) bool { return s.Erased })
+		w.kms.set(Enabled)
+		w.awaitGate(Open, thawLimit)
 	})
 }
 
@@ -578,6 +645,8 @@ func TestLoadIsSharedAndUnreachableWaits(t *testing.T) {
 		if s := w.guard.Status(); s.Epoch != 1 {
 			t.Errorf("status %+v", s)
 		}
+		w.kms.set(Disabled)
+		w.await("erased: every call gave its pass back", 2*interval, func(s Status) bool { return s.Gate == Frozen && s.Erased })
 	})
 }
 
@@ -585,15 +654,21 @@ func TestFreezeCutsALoadUnderWay(t *testing.T) {
 	opened(t, nil, func(w *world) {
 		ctx := context.Background()
 		_, wrapped, _ := w.guard.Create(ctx, testBinding)
-		w.kms.with(func(f *fakeKMS) { f.failOp["Probe"] = refusal(Disabled); f.latency = 2 * time.Second })
+		w.kms.with(func(f *fakeKMS) { f.failOp["Probe"] = refusal(Disabled); f.hangOp = "Unwrap" })
 		result := make(chan error, 1)
 		id := seal.NewID()
 		go func() { result <- w.guard.Load(ctx, id, wrapped, testBinding) }()
-		w.awaitGate(Frozen, 10*time.Second)
-		w.await("erased", 100*time.Millisecond, func(s Status) bool { return s.Erased })
-		w.kms.with(func(f *fakeKMS) { clear(f.failOp); f.latency = 0 })
-		if err := <-result; err != nil {
-			t.Error(err)
+		w.awaitGate(Frozen, 2*interval)
+		w.await("erased", 10*time.Millisecond, func(s Status) bool { return s.Erased })
+		w.kms.with(func(f *fakeKMS) { clear(f.failOp); f.hangOp = "" })
+		w.awaitGate(Open, thawLimit)
+		select {
+		case err := <-result: // at once, not after a pause for another try
+			if err != nil {
+				t.Error(err)
+			}
+		default:
+			t.Error("the load does not go on with the thaw")
 		}
 	})
 }

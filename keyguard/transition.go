@@ -194,7 +194,7 @@ func (m machine) tick(o observation, now instant, grace time.Duration) (machine,
 }
 
 func (m machine) success(o observation, now instant) (machine, action) {
-	if o.started < m.lastRefusal { // asked before KMS refused: says nothing about now
+	if o.started < m.lastRefusal { // asked before KMS refused: says nothing about now, dispels no doubt
 		return m, 0
 	}
 	m.lastSuccess = max(m.lastSuccess, o.started)
@@ -202,12 +202,7 @@ func (m machine) success(o observation, now instant) (machine, action) {
 	m.failures = 0
 	m.successes[m.streak%thawSuccesses] = now
 	m.streak++
-	if m.doubt != noDoubt {
-		if o.started < m.doubtSince {
-			return m, 0 // asked before the doubt arose: does not dispel it
-		}
-		m.doubt = noDoubt
-	}
+	m.doubt = noDoubt
 	switch m.gate {
 	case Open, Degraded:
 		m.gate = Open

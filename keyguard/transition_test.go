@@ -394,6 +394,15 @@ func TestStepSequences(t *testing.T) {
 			{0, failed(-5*ms, refusal(Disabled)), Frozen, actDescribe},
 			{1 * ms, granteds(-3 * ms), Frozen, 0},
 		}},
+		{"just before ten seconds it is not", frozen, []stage{
+			{0, failed(-5*ms, refusal(Disabled)), Frozen, actDescribe},
+			{9990 * ms, granteds(9900 * ms), Frozen, actConfirm},
+		}},
+		{"the lease counts from the start of a slow granted call", open, []stage{
+			{10 * time.Second, granteds(7 * time.Second), Open, 0},
+			{66900 * ms, tick, Open, 0},
+			{67000 * ms, tick, Draining, actFreeze | actDescribe},
+		}},
 		{"ten seconds after the last refusal one granted call is enough", frozen, []stage{
 			{0, failed(-5*ms, refusal(Disabled)), Frozen, actDescribe},
 			{10 * time.Second, granteds(9990 * ms), Thawing, actThaw},
