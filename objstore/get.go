@@ -226,7 +226,8 @@ func describeInfo(h http.Header, info Info, meta map[string]string) {
 		set("X-Amz-Tagging-Count", strconv.Itoa(int(info.TagCount)))
 	}
 	for name, value := range meta {
-		h[http.CanonicalHeaderKey(metaHeader+name)] = []string{value}
+		// In lower case on the wire: boto3 shows names as they are spelt there.
+		h["x-amz-meta-"+name] = []string{value}
 	}
 }
 
