@@ -106,7 +106,7 @@ func (k *memoryKMS) Describe(context.Context) (keyguard.Description, error) {
 // guard over a KMS key in memory. Bucket documents is sealed in acme-documents,
 // backups in acme-backups under another key.
 type world struct {
-	t      *testing.T
+	t      testing.TB
 	kms    *memoryKMS
 	guard  *keyguard.Guard
 	other  *keyguard.Guard // of bucket backups
@@ -125,7 +125,7 @@ type worldOptions struct {
 	now        func() time.Time
 }
 
-func newWorld(t *testing.T, o worldOptions) *world {
+func newWorld(t testing.TB, o worldOptions) *world {
 	t.Helper()
 	w := &world{t: t, kms: newMemoryKMS(), up: s3test.New("acme-documents", "acme-backups"), events: &eventLog{}}
 	w.guard, w.other = startGuard(t, w.kms), startGuard(t, newMemoryKMS())
@@ -171,7 +171,7 @@ func (w *world) newClient(tune ...func(*s3.Options)) *s3.Client {
 }
 
 // startGuard runs a guard until the test ends, and waits until it is open.
-func startGuard(t *testing.T, kms keyguard.KMS) *keyguard.Guard {
+func startGuard(t testing.TB, kms keyguard.KMS) *keyguard.Guard {
 	t.Helper()
 	g, err := keyguard.New(kms, keyguard.Options{Name: t.Name(), ProbeInterval: 100 * time.Millisecond})
 	if err != nil {
@@ -186,7 +186,7 @@ func startGuard(t *testing.T, kms keyguard.KMS) *keyguard.Guard {
 }
 
 // awaitGate waits until the guard's status is as wanted.
-func awaitGate(t *testing.T, g *keyguard.Guard, want func(keyguard.Status) bool) {
+func awaitGate(t testing.TB, g *keyguard.Guard, want func(keyguard.Status) bool) {
 	t.Helper()
 	limit := time.After(20 * time.Second)
 	for {
@@ -349,7 +349,7 @@ func (l *eventLog) find(op objstore.Op) (objstore.Event, bool) {
 }
 
 // await polls a condition that no channel announces.
-func await(t *testing.T, what string, condition func() bool) {
+func await(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	ticker := time.NewTicker(5 * time.Millisecond)
 	defer ticker.Stop()
