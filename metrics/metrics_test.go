@@ -83,7 +83,7 @@ func newSystem(t *testing.T) *system {
 	ctx, cancel := context.WithCancel(context.Background())
 	var watching sync.WaitGroup
 	watching.Go(func() { s.panel.Watch(ctx) })
-	s.server = httptest.NewUnstartedServer(NewServer(s.panel, registry, []string{"panel.example"}, zap.NewNop()).Handler())
+	s.server = httptest.NewUnstartedServer(NewServer(s.panel, registry, []string{"Panel.example"}, zap.NewNop()).Handler())
 	s.server.Config.BaseContext = func(net.Listener) context.Context { return ctx }
 	s.server.Start()
 	t.Cleanup(func() { cancel(); watching.Wait(); s.server.Close() })

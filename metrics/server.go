@@ -42,7 +42,11 @@ type Server struct {
 // NewServer returns a Server. hosts are names, besides localhost and IP addresses, by which it may be
 // asked.
 func NewServer(p *Panel, r *Registry, hosts []string, log *zap.Logger) *Server {
-	return &Server{panel: p, registry: r, hosts: hosts, log: log}
+	known := make([]string, len(hosts))
+	for i, h := range hosts {
+		known[i] = strings.ToLower(h)
+	}
+	return &Server{panel: p, registry: r, hosts: known, log: log}
 }
 
 // Serve answers on l until ctx ends, then returns nil.

@@ -304,10 +304,22 @@ func TestLifeOfADaemon(t *testing.T) {
 			t.Error("byokd_gate_state does not say frozen")
 		}
 	}
+	hanging := make(chan error, 1)
+	go func() {
+		_, err := os.ReadFile(filepath.Join(s.mount, "a"))
+		hanging <- err
+	}()
+	p.await(t, "the read to hang", func() bool {
+		_, body := p.probe(t, "/metrics")
+		return strings.Contains(body, "\nbyokd_fs_parked_calls 1\n")
+	})
 	p.signal(t, unix.SIGTERM)
 	p.awaitEnd(t, exitOK)
 	if mountedOn(t, s.mount) {
 		t.Error("it is still mounted")
+	}
+	if err := <-hanging; err == nil {
+		t.Error("a read that hung at the freeze was answered by the stop")
 	}
 
 	p = s.start(t)
@@ -332,6 +344,78 @@ func TestLifeOfADaemon(t *testing.T) {
 	p.awaitEnd(t, exitOK)
 	if mountedOn(t, s.mount) {
 		t.Error("it is still mounted")
+	}
+}
+
+// Volume and bucket under keys of their own: losing one does not touch the other, and is not hidden by it.
+func TestTwoKeysFreezeApart(t *testing.T) {
+	needMounts(t)
+	s := newSite(t)
+	second, err := s.kms.CreateKey("", "", "", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	audit := filepath.Join(filepath.Dir(s.config), "audit.jsonl")
+	s.configure(t, map[string]string{
+		"probeInterval: 100ms}}": fmt.Sprintf("probeInterval: 100ms}, second: {arn: %q, endpoint: %q, probeInterval: 100ms}}", second, s.endpoint),
+		"mount: ":                "key: primary, mount: ",
+		"documents: {upstream: ": "documents: {key: second, upstream: ",
+		"stopTimeout: 30s":       fmt.Sprintf("audit: {file: %q}", audit),
+	})
+	p := s.start(t)
+	p.awaitState(t, exitOK)
+	if err := s.kms.Disable(second); err != nil {
+		t.Fatal(err)
+	}
+	table := p.awaitState(t, exitFrozen)
+	for _, want := range []string{"External encryption key is not ready", second, "orchestration disk  ready ", "documents           frozen"} {
+		if !strings.Contains(table, want) {
+			t.Errorf("%q is missing in:\n%s", want, table)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(s.mount, "a"), []byte("x"), 0o600); err != nil {
+		t.Errorf("the volume under the other key: %v", err)
+	}
+	if code, body := p.probe(t, "/readyz"); code != 503 || !strings.Contains(body, second) {
+		t.Errorf("readyz: %d %s", code, body)
+	}
+	if err := s.kms.Enable(second); err != nil {
+		t.Fatal(err)
+	}
+	p.awaitState(t, exitOK)
+	p.signal(t, unix.SIGTERM)
+	p.awaitEnd(t, exitOK)
+	checkAudit(t, audit, second)
+}
+
+// checkAudit expects the freeze and the thaw of one key in a file for nobody else's eyes.
+func checkAudit(t *testing.T, name, arn string) {
+	t.Helper()
+	info, err := os.Stat(name)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("%v, %v", info, err)
+	}
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for line := range strings.Lines(string(text)) {
+		var r struct{ Event, KeyArn, RequestID string }
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		if r.KeyArn == arn {
+			seen[r.Event] = true
+			if r.Event == "refusal" && r.RequestID == "" {
+				t.Error("a refusal without its KMS request id")
+			}
+		}
+	}
+	for _, event := range []string{"refusal", "freeze", "erase", "thaw", "stop"} {
+		if !seen[event] {
+			t.Errorf("no %s in the audit file:\n%s", event, text)
+		}
 	}
 }
 
