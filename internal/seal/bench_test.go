@@ -113,13 +113,46 @@ func BenchmarkFileCold(b *testing.B) {
 
 func BenchmarkNames(b *testing.B) {
 	r, _ := benchFile(b)
-	const name = "0000000000000123-7.log"
-	sealed, err := r.SealName(name)
-	if err != nil {
-		b.Fatal(err)
+	names, sealed := manyNames(b, r, nameSets*nameWays)
+	const warm = 100
+	c := testNameCipher(b, r)
+	i := 0 // goes on from one to the next, lest they find what the last one put
+	for name, bench := range map[string]struct {
+		n int
+		f func(i int) (string, error)
+	}{
+		"seal/warm": {warm, func(i int) (string, error) { return r.SealName(names[i]) }},
+		"open/warm": {warm, func(i int) (string, error) { return r.OpenName(sealed[i]) }},
+		"seal/cold": {len(names), func(i int) (string, error) { return r.SealName(names[i]) }},
+		"open/cold": {len(names), func(i int) (string, error) { return r.OpenName(sealed[i]) }},
+		"seal/bare": {len(names), func(i int) (string, error) { return c.seal(names[i]) }}, // without the memo
+		"open/bare": {len(names), func(i int) (string, error) { return c.open(sealed[i]) }},
+	} {
+		b.Run(name, func(b *testing.B) {
+			inDo(b, 0, func() {
+				if bench.n == len(names) && i%bench.n == 0 {
+					c.memo = newNameMemo()
+				}
+				if _, err := bench.f(i % bench.n); err != nil {
+					b.Fatal(err)
+				}
+				i++
+			})
+		})
 	}
-	b.Run("seal", func(b *testing.B) { inDo(b, 0, func() { r.SealName(name) }) })
-	b.Run("open", func(b *testing.B) { inDo(b, 0, func() { r.OpenName(sealed) }) })
+}
+
+func BenchmarkNamesParallel(b *testing.B) {
+	r, _ := benchFile(b)
+	names, _ := manyNames(b, r, 100)
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		Do(func() {
+			for i := 0; pb.Next(); i++ {
+				r.SealName(names[i%len(names)])
+			}
+		})
+	})
 }
 
 func BenchmarkSegment(b *testing.B) {

@@ -94,8 +94,8 @@ func (n *needles) scanWindow(window []byte) {
 }
 
 // useEverything makes a Root, seals and opens with each kind of key, and notes
-// the keys. It returns the Root for the control.
-func useEverything(t *testing.T, n *needles) (root *Root) {
+// the keys. It returns the Root for the control, and what it sealed names to.
+func useEverything(t *testing.T, n *needles) (root *Root, sealed []string) {
 	Do(func() {
 		secret := make([]byte, RootSize)
 		rand.Read(secret)
@@ -113,9 +113,7 @@ func useEverything(t *testing.T, n *needles) (root *Root) {
 		if _, err := c.OpenBlock(dst, 1, block); err != nil {
 			panic(err)
 		}
-		if _, err := r.SealName("name"); err != nil {
-			panic(err)
-		}
+		sealed = useNames(r, n)
 		h, segments, err := r.NewObject(ObjectHeader{})
 		if err != nil {
 			panic(err)
@@ -128,13 +126,16 @@ func useEverything(t *testing.T, n *needles) (root *Root) {
 			"name key":     labelName,
 			"object key":   labelObject + string(h.Salt[:]),
 		} {
-			key, err := hkdf.Key(sha256.New, secret, id[:], info, keySize)
+			key, err := hkdf.Key(sha256.New, secret, id[:], info, derivedMax)
 			if err != nil {
 				panic(err)
 			}
 			n.add(name, key)
 			n.add(name+", second half", key[16:]) // also in the key schedule
-			if _, err := aes.NewCipher(key); err != nil {
+			if name == "name key" {
+				n.add("name key for CTR", key[keySize:])
+			}
+			if _, err := aes.NewCipher(key[:keySize]); err != nil {
 				panic(err)
 			}
 			clear(key)
@@ -148,11 +149,35 @@ func useEverything(t *testing.T, n *needles) (root *Root) {
 		clear(secret)
 		root = r
 	})
-	return root
+	return root, sealed
 }
 
-// After Wipe and three collections no key is left in the process; before, the
-// same scan finds them.
+// useNames seals one name and opens another, so that r remembers both, and notes
+// them. It is called inside Do.
+func useNames(r *Root, n *needles) (sealed []string) {
+	first, second := rand.Text(), rand.Text()
+	a, err := r.SealName(first)
+	if err != nil {
+		panic(err)
+	}
+	c, err := r.nameCipher()
+	if err != nil {
+		panic(err)
+	}
+	b, err := c.seal(second)
+	if err != nil {
+		panic(err)
+	}
+	if _, err := r.OpenName(b); err != nil {
+		panic(err)
+	}
+	n.add("name that was sealed", []byte(first))
+	n.add("name that was opened", []byte(second))
+	return []string{a, b}
+}
+
+// After Wipe and three collections no key and no name is left in the process, even
+// where somebody keeps the sealed names; before, the same scan finds them.
 func TestNothingLeftAfterWipe(t *testing.T) {
 	if !ErasureGuaranteed {
 		t.Skip("built without GOEXPERIMENT=runtimesecret: erasure is best effort")
@@ -164,10 +189,10 @@ func TestNothingLeftAfterWipe(t *testing.T) {
 	defer syscall.Munmap(window)
 	n := &needles{}
 	rand.Read(n.mask[:])
-	root := useEverything(t, n)
+	root, sealed := useEverything(t, n)
 	n.scan(t, window)
 	for i, name := range n.names {
-		if (name == "file sub-key" || name == "name key") && n.found[i] == 0 {
+		if inUse := name == "file sub-key" || strings.HasPrefix(name, "name"); inUse && n.found[i] == 0 {
 			t.Errorf("control: the scan does not find the %s while it is in use", name)
 		}
 	}
@@ -183,4 +208,5 @@ func TestNothingLeftAfterWipe(t *testing.T) {
 			t.Errorf("%s: %d copies left", name, n.found[i])
 		}
 	}
+	runtime.KeepAlive(sealed)
 }

@@ -371,7 +371,6 @@ func TestBlocksDoNotAllocate(t *testing.T) {
 		"OpenBlocks":      func() { c.OpenBlocks(plains, 1, blocks) },
 		"File":            func() { r.File(id) },
 		"IsHole":          func() { IsHole(block) },
-		"BlockAt":         func() { BlockAt(12345) },
 	} {
 		if n := testing.AllocsPerRun(200, f); n != 0 {
 			t.Errorf("%s allocates %v times", name, n)

@@ -67,9 +67,8 @@ func TestFileLayoutAtTheEdge(t *testing.T) {
 			t.Fatalf("SealedFileSize(%d) = %d", plain, got)
 		}
 	}
-	index, _ := BlockAt(math.MaxInt64)
-	if BlockStart(index) > math.MaxInt64 || BlockStart(index) < 0 {
-		t.Fatal("the block of the last offset overflows")
+	if index, skip := BlockAt(math.MaxInt64); BlockStart(index) != math.MaxInt64-int64(skip) {
+		t.Fatalf("the last offset is %d in block %d, which begins at %d", skip, index, BlockStart(index))
 	}
 	if got := SealedFileSize(-1); got != 0 {
 		t.Fatalf("SealedFileSize(-1) = %d", got)

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/base64"
 	"fmt"
-	"sync"
+	"strings"
+
+	"github.com/tink-crypto/tink-go/v2/daead/subtle"
 )
 
 const (
@@ -12,16 +14,25 @@ const (
 	// 191, in base64 255, the limit of the lower filesystem.
 	NameMax       = 175
 	sealedNameMax = 255
+
+	sivSize    = 16 // what AES-SIV adds to a name
+	nameKeyLen = subtle.AESSIVKeySize
 )
 
 // sealedText is unpadded base64url, and refuses bits that decode to nothing.
 var sealedText = base64.RawURLEncoding.Strict()
 
-var nameScratches = sync.Pool{New: func() any { return new(nameScratch) }}
+// nameCipher is Tink's AES-SIV, and the memo that spares most of its calls: it
+// expands a key and allocates seven times at each, 8 µs inside Do, where a name
+// that is remembered takes 30 ns. To remember one takes 2 µs more.
+type nameCipher struct {
+	siv  *subtle.AESSIV
+	memo *nameMemo
+}
 
-func putNameScratch(s *nameScratch) {
-	*s = nameScratch{}
-	nameScratches.Put(s)
+func newNameCipher(key []byte) (nameCipher, error) {
+	siv, err := subtle.NewAESSIV(bytes.Clone(key)) // it keeps the slice that it is given
+	return nameCipher{siv, newNameMemo()}, err
 }
 
 func (r *Root) nameCipher() (*nameCipher, error) {
@@ -29,90 +40,98 @@ func (r *Root) nameCipher() (*nameCipher, error) {
 }
 
 // SealName seals a file name. The same name always gives the same result under
-// one Root, in every directory. Errors: ErrNameTooLong, ErrBadName, ErrWiped.
+// one Root, in every directory. It remembers the name until Wipe or until many
+// others were used since, and does not allocate where it finds it. Errors:
+// ErrNameTooLong, ErrBadName, ErrWiped.
 func (r *Root) SealName(name string) (string, error) {
-	var buf [sealedNameMax]byte
-	sealed, err := r.AppendSealName(buf[:0], name)
-	return string(sealed), err
-}
-
-// AppendSealName is SealName that appends the sealed name, at most 255 bytes, to
-// dst. It does not allocate when dst has the room.
-func (r *Root) AppendSealName(dst []byte, name string) ([]byte, error) {
 	if len(name) > NameMax {
-		return dst, ErrNameTooLong
+		return "", ErrNameTooLong
 	}
 	c, err := r.nameCipher()
 	if err != nil {
-		return dst, err
+		return "", err
 	}
-	s := nameScratches.Get().(*nameScratch)
-	defer putNameScratch(s)
-	n := copy(s.raw[sivSize:], name)
-	if !isName(s.raw[sivSize : sivSize+n]) {
-		return dst, ErrBadName
-	}
-	raw := c.seal(s, n)
-	sealedText.Encode(s.text[:], raw)
-	return append(dst, s.text[:sealedText.EncodedLen(len(raw))]...), nil
-}
-
-// OpenName opens what SealName returned. A name that byokd cannot have written
-// is ErrNotSealed; one that does not authenticate, or that no directory entry
-// may have, is ErrTampered.
-func (r *Root) OpenName(sealed string) (string, error) {
-	var buf [NameMax]byte
-	name, err := r.AppendOpenName(buf[:0], sealed)
-	return string(name), err
-}
-
-// AppendOpenName is OpenName that appends the plain name, at most NameMax bytes,
-// to dst. It does not allocate when dst has the room and nothing is wrong.
-func (r *Root) AppendOpenName(dst []byte, sealed string) ([]byte, error) {
-	if len(sealed) > sealedNameMax {
-		return dst, fmt.Errorf("%w: a name of %d bytes", ErrNotSealed, len(sealed))
-	}
-	c, err := r.nameCipher()
-	if err != nil {
-		return dst, err
-	}
-	s := nameScratches.Get().(*nameScratch)
-	defer putNameScratch(s)
-	n, err := decodeText(s.raw[:], s.text[:copy(s.text[:], sealed)])
-	if err != nil {
-		return dst, err
-	}
-	if n <= sivSize {
-		return dst, fmt.Errorf("%w: the name is too short", ErrNotSealed)
-	}
-	name, ok := c.open(s, n)
-	if !ok {
-		return dst, ErrTampered
+	if sealed, ok := c.memo.get(plainSide, name); ok {
+		return sealed, nil
 	}
 	if !isName(name) {
-		return dst, fmt.Errorf("%w: not a file name", ErrTampered)
+		return "", ErrBadName
 	}
-	return append(dst, name...), nil
+	sealed, err := c.seal(name)
+	if err != nil {
+		return "", err
+	}
+	c.memo.put(strings.Clone(name), sealed) // the caller's may lie in a buffer that is used again
+	return sealed, nil
+}
+
+// OpenName opens what SealName returned, and remembers it likewise. A name that
+// byokd cannot have written is ErrNotSealed; one that does not authenticate, or
+// that no directory entry may have, is ErrTampered. After Wipe it is ErrWiped.
+func (r *Root) OpenName(sealed string) (string, error) {
+	if len(sealed) > sealedNameMax {
+		return "", fmt.Errorf("%w: a name of %d bytes", ErrNotSealed, len(sealed))
+	}
+	c, err := r.nameCipher()
+	if err != nil {
+		return "", err
+	}
+	if name, ok := c.memo.get(sealedSide, sealed); ok {
+		return name, nil
+	}
+	name, err := c.open(sealed)
+	if err != nil {
+		return "", err
+	}
+	if !isName(name) {
+		return "", fmt.Errorf("%w: not a file name", ErrTampered)
+	}
+	c.memo.put(name, strings.Clone(sealed))
+	return name, nil
+}
+
+// seal is SealName of any text of at most NameMax bytes, without the memo.
+func (c *nameCipher) seal(name string) (string, error) {
+	raw, err := c.siv.EncryptDeterministically([]byte(name), nil)
+	if err != nil {
+		return "", fmt.Errorf("seal: %w", err)
+	}
+	var text [sealedNameMax]byte
+	sealedText.Encode(text[:], raw)
+	return string(text[:sealedText.EncodedLen(len(raw))]), nil
+}
+
+// open is OpenName of at most sealedNameMax bytes that may open to any text,
+// without the memo.
+func (c *nameCipher) open(sealed string) (string, error) {
+	raw, err := decodeText(sealed)
+	if err != nil {
+		return "", err
+	}
+	if len(raw) <= sivSize {
+		return "", fmt.Errorf("%w: the name is too short", ErrNotSealed)
+	}
+	name, err := c.siv.DecryptDeterministically(raw, nil)
+	if err != nil {
+		return "", ErrTampered
+	}
+	return string(name), nil
 }
 
 // isName refuses what no directory entry can be called, so that no sealed name,
 // whoever made it, leads out of its directory.
-func isName(name []byte) bool {
-	switch {
-	case len(name) == 0, len(name) == 1 && name[0] == '.', string(name) == "..":
-		return false
-	}
-	return bytes.IndexByte(name, '/') < 0 && bytes.IndexByte(name, 0) < 0
+func isName(name string) bool {
+	return name != "" && name != "." && name != ".." && !strings.ContainsAny(name, "/\x00")
 }
 
-// decodeText decodes canonical unpadded base64url into dst, which has the room:
-// what decodes also encodes to the same text.
-func decodeText(dst, text []byte) (int, error) {
+// decodeText decodes canonical unpadded base64url: what decodes also encodes to
+// the same text.
+func decodeText(text string) ([]byte, error) {
 	// encoding/base64 would skip line ends.
-	if bytes.IndexByte(text, '\n') < 0 && bytes.IndexByte(text, '\r') < 0 {
-		if n, err := sealedText.Decode(dst, text); err == nil {
-			return n, nil
+	if strings.IndexByte(text, '\n') < 0 && strings.IndexByte(text, '\r') < 0 {
+		if raw, err := sealedText.DecodeString(text); err == nil {
+			return raw, nil
 		}
 	}
-	return 0, fmt.Errorf("%w: not base64url", ErrNotSealed)
+	return nil, fmt.Errorf("%w: not base64url", ErrNotSealed)
 }

@@ -2,6 +2,7 @@ package seal
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"strings"
 	"testing"
@@ -254,8 +255,11 @@ func TestEveryAttemptHasItsOwnKey(t *testing.T) {
 }
 
 func TestUploadObjectID(t *testing.T) {
-	if UploadObjectID("a") != UploadObjectID("a") || UploadObjectID("a") == UploadObjectID("b") || UploadObjectID("").IsZero() {
-		t.Fatal("the object id does not follow the upload id")
+	for _, upload := range []string{"", "a", "b"} {
+		sum := sha256.Sum256([]byte("byokd/v1/upload\x00" + upload))
+		if got := UploadObjectID(upload); !bytes.Equal(got[:], sum[:IDSize]) {
+			t.Errorf("upload %q is object %s, want %x", upload, got, sum[:IDSize])
+		}
 	}
 }
 

@@ -25,6 +25,16 @@ func testFile(t testing.TB, r *Root, id FileID) *FileCipher {
 	return c
 }
 
+// testNameCipher returns what seals and opens r's names without the memo.
+func testNameCipher(t testing.TB, r *Root) *nameCipher {
+	t.Helper()
+	c, err := r.nameCipher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 func randomBytes(n int) []byte {
 	b := make([]byte, n)
 	rand.Read(b)

@@ -38,7 +38,7 @@ func (r *Root) OpenTarget(sealed []byte) ([]byte, error) {
 	if len(sealed) > sealedTargetMax {
 		return nil, fmt.Errorf("%w: a symlink target of %d bytes", ErrNotSealed, len(sealed))
 	}
-	raw, err := decodeNew(string(sealed))
+	raw, err := decodeText(string(sealed))
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +158,7 @@ func parseMeta(text string) ([]byte, KeyID, error) {
 	if len(text) > metaMax {
 		return nil, KeyID{}, fmt.Errorf("%w: %d bytes of metadata", ErrNotSealed, len(text))
 	}
-	raw, err := decodeNew(text)
+	raw, err := decodeText(text)
 	if err != nil {
 		return nil, KeyID{}, err
 	}
@@ -175,11 +175,4 @@ func parseMeta(text string) ([]byte, KeyID, error) {
 func metaAD(raw []byte, place string) []byte {
 	ad := append([]byte(labelMeta), raw[:metaPrefix]...)
 	return append(ad, place...)
-}
-
-// decodeNew is decodeText into a new slice.
-func decodeNew(text string) ([]byte, error) {
-	raw := make([]byte, sealedText.DecodedLen(len(text)))
-	n, err := decodeText(raw, []byte(text))
-	return raw[:n], err
 }

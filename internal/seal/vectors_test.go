@@ -53,7 +53,7 @@ func (v vector) plain() []byte {
 func kinds() map[string]func(r *Root, v vector) ([]byte, error) {
 	return map[string]func(r *Root, v vector) ([]byte, error){
 		"blocks":   openBlockVector,
-		"names":    func(r *Root, v vector) ([]byte, error) { return r.AppendOpenName(nil, string(v.Sealed)) },
+		"names":    openNameVector,
 		"symlinks": func(r *Root, v vector) ([]byte, error) { return r.OpenTarget(v.Sealed) },
 		"xattrs": func(r *Root, v vector) ([]byte, error) {
 			id, err := ParseID(v.ID)
@@ -81,6 +81,11 @@ func openBlockVector(r *Root, v vector) ([]byte, error) {
 	dst := make([]byte, BlockPayload)
 	n, err := c.OpenBlock(dst, v.Index, v.Sealed)
 	return dst[:n], err
+}
+
+func openNameVector(r *Root, v vector) ([]byte, error) {
+	name, err := r.OpenName(string(v.Sealed))
+	return []byte(name), err
 }
 
 func openVolumeVector(r *Root, v vector) ([]byte, error) {
