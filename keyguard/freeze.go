@@ -203,7 +203,8 @@ func (r *runner) publish() {
 		Reason: r.m.reason, Detail: r.m.detail, RequestID: r.m.requestID,
 		MissingAction: r.m.action, Principal: r.m.principal, Warning: r.warning(),
 		Since: last.Since, FrozenSince: r.frozenSince,
-		MultiRegion: r.desc.MultiRegion, Origin: r.desc.Origin, KeyMaterialID: r.desc.KeyMaterialID,
+		MultiRegion: r.desc.MultiRegion, Siblings: r.desc.Replicas, Origin: r.desc.Origin,
+		KeyMaterialID: r.desc.KeyMaterialID, MaterialExpires: r.desc.ValidTo,
 		ErasureCertain: seal.ErasureGuaranteed, Bound: r.o.ProbeInterval + time.Second}
 	if s.Gate != last.Gate {
 		s.Since = now

@@ -150,20 +150,30 @@ func TestEnterThatCameTooLateIsRefused(t *testing.T) {
 	}
 }
 
-// An opening must not slip between looking and parking.
+// An opening must not slip between looking and parking. The opener waits a
+// little longer each time, so that every moment of the other's way is tried.
 func TestNoOpeningIsMissed(t *testing.T) {
 	g := newGate()
-	for n := uint64(1); n <= 20_000; n++ {
-		entered := make(chan struct{})
-		go func() {
-			p, err := g.enter(context.Background(), Work, 0)
-			if err == nil {
+	var round atomic.Uint64
+	entered := make(chan struct{})
+	const rounds = 30_000
+	go func() {
+		for n := uint64(1); n <= rounds; n++ {
+			for spins := 0; round.Load() != n; spins++ {
+				if spins > 10_000 { // the opener does not run beside us
+					runtime.Gosched()
+				}
+			}
+			if p, err := g.enter(context.Background(), Work, 0); err == nil {
 				p.Exit()
 			}
-			close(entered)
-		}()
-		if n%2 == 0 {
-			runtime.Gosched()
+			entered <- struct{}{}
+		}
+	}()
+	for n := uint64(1); n <= rounds; n++ {
+		round.Store(n)
+		for spin := uint64(0); spin < n%200; spin++ {
+			round.Load()
 		}
 		g.open(newEpoch(n, newKeys()))
 		<-entered

@@ -18,13 +18,25 @@ func (s Status) Headline() string {
 // means for the data. The countdown to a deletion is as of now.
 func (s Status) Cause() string { return s.causeAt(time.Now()) }
 
+// expiryNotice is how long before its end expiring key material is mentioned.
+const expiryNotice = 14 * 24 * time.Hour
+
 // NextStep tells what to do, with the exact command; "" if nothing is to be done.
 func (s Status) NextStep() string { return s.nextStep() }
 
 func (s Status) causeAt(now time.Time) string {
+	cause := s.causeAlone(now)
+	if s.Key.refuses() && len(s.Siblings) > 0 {
+		cause += fmt.Sprintf(" The other keys of its multi-Region set (%s) are enabled and disabled on their own; byokd does not turn to them.",
+			strings.Join(s.Siblings, ", "))
+	}
+	return cause
+}
+
+func (s Status) causeAlone(now time.Time) string {
 	switch s.Key {
 	case Enabled:
-		return s.causeEnabled()
+		return s.causeEnabled(now)
 	case Disabled:
 		return fmt.Sprintf("The AWS KMS key %s is disabled. %s", s.KeyARN, s.data())
 	case PendingDeletion:
@@ -44,8 +56,11 @@ func (s Status) causeAt(now time.Time) string {
 	}
 }
 
-func (s Status) causeEnabled() string {
+func (s Status) causeEnabled(now time.Time) string {
 	switch {
+	case s.Ready() && !s.MaterialExpires.IsZero() && s.MaterialExpires.Sub(now) < expiryNotice:
+		return fmt.Sprintf("The AWS KMS key %s is enabled, but its imported key material expires on %s (in %s); all reads and writes will then wait.",
+			s.KeyARN, stamp(s.MaterialExpires), span(s.MaterialExpires.Sub(now)))
 	case s.Ready() && s.Reason == ReasonSlow:
 		return fmt.Sprintf("The AWS KMS key %s is enabled, but AWS KMS answers slowly (more than %v).", s.KeyARN, slowAnswer)
 	case s.Ready() && s.Warning != "":

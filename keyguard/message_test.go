@@ -36,6 +36,10 @@ func messages() []Status {
 	add(Open, Enabled, ReasonNone, nil)
 	add(Open, Enabled, ReasonSlow, nil)
 	add(Open, Enabled, ReasonNone, func(s *Status) { s.Warning = "kms:DescribeKey is refused for this key (access_denied)" })
+	add(Open, Enabled, ReasonNone, func(s *Status) { s.MaterialExpires = messageNow.Add(50 * time.Hour) })
+	add(Frozen, Disabled, ReasonKeyDisabled, func(s *Status) {
+		s.Siblings = []string{"arn:aws:kms:eu-west-1:111122223333:key/mrk-1"}
+	})
 	add(Thawing, Enabled, ReasonNone, nil)
 	add(Stopping, Enabled, ReasonNone, nil)
 	add(Starting, Disabled, ReasonKeyDisabled, nil)

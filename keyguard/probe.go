@@ -125,6 +125,7 @@ func (r *runner) describe() {
 		return
 	}
 	r.describes++
+	r.described = r.o.Clock.Boot()
 	r.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(r.calls, probeTimeout)
 		defer cancel()

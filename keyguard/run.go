@@ -15,6 +15,9 @@ const (
 	// suspend and the lease does not: so the lease ends at most 250 ms after resuming.
 	watchPause = 250 * time.Millisecond
 
+	// describeEvery keeps rotation, expiry and siblings in the status current.
+	describeEvery = 10 * time.Minute
+
 	// Deadlines of subscribers: draining 500 ms (half of the promised second),
 	// Frozen the same. Thawed is short, since the gate waits for it.
 	drainLimit  = 500 * time.Millisecond
@@ -62,6 +65,7 @@ type runner struct {
 	erasing   map[uint64]*epoch
 	unopened  int // thaw attempts whose keys are neither in use nor erased
 	describes int // DescribeKey calls under way
+	described instant
 
 	nextProbe  instant
 	lastLaunch instant
@@ -156,6 +160,9 @@ func (r *runner) pause(now instant) time.Duration {
 
 func (r *runner) tick() error {
 	now := r.o.Clock.Boot()
+	if r.m.gate == Open && now-r.described >= describeEvery {
+		r.describe()
+	}
 	kind := sawTick
 	if r.awaiting != never && now-r.awaiting >= silentAfter {
 		kind = sawSilence

@@ -421,7 +421,7 @@ func TestPinIsLoadedWhenItCanBe(t *testing.T) {
 		w.awaitGate(Thawing, thawLimit)
 		w.guard.Pin(second, wrapped, testBinding)
 		w.awaitGate(Open, thawLimit)
-		w.await("the root pinned late", 310*time.Millisecond, func(Status) bool { return loaded(w, second) })
+		w.await("the root pinned late", 400*time.Millisecond, func(Status) bool { return loaded(w, second) })
 	})
 }
 
@@ -704,6 +704,19 @@ func TestProbesKeepTheirInterval(t *testing.T) {
 		}
 		if len(times) < 600 || len(times) > 720 {
 			t.Errorf("%d probes in ten minutes", len(times))
+		}
+	})
+}
+
+// Rotation shows without a restart.
+func TestDescriptionIsKeptCurrent(t *testing.T) {
+	opened(t, nil, func(w *world) {
+		w.kms.with(func(f *fakeKMS) { f.desc.KeyMaterialID = "rotated"; f.desc.Replicas = []string{"arn:other"} })
+		w.await("the new material", describeEvery+time.Second, func(s Status) bool {
+			return s.KeyMaterialID == "rotated" && slices.Equal(s.Siblings, []string{"arn:other"})
+		})
+		if n := w.kms.count("Describe"); n > 3 {
+			t.Errorf("%d calls of DescribeKey in ten quiet minutes", n)
 		}
 	})
 }
