@@ -5,6 +5,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# signals FIELD PID: one of the signal sets in /proc/PID/status; bit 2 is SIGINT.
+signals() { sed -n "s/^$1:[[:space:]]*/16#/p" "/proc/$2/status" 2>/dev/null || echo 0; }
+
+# A shell starts background jobs of scripts with SIGINT ignored, which bash cannot take back by itself.
+if (($(signals SigIgn $$) & 2)) && env --default-signal=INT true 2>/dev/null; then
+  exec env --default-signal=INT deploy/run.sh
+fi
+
 # Fixed, so that scripts can rely on them; tests move them out of each other's way.
 run=${RUN_DIR:-$PWD/run}
 admin=${RUN_ADMIN:-127.0.0.1:9180}
@@ -17,7 +25,7 @@ devcloud=$PWD/bin/devcloud
 start_limit=30 # seconds until everything answers; it takes about one
 stop_limit=35  # seconds until byokd has stopped: its own stopTimeout is 25
 
-byokd_pid='' devcloud_pid='' follower_pid=''
+byokd_pid='' devcloud_pid='' follower_pid='' watcher_pid=''
 
 die() {
   echo "make run: $1" >&2
@@ -103,6 +111,7 @@ configure() {
   local arn
   arn=$(awk '$1 == "key" { print $2 }' "$run/setup.txt")
   [[ $arn == arn:* ]] || die "devcloud names no key: $(cat "$run/setup.txt")"
+  rm -f "$run/s3-credentials" # one left with another mode would keep it
   (umask 077 && echo byokd:byokd-secret >"$run/s3-credentials")
   cat >"$run/byokd.yaml" <<YAML
 # Written by \`make run\`; every field is explained by: bin/byokd config reference
@@ -176,6 +185,16 @@ tour() {
 TOUR
 }
 
+# watch_make stops us when make is stopped: it hands SIGTERM on, but a SIGINT sent to it alone (not by Ctrl-C,
+# which reaches the whole group) only makes it wait for us. Its handler is gone from then on.
+watch_make() {
+  [[ $(cat "/proc/$PPID/comm" 2>/dev/null) == make ]] && (($(signals SigCgt $PPID) & 2)) || return 0
+  while (($(signals SigCgt $PPID) & 2)); do
+    sleep 0.5
+  done
+  kill -TERM $$
+}
+
 stop_process() { # stop_process PID SECONDS: TERM, and KILL when that is not enough
   local i
   kill -TERM "$1" 2>/dev/null || return 0
@@ -191,7 +210,10 @@ finish() {
   local code=$?
   trap '' INT TERM HUP
   trap - EXIT
-  if [[ -n $follower_pid ]]; then kill "$follower_pid" 2>/dev/null || true; fi
+  local pid
+  for pid in $follower_pid $watcher_pid; do
+    kill "$pid" 2>/dev/null || true
+  done
   if [[ -n $byokd_pid ]]; then
     echo "stopping byokd: flush, unmount"
     stop_process "$byokd_pid" "$stop_limit"
@@ -215,6 +237,8 @@ start_byokd
 tour
 "$byokd" status --admin "$admin" --watch &
 follower_pid=$!
+watch_make &
+watcher_pid=$!
 # Until a signal comes, or one of the two ends by itself.
 wait -n "$byokd_pid" "$devcloud_pid" || true
 kill -0 "$byokd_pid" 2>/dev/null || byokd_ended

@@ -1,3 +1,5 @@
+//go:build linux
+
 package test
 
 import (
@@ -34,23 +36,6 @@ type makeRun struct {
 
 	mu     sync.Mutex
 	output strings.Builder // guarded by mu
-}
-
-// canMount skips where nothing can be mounted, and fails where that must not happen.
-func canMount(t *testing.T) {
-	t.Helper()
-	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err == nil {
-		dev.Close()
-		if os.Geteuid() == 0 {
-			return
-		}
-		err = errors.New("not root")
-	}
-	if strings.Contains(os.Getenv("BYOKD_REQUIRE"), "fuse") {
-		t.Fatalf("BYOKD_REQUIRE names fuse, and nothing can be mounted: %v", err)
-	}
-	t.Skipf("nothing can be mounted here: %v", err)
 }
 
 // freeAddress returns a loopback address at which nobody listens.
@@ -203,7 +188,7 @@ func (m *makeRun) ready(t *testing.T, file, object string) {
 
 // The README's second command, as a newcomer would use it: tour, Ctrl-C, again, killed, again.
 func TestMakeRun(t *testing.T) {
-	canMount(t)
+	requireFUSE(t)
 	if testing.Short() {
 		t.Skip("builds both programs")
 	}
@@ -258,10 +243,16 @@ func TestMakeRun(t *testing.T) {
 	if !strings.Contains(m.said(), "a mount of a killed run is cleared away") {
 		t.Error("it did not say that it cleared a mount away")
 	}
-	unix.Kill(-m.cmd.Process.Pid, unix.SIGTERM)
-	m.awaitEnd(t)
-	if m.mounted(t) {
-		t.Error("after SIGTERM: still mounted")
+	// Signals that a script sends to make alone.
+	for _, s := range []unix.Signal{unix.SIGTERM, unix.SIGINT} {
+		unix.Kill(m.cmd.Process.Pid, s)
+		m.awaitEnd(t)
+		if m.mounted(t) || !strings.Contains(m.said(), "stopped; nothing is mounted") {
+			t.Errorf("after %v: mounted %v\n%s", s, m.mounted(t), m.said())
+		}
+		if s == unix.SIGTERM {
+			m.ready(t, "Hello, Frank", "an object")
+		}
 	}
 }
 
