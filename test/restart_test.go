@@ -1,0 +1,120 @@
+//go:build linux
+
+package test
+
+import (
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/byokd/byokd/keyguard"
+	"github.com/byokd/byokd/keyguard/kmstest"
+	"github.com/byokd/byokd/metrics"
+)
+
+// A byokd that is killed while frozen and started while the key is still away
+// waits, unmounted and truthful, goes ready by itself when the key is back, and
+// has everything that was acknowledged before.
+func TestKilledWhileFrozen(t *testing.T) {
+	s := newStack(t, shipped)
+	for range rounds {
+		l := s.startLoad()
+		s.awaitProgress(l)
+		s.key(kmstest.KeyCommand{Do: "disable"})
+		s.awaitGate(keyguard.Frozen)
+		s.assertHangs(l, settle)
+		s.daemon.signal(syscall.SIGKILL)
+		if !s.daemon.wait(patience) {
+			t.Fatal("byokd survived SIGKILL")
+		}
+		told := s.abort(l)
+
+		s.startDaemon()
+		s.awaitKey(keyguard.Disabled)
+		s.assertWaiting()
+		s.key(kmstest.KeyCommand{Do: "enable"})
+		restored := time.Now()
+		s.awaitState(metrics.StateReady)
+		if took := time.Since(restored); took > thawLimit {
+			t.Errorf("ready %v after the key was enabled; promised %v", took, thawLimit)
+		} else {
+			t.Logf("started while disabled: enabled → ready %d ms", took.Milliseconds())
+		}
+		s.assertHealth(true, true, true)
+		s.once(task{Role: "verify", Claims: told, Crash: true})
+		s.verifyObjects(l.clients)
+		s.once(task{Role: "clear", Dir: s.mount})
+	}
+	s.stopDaemon()
+	s.assertSealed()
+}
+
+// abort ends a load whose calls can only fail from now on, and returns what the
+// writers were told before.
+func (s *stack) abort(l load) []claim {
+	s.t.Helper()
+	for _, w := range l.workers {
+		w.kill()
+	}
+	for _, c := range l.clients {
+		c.stop()
+		<-c.done
+	}
+	return claims(l.workers)
+}
+
+// assertWaiting checks what a byokd tells and serves that was started without its key.
+func (s *stack) assertWaiting() {
+	s.t.Helper()
+	s.assertHealth(true, false, false)
+	r, _ := s.report()
+	if r.State != metrics.StateWaiting || r.Headline != "External encryption key is not ready" ||
+		!strings.Contains(r.Cause, "is disabled") || !strings.Contains(r.NextStep, "enable-key") {
+		s.t.Errorf("the status says %s: %s. %s Next: %s", r.State, r.Headline, r.Cause, r.NextStep)
+	}
+	if code, text := s.command("status", "--admin", strings.TrimPrefix(s.admin, "http://")); code != 11 {
+		s.t.Errorf("byokd status: exit code %d, want 11:\n%s", code, text)
+	}
+	if mounted(s.mount) {
+		s.t.Error("it is mounted")
+	}
+	if entries, err := os.ReadDir(s.mount); err != nil || len(entries) > 0 {
+		s.t.Errorf("the mount point holds %v, %v", entries, err)
+	}
+	c := s.newClient("early")
+	began := time.Now()
+	err := c.tolerant(func() error { return c.put(s.t.Context(), "early", object{0, 100}) })
+	if err != nil || c.slow.Load() != 1 || c.early.Load() != 0 {
+		s.t.Errorf("a request was answered after %v: %v (503 SlowDown: %d, held too short: %d)", time.Since(began), err, c.slow.Load(), c.early.Load())
+	}
+}
+
+// SIGTERM ends a frozen byokd in time and in order, although calls hang; what
+// was acknowledged is there at the next start.
+func TestStoppedWhileFrozen(t *testing.T) {
+	s := newStack(t, shipped)
+	l := s.startLoad()
+	s.awaitProgress(l)
+	s.key(kmstest.KeyCommand{Do: "disable"})
+	s.awaitGate(keyguard.Frozen)
+	s.assertHangs(l, settle)
+	took := s.stopDaemon()
+	if took > stopTimeout {
+		t.Errorf("stopped %v after SIGTERM; stopTimeout is %v", took, stopTimeout)
+	}
+	t.Logf("SIGTERM while frozen → exit 0: %d ms", took.Milliseconds())
+	for _, w := range l.workers {
+		if !w.wait(patience) {
+			t.Errorf("%s still hangs although its filesystem is gone", w.name)
+		}
+	}
+	told := s.abort(l)
+	s.assertSealed()
+	s.key(kmstest.KeyCommand{Do: "enable"})
+	s.startDaemon()
+	s.awaitState(metrics.StateReady)
+	s.once(task{Role: "verify", Claims: told, Crash: true})
+	s.verifyObjects(l.clients)
+}
