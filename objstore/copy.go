@@ -84,40 +84,45 @@ func (p *Proxy) copyObject(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	keepTags := !strings.EqualFold(c.r.Header.Get("X-Amz-Tagging-Directive"), "REPLACE")
-	conds := conditions(c.r.Header, "")
-	var stored Stored
-	if src.bucket == c.bucket && !multipart(info.ETag) {
-		stored, err = c.bucket.Upstream.Copy(ctx, CopyRequest{
-			Source: src.ref, SourceETag: info.ETag, Key: c.key, Attributes: a, Conditions: conds, KeepTags: keepTags,
-		})
-	} else {
-		if keepTags {
-			if a.Tagging, err = src.tagging(ctx, info); err != nil {
-				return err
-			}
-		}
-		stored, err = p.reseal(ctx, c, src, lay, PutRequest{Key: c.key, Attributes: a, Conditions: conds})
-	}
-	if err != nil {
-		return err
-	}
-	return p.answerCopy(c, "CopyObjectResult", src, info, stored)
+	return p.slowly(c, func() (any, func(http.Header), error) {
+		stored, err := p.duplicate(ctx, c, src, info, lay, a)
+		return p.copied("CopyObjectResult", src, info, stored, err)
+	})
 }
 
-func (p *Proxy) answerCopy(c *call, name string, src *copySource, info Info, stored Stored) error {
+// duplicate makes the copy.
+func (p *Proxy) duplicate(ctx context.Context, c *call, src *copySource, info Info, lay *layout, a Attributes) (Stored, error) {
+	keepTags := !strings.EqualFold(c.r.Header.Get("X-Amz-Tagging-Directive"), "REPLACE")
+	conds := conditions(c.r.Header, "")
+	if src.bucket == c.bucket && !multipart(info.ETag) {
+		return c.bucket.Upstream.Copy(ctx, CopyRequest{
+			Source: src.ref, SourceETag: info.ETag, Key: c.key, Attributes: a, Conditions: conds, KeepTags: keepTags,
+		})
+	}
+	if keepTags {
+		var err error
+		if a.Tagging, err = src.tagging(ctx, info); err != nil {
+			return Stored{}, err
+		}
+	}
+	return p.reseal(ctx, c, src, lay, PutRequest{Key: c.key, Attributes: a, Conditions: conds})
+}
+
+// copied is the answer to a copy.
+func (p *Proxy) copied(name string, src *copySource, info Info, stored Stored, err error) (any, func(http.Header), error) {
 	if stored.LastModified.IsZero() {
 		stored.LastModified = p.opts.Now()
 	}
-	h := c.w.header()
-	describeStored(h, stored)
-	h.Del("Etag")
-	if src.ref.VersionID != "" || info.VersionID != "" {
-		h.Set("X-Amz-Copy-Source-Version-Id", info.VersionID)
-	}
-	return writeXML(c.w, http.StatusOK, xmlCopied{
+	doc := xmlCopied{
 		XMLName: xml.Name{Space: s3Namespace, Local: name}, ETag: clientETag(stored.ETag), LastModified: xmlTime(stored.LastModified.Truncate(time.Second)),
-	})
+	}
+	stored.ETag = ""
+	return doc, func(h http.Header) {
+		describeStored(h, stored)
+		if info.VersionID != "" {
+			h.Set("X-Amz-Copy-Source-Version-Id", info.VersionID)
+		}
+	}, err
 }
 
 // replaces reports whether a copy brings its own metadata.
@@ -231,13 +236,12 @@ func (p *Proxy) uploadPartCopy(ctx context.Context, c *call) error {
 	if err := partFits(got.n); err != nil {
 		return err
 	}
-	o, err := p.openRange(ctx, src.bucket, c.lane, src.ref, lay, got.off, got.n)
-	if err != nil {
-		return err
-	}
-	part, err := p.storePart(ctx, c, c.key, UploadID(c.arg("uploadId")), number, &plainReader{ctx: ctx, o: o}, got.n)
-	if err != nil {
-		return err
-	}
-	return p.answerCopy(c, "CopyPartResult", src, info, Stored{ETag: part.ETag})
+	return p.slowly(c, func() (any, func(http.Header), error) {
+		o, err := p.openRange(ctx, src.bucket, c.lane, src.ref, lay, got.off, got.n)
+		if err != nil {
+			return nil, nil, err
+		}
+		part, err := p.storePart(ctx, c, c.key, UploadID(c.arg("uploadId")), number, &plainReader{ctx: ctx, o: o}, got.n)
+		return p.copied("CopyPartResult", src, info, Stored{ETag: part.ETag}, err)
+	})
 }

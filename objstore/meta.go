@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -92,6 +93,9 @@ func (b *bucket) openMetadata(ctx context.Context, lane uint32, stored map[strin
 	}
 	text, tail, _ := strings.Cut(entry, ".")
 	id, err := seal.MetaKey(text)
+	if errors.Is(err, seal.ErrNotSealed) {
+		err = fmt.Errorf("%w: metadata entry: %w", seal.ErrTampered, err) // the entry is ours by its name
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/xml"
+	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
@@ -124,19 +125,26 @@ func (p *Proxy) completeMultipartUpload(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	id := UploadID(c.arg("uploadId"))
-	if err := p.checkAlignment(ctx, c, id, wanted); err != nil {
-		return err
+	return p.slowly(c, func() (any, func(http.Header), error) {
+		stored, err := p.complete(ctx, c, UploadID(c.arg("uploadId")), wanted)
+		doc := xmlCompleted{Location: "/" + c.bucket.name + "/" + escape(c.key, true), Bucket: c.bucket.name, Key: c.key, ETag: clientETag(stored.ETag)}
+		stored.ETag = ""
+		return doc, func(h http.Header) { describeStored(h, stored) }, err
+	})
+}
+
+// complete completes an upload, and seals it anew when its parts do not add up to
+// a length that can be told from the sealed one.
+func (p *Proxy) complete(ctx context.Context, c *call, id UploadID, wanted []Part) (Stored, error) {
+	aligned, err := p.aligned(ctx, c, id, wanted)
+	if err != nil {
+		return Stored{}, err
 	}
 	stored, err := c.bucket.Upstream.CompleteUpload(ctx, c.key, id, wanted, conditions(c.r.Header, ""))
-	if err != nil {
-		return err
+	if err != nil || aligned {
+		return stored, err
 	}
-	describeStored(c.w.header(), stored)
-	c.w.header().Del("Etag")
-	return writeXML(c.w, http.StatusOK, xmlCompleted{
-		Location: "/" + c.bucket.name + "/" + escape(c.key, true), Bucket: c.bucket.name, Key: c.key, ETag: clientETag(stored.ETag),
-	})
+	return p.realign(ctx, c, stored)
 }
 
 // partsWanted reads the client's list of parts.
@@ -154,19 +162,17 @@ func partsWanted(doc *xmlComplete) ([]Part, error) {
 	return parts, nil
 }
 
-// checkAlignment refuses an upload in which a part other than the last is no
-// multiple of a segment: the length of such an object could not be told from its
-// sealed length, and List would be wrong. Nothing was completed then; the client
-// may upload the part anew.
-func (p *Proxy) checkAlignment(ctx context.Context, c *call, id UploadID, wanted []Part) error {
+// aligned reports whether every part but the last is a multiple of a segment, so
+// that the plain length of the object follows from its sealed length.
+func (p *Proxy) aligned(ctx context.Context, c *call, id UploadID, wanted []Part) (bool, error) {
 	if len(wanted) == 1 {
-		return nil
+		return true, nil
 	}
 	after := int32(0)
 	for {
-		page, err := c.bucket.Upstream.ListParts(ctx, c.key, id, after, 1000)
+		page, err := c.bucket.Upstream.ListParts(ctx, c.key, id, after, maxListed)
 		if err != nil {
-			return err
+			return false, err
 		}
 		for _, part := range page.Parts {
 			i, found := slices.BinarySearchFunc(wanted, part.Number, func(w Part, n int32) int { return int(w.Number - n) })
@@ -174,15 +180,47 @@ func (p *Proxy) checkAlignment(ctx context.Context, c *call, id UploadID, wanted
 				continue
 			}
 			plain, err := seal.PlainObjectSize(part.Size, 1)
-			if err != nil || plain == 0 || plain%seal.SegmentSize != 0 {
-				return refuse(http.StatusBadRequest, "InvalidPart", "Part %d has %d bytes. Behind byokd every part but the last must be a multiple of 65536 bytes: set the client's part (chunk, buffer) size to a multiple of 64 KiB, for example 8 MiB, and upload again.", part.Number, plain)
+			if err != nil {
+				return false, fmt.Errorf("%w: size of part %d", errBroken, part.Number)
+			}
+			if plain == 0 || plain%seal.SegmentSize != 0 {
+				return false, nil
 			}
 		}
 		if !page.Truncated || page.NextAfter <= after {
-			return nil
+			return true, nil
 		}
 		after = page.NextAfter
 	}
+}
+
+// realign seals a completed object anew. Until it is done the object reads right
+// (its boundaries are walked) but List announces up to 28 bytes per part too
+// much; so the client is told of success only afterwards. When somebody replaced
+// the object meanwhile, there is nothing left to do.
+func (p *Proxy) realign(ctx context.Context, c *call, completed Stored) (Stored, error) {
+	src := &copySource{bucket: c.bucket, ref: Ref{Key: c.key, VersionID: completed.VersionID}, Conditions: Conditions{IfMatch: completed.ETag}}
+	info, err := src.head(ctx)
+	if err != nil {
+		return Stored{}, err
+	}
+	lay, _, err := c.bucket.layoutFor(ctx, GetRequest{Ref: src.ref, Conditions: src.Conditions})
+	if err != nil {
+		return Stored{}, err
+	}
+	req := PutRequest{Key: c.key, Attributes: info.Attributes, Conditions: Conditions{IfMatch: completed.ETag}}
+	if req.Tagging, err = src.tagging(ctx, info); err != nil {
+		return Stored{}, err
+	}
+	o, err := p.openSource(ctx, c, src, completed.ETag)
+	if err != nil {
+		return Stored{}, err
+	}
+	stored, err := p.store(ctx, c, req, &plainReader{ctx: ctx, o: o}, lay.plain)
+	if up, ok := asUpstream(err); ok && up.Status == http.StatusPreconditionFailed {
+		return completed, nil
+	}
+	return stored, err
 }
 
 // abortMultipartUpload answers AbortMultipartUpload.

@@ -101,6 +101,7 @@ type Proxy struct {
 	buckets map[string]*bucket // fixed after New
 	opts    Options            // fixed after New
 	log     *zap.Logger
+	limits  limits // fixed after New
 	pool    bufferPool
 	lanes   atomic.Uint32 // spreads requests over the gate's lanes
 }
@@ -114,6 +115,13 @@ type bucket struct {
 	layouts *layoutCache
 }
 
+// limits are sizes and times that tests make smaller.
+type limits struct {
+	upstreamPut  int64         // most sealed bytes that the upstream takes in one request
+	upstreamPart int64         // plain bytes in each part of an object that exceeds it
+	keepAlive    time.Duration // between signs of life in a long answer
+}
+
 // New makes a Proxy. It talks to nobody; the first write of each bucket and
 // period makes a data key.
 func New(opts Options) (*Proxy, error) {
@@ -125,6 +133,7 @@ func New(opts Options) (*Proxy, error) {
 	}
 	opts.setDefaults()
 	p := &Proxy{buckets: make(map[string]*bucket, len(opts.Buckets)), opts: opts, log: opts.Logger}
+	p.limits = limits{upstreamPut: maxPut, upstreamPart: upstreamPart, keepAlive: keepAliveEvery}
 	for name, b := range opts.Buckets {
 		if name == "" || strings.ContainsRune(name, '/') {
 			return nil, fmt.Errorf("objstore: %q cannot be the name of a bucket", name)
@@ -200,6 +209,7 @@ type call struct {
 	id     string   // x-amz-request-id
 	lane   uint32   // of the gate
 	held   time.Duration
+	failed error // an error that stands in a document with status 200
 }
 
 // arg returns a query parameter, or "".
@@ -232,7 +242,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		p.writeError(c, err)
 	}
-	p.finish(ctx, c, err, broken, time.Since(start))
+	p.finish(ctx, c, errors.Join(err, c.failed), broken, time.Since(start))
 	if broken {
 		// A body that was begun cannot be taken back: breaking the connection is the
 		// only answer that no client takes for success.

@@ -115,7 +115,7 @@ func describeStored(h http.Header, s Stored) {
 // store seals size bytes of src into an object. src is released when it is no
 // longer read.
 func (p *Proxy) store(ctx context.Context, c *call, req PutRequest, src plainSource, size int64) (Stored, error) {
-	if seal.SealedObjectSize(size) > maxPut {
+	if seal.SealedObjectSize(size) > p.limits.upstreamPut {
 		return p.storeLarge(ctx, c, req, src, size)
 	}
 	s, err := p.newSealing(ctx, c, src, size, seal.ObjectID{}, 0)
@@ -146,8 +146,8 @@ func (p *Proxy) storeLarge(ctx context.Context, c *call, req PutRequest, src pla
 		return Stored{}, err
 	}
 	var parts []Part
-	for left := size; left > 0; left -= upstreamPart {
-		n := min(left, upstreamPart)
+	for left := size; left > 0; left -= p.limits.upstreamPart {
+		n := min(left, p.limits.upstreamPart)
 		part, err := p.storePart(ctx, c, req.Key, id, int32(len(parts)+1), &portion{src: src, left: n, last: n == left}, n)
 		if err != nil {
 			p.abandon(c, req.Key, id)

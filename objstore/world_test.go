@@ -331,6 +331,12 @@ func (l *eventLog) Tampered(string) {
 	l.tampered++
 }
 
+func (l *eventLog) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.events = nil
+}
+
 func (l *eventLog) holding() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
