@@ -1,7 +1,6 @@
 package fs
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"log"
@@ -61,6 +60,7 @@ type loop struct {
 	free []*slot // guarded by mu; last in, first out, so that few slots' memory is warm
 
 	waiting atomic.Int32 // goroutines in read(2)
+	left    atomic.Bool  // close gave up on the readers: nothing is served any more
 	serving sync.WaitGroup
 	ended   chan struct{} // closed when the connection is gone
 	end     sync.Once
@@ -136,6 +136,10 @@ func (l *loop) answer(s *slot, request []byte) {
 	rule := ruleOf(header.Opcode)
 	if header.Opcode == opInterrupt {
 		return // parked callers are looked at without being asked, see parking.go
+	}
+	if l.left.Load() {
+		l.reply(s, l.failure(s, header.Unique, unix.ENOTCONN))
+		return
 	}
 	var began time.Time
 	if rule.observed {
@@ -260,15 +264,25 @@ func (l *loop) wipe() {
 	}
 }
 
-// close waits for the readers, which see the end of the connection, frees the
-// slots and closes the device. Calls that wait at the gate have been dismissed.
-func (l *loop) close(ctx context.Context) error {
+// endsWithin is how long the kernel may take to end a connection whose mount is
+// gone: it has nothing left to do.
+const endsWithin = time.Second
+
+// close waits for the readers to see the end of the connection, frees the slots
+// and closes the device. Calls that wait at the gate have been dismissed. Where
+// another mount namespace holds a copy of the mount there is no end to be seen:
+// the readers are left behind, and its users lose it when this process exits.
+func (l *loop) close() error {
 	done := make(chan struct{})
 	go func() { l.serving.Wait(); close(done) }()
+	timer := time.NewTimer(endsWithin)
+	defer timer.Stop()
 	select {
 	case <-done:
-	case <-ctx.Done():
-		return ctx.Err()
+	case <-timer.C:
+		l.left.Store(true)
+		l.log.Warn("the mount lives on in another mount namespace until this process exits")
+		return nil
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

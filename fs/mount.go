@@ -154,7 +154,7 @@ func (f *Filesystem) Unmount(ctx context.Context) error {
 		err = errors.Join(ctx.Err(), unix.Unmount(f.mountpoint, unix.MNT_FORCE|unix.MNT_DETACH))
 	}
 	f.dismiss()
-	err = errors.Join(err, l.close(ctx))
+	err = errors.Join(err, l.close())
 	f.loop.Store(nil)
 	f.mountpoint = ""
 	return err
@@ -166,16 +166,18 @@ func (f *Filesystem) Unmount(ctx context.Context) error {
 func (f *Filesystem) takeAway(ctx context.Context, l *loop) error {
 	dir := f.mountpoint
 	if !f.closed.Load() {
-		for range 2 {
-			switch err := unix.Unmount(dir, 0); {
-			case err == nil, errors.Is(err, unix.EINVAL): // EINVAL: not mounted any more
-				return nil
-			case !errors.Is(err, unix.EBUSY):
-				return fmt.Errorf("unmount %s: %w", dir, err)
-			}
-			f.flush(ctx)
-			f.drop(ctx, l, f.nodes.all())
+		// Before, not by, the unmount: where a copy of the mount lives on in
+		// another mount namespace, an unmount here flushes nothing.
+		f.flush(ctx)
+		f.drop(ctx, l, f.nodes.all())
+		switch err := unix.Unmount(dir, 0); {
+		case err == nil, errors.Is(err, unix.EINVAL): // EINVAL: not mounted any more
+			return nil
+		case !errors.Is(err, unix.EBUSY):
+			return fmt.Errorf("unmount %s: %w", dir, err)
 		}
+		f.flush(ctx) // what its users wrote meanwhile
+		f.drop(ctx, l, f.nodes.all())
 	}
 	if err := unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("detach %s: %w", dir, err)

@@ -5,6 +5,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"testing"
 
 	"github.com/byokd/byokd/internal/seal"
@@ -157,6 +158,39 @@ func TestUnmountBusy(t *testing.T) {
 			t.Fatal(err)
 		}
 		v.remount() // f is open
+		got, err := os.ReadFile(v.path("f"))
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%d of %d bytes, %v", len(got), len(want), err)
+		}
+	})
+}
+
+// TestUnmountHeldElsewhere: a copy of the mount in another mount namespace, as a
+// container runtime makes it, neither holds an unmount up nor costs data.
+func TestUnmountHeldElsewhere(t *testing.T) {
+	cacheModes(t, func(t *testing.T, o Options) {
+		v := newVolume(t, o)
+		holder := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", "echo held; read line")
+		stdin, err := holder.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		stdout, err := holder.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := holder.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { stdin.Close(); _ = holder.Wait() }()
+		if _, err := io.ReadFull(stdout, make([]byte, len("held\n"))); err != nil {
+			t.Fatal(err)
+		}
+		want := bytes.Repeat([]byte("0123456789abcdef"), 2<<16)
+		if err := os.WriteFile(v.path("f"), want, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		v.remount()
 		got, err := os.ReadFile(v.path("f"))
 		if err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%d of %d bytes, %v", len(got), len(want), err)
