@@ -79,7 +79,7 @@ func (r *runner) sooner(at instant) { r.nextProbe = min(r.nextProbe, at) }
 // launch starts one probe, or the making of the probe ciphertext.
 func (r *runner) launch(now instant) bool {
 	ciphertext := r.ProbeCiphertext()
-	if r.probes >= maxProbes || ciphertext == nil && r.probes > 0 {
+	if r.probes >= maxProbes {
 		return false
 	}
 	r.probes++
@@ -111,17 +111,25 @@ func (r *runner) ask(ctx context.Context, ciphertext []byte) (Receipt, error) {
 		}
 		r.audit(AuditRecord{Event: AuditCreate, RequestID: receipt.RequestID,
 			Binding: r.o.ProbeBinding.Context(), Detail: "probe ciphertext"})
-		r.mu.Lock()
-		r.probe = append([]byte(nil), made...)
-		r.mu.Unlock()
-		ciphertext = made
+		ciphertext = r.keepProbe(made)
 	}
 	return r.kms.Probe(ctx, ciphertext, r.o.ProbeBinding)
 }
 
-// describe asks for an explanation, unless one is on its way already.
+// keepProbe makes the first probe ciphertext the one that is used and told.
+func (r *runner) keepProbe(made []byte) []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.probe) == 0 {
+		r.probe = append([]byte(nil), made...)
+	}
+	return r.probe
+}
+
+// describe asks for an explanation, unless the answer to the last question may
+// still be expected.
 func (r *runner) describe() {
-	if r.describes > 0 {
+	if r.describes >= maxProbes || r.describes > 0 && r.o.Clock.Boot()-r.described < hedgeAfter {
 		return
 	}
 	r.describes++

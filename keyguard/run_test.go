@@ -69,6 +69,28 @@ func TestAtStart(t *testing.T) {
 	})
 }
 
+// A KMS that hangs at first contact is asked again before it is given up.
+func TestStartAfterAHang(t *testing.T) {
+	inWorld(t, nil, func(w *world) {
+		w.kms.with(func(f *fakeKMS) { f.hang = true })
+		w.start()
+		time.Sleep(10 * time.Minute)
+		w.kms.set(Enabled)
+		if took := w.awaitGate(Open, time.Minute); took > thawLimit {
+			t.Errorf("opened %v after KMS answered again", took)
+		}
+	})
+	inWorld(t, nil, func(w *world) {
+		w.kms.with(func(f *fakeKMS) { f.hang = true })
+		w.start()
+		time.Sleep(300 * time.Millisecond)
+		w.kms.set(Enabled)
+		if took := w.awaitGate(Open, time.Minute); took > thawLimit {
+			t.Errorf("opened %v after a short hang", took)
+		}
+	})
+}
+
 func TestRefusesToStart(t *testing.T) {
 	kinds := map[string]func(w *world){
 		"never seen and not found":   func(w *world) { w.kms.set(Deleted) },

@@ -2,6 +2,7 @@ package keyguard
 
 import (
 	"errors"
+	"strings"
 	"time"
 )
 
@@ -57,6 +58,7 @@ type machine struct {
 	verdict
 	gate     GateState
 	deletion time.Time // PendingDeletion
+	lastWord KeyState  // while closed and Unreachable: how KMS refused before, or Unknown
 
 	opened      bool    // the gate has been open before: closed means Frozen, not Starting
 	known       bool    // the key is known to have been usable: not found means deleted
@@ -251,6 +253,7 @@ func (m machine) unwrapped(o observation, now instant) (machine, action) {
 	m.known = true
 	m.failures = 0
 	m.verdict = verdict{state: Enabled, requestID: o.requestID}
+	m.lastWord = Unknown
 	m.gate = Open
 	m.opened = true
 	return m, actOpen
@@ -329,6 +332,7 @@ func (m machine) refused(v verdict, vague bool, started, now instant) (machine, 
 	if vague && m.explained.state.refuses() && m.explainedAs == as {
 		v.state, v.reason = m.explained.state, m.explained.reason // as explained before
 	}
+	m.lastWord = Unknown
 	if !v.same(m.verdict) { // the words of the first refusal stay, with its request id
 		m.verdict = v
 	}
@@ -397,10 +401,13 @@ func (m machine) unreached(v verdict, started, now instant) (machine, action) {
 	if m.state == Deleted {
 		return m, act // final: an outage does not make it less so
 	}
-	if m.state.refuses() {
-		v.detail += " (last known key state: " + m.state.String() + ")"
-	}
 	if !v.same(m.verdict) {
+		if m.state.refuses() {
+			m.lastWord = m.state
+		}
+		if m.lastWord != Unknown {
+			v.detail += "; the last word of KMS was " + m.lastWord.String()
+		}
 		m.verdict = v
 	}
 	return m, act
@@ -417,6 +424,9 @@ func (m machine) described(o observation, now instant) (machine, action) {
 		}
 	}
 	if m.doubt == ambiguous {
+		if o.started < m.doubtSince {
+			return m, actDescribe // asked before the doubt arose: ask again
+		}
 		return m.settle(v, o, now)
 	}
 	switch m.gate {
@@ -451,11 +461,12 @@ func (m machine) settle(v verdict, o observation, now instant) (machine, action)
 		return m, 0
 	}
 	w := m.doubted
+	m.explained, m.explainedAs, m.explainedAt = verdict{}, w.reason, now
 	if v.state.refuses() && o.err == nil {
+		m.explained = v
 		w.state, w.reason = v.state, v.reason
 		m.deletion = o.desc.DeletionDate
 	}
-	m.explained, m.explainedAs, m.explainedAt = v, ReasonInvalidState, now
 	m, act := m.freeze(w, now)
 	return m, act &^ actDescribe
 }
@@ -470,8 +481,9 @@ func (m machine) refine(v verdict, o observation, now instant) machine {
 	case m.state == AccessDenied && v.state != Deleted:
 		// KMS checks permission first, so both may be true; the missing
 		// permission is what must be mended to get any further.
-		if v.state.refuses() {
-			m.detail += "; the key is also " + v.state.String()
+		also := "; the key is also " + v.state.String()
+		if v.state.refuses() && !strings.Contains(m.detail, also) {
+			m.detail += also
 		}
 		return m
 	case v.state == Enabled && m.reason == ReasonInvalidState:

@@ -1,6 +1,7 @@
 package keyguard
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -312,7 +313,11 @@ func TestStepSequences(t *testing.T) {
 	tick := observation{kind: sawTick}
 	open := situation{Open, Enabled, true, false}
 	frozen := situation{Frozen, Disabled, true, false}
-	described := func(s KeyState) observation { return sawDesc(s) }
+	described := func(s KeyState) observation {
+		o := sawDesc(s)
+		o.started = testNow + 1*ms
+		return o
+	}
 	tests := []struct {
 		name   string
 		from   situation
@@ -350,6 +355,11 @@ func TestStepSequences(t *testing.T) {
 			{0, failed(-5*ms, vague()), Open, actDescribe},
 			{5 * ms, described(Enabled), Degraded, 0},
 			{10 * ms, granteds(6 * ms), Open, 0},
+		}},
+		{"a description from before an invalid state settles nothing", open, []stage{
+			{0, failed(-5*ms, vague()), Open, actDescribe},
+			{5 * ms, observation{kind: sawDescription, started: testNow - 50*ms, desc: Description{State: Enabled}}, Open, actDescribe},
+			{9 * ms, observation{kind: sawDescription, started: testNow + 6*ms, desc: Description{State: Unavailable}}, Draining, actFreeze},
 		}},
 		{"an invalid state that nobody explains in time", open, []stage{
 			{0, failed(-5*ms, vague()), Open, actDescribe},
@@ -431,6 +441,31 @@ func TestStepSequences(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What is told of a long refusal must not grow with it, and an outage in
+// between must not hide it.
+func TestStepKeepsItsWords(t *testing.T) {
+	m := situation{Frozen, Disabled, true, false}.machine()
+	at := testNow
+	for range 100 {
+		at += 6 * time.Second
+		m, _ = step(m, observation{kind: sawFailure, started: at, err: refusal(AccessDenied)}, at, testGrace)
+		o := sawDesc(Disabled)
+		o.started = at
+		m, _ = step(m, o, at, testGrace)
+	}
+	if want := "as AWS says: AccessDenied; the key is also Disabled"; m.detail != want {
+		t.Errorf("detail %q, want %q", m.detail, want)
+	}
+	for _, reason := range []Reason{ReasonDNS, ReasonTimeout, ReasonDNS} {
+		at += time.Second
+		lost := &KMSError{State: Unreachable, Reason: reason, Err: errors.New("lost")}
+		m, _ = step(m, observation{kind: sawFailure, started: at, err: lost}, at, testGrace)
+		if want := "lost; the last word of KMS was AccessDenied"; m.state != Unreachable || m.detail != want {
+			t.Errorf("%v %q, want %q", m.state, m.detail, want)
+		}
 	}
 }
 
