@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 )
 
 // ingress is the plain body of a request. finish says whether the client's
@@ -22,6 +23,7 @@ type ingress struct {
 	size    int64        // plain bytes announced; -1 when unknown
 	taken   atomic.Int64 // plain bytes read so far; written by the reader only
 	lent    bool         // a sealing owns the body and releases it; set before it does
+	ended   atomic.Bool  // finish was reached: nothing of the body is left
 	payload hash.Hash    // nil unless x-amz-content-sha256 is a hash
 	want    string       // hex
 	digests []*digest
@@ -79,6 +81,7 @@ func (in *ingress) finish() error {
 	}
 	var more [1]byte
 	n, err := io.ReadFull(in.src, more[:])
+	in.ended.Store(true)
 	switch {
 	case n > 0:
 		return refuse(http.StatusBadRequest, "InvalidRequest", "The body is longer than announced.")
@@ -108,6 +111,17 @@ func (in *ingress) checksums(h http.Header) {
 			h.Set(d.name, d.want)
 			h.Set("X-Amz-Checksum-Type", "FULL_OBJECT")
 		}
+	}
+}
+
+// interrupt ends a Read that the upstream client may still be in, for an answer
+// that comes before the body did: net/http does not answer while somebody reads
+// the body. The connection is closed after the answer.
+func (in *ingress) interrupt(w *response) {
+	if in.lent && !in.ended.Load() {
+		w.header().Set("Connection", "close")
+		// Best effort: without deadlines the answer waits for the client's next byte.
+		_ = http.NewResponseController(w.w).SetReadDeadline(time.Unix(1, 0))
 	}
 }
 

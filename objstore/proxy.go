@@ -259,6 +259,7 @@ func (p *Proxy) serve(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
+	adoptArgs(c)
 	if err := refuseHeaders(c); err != nil {
 		return err
 	}

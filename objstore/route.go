@@ -122,6 +122,7 @@ var plainArgs = []string{
 	"response-cache-control", "response-content-disposition", "response-content-encoding",
 	"response-content-language", "response-content-type", "response-expires", "start-after",
 	"upload-id-marker", "version-id-marker", "versionId", "x-id", "allow-unordered",
+	"X-Amz-Security-Token",
 }
 
 // subresources are all words by which S3 and its relatives select another
@@ -168,8 +169,26 @@ func (p *Proxy) route(c *call) error {
 	if !known || sub == "list-type" && c.arg("list-type") != "2" {
 		return notImplemented(c)
 	}
-	c.op = refineCopy(op, c.r)
+	c.op = op
 	return nil
+}
+
+// signingArgs are the query parameters of a presigned request itself.
+var signingArgs = []string{
+	"x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-expires", "x-amz-signedheaders",
+	"x-amz-signature", "x-amz-security-token", "x-amz-content-sha256",
+}
+
+// adoptArgs makes headers of the query parameters that stand for such: clients
+// move x-amz- headers into the links they presign. The signature covers both.
+func adoptArgs(c *call) {
+	for name, values := range c.query {
+		lower := strings.ToLower(name)
+		if strings.HasPrefix(lower, "x-amz-") && !slices.Contains(signingArgs, lower) && c.r.Header.Get(name) == "" {
+			c.r.Header.Set(name, values[0])
+		}
+	}
+	c.op = refineCopy(c.op, c.r)
 }
 
 // refineCopy tells the copying forms of an upload by their header.
@@ -197,8 +216,7 @@ func subresourceOf(query url.Values) (string, error) {
 	for name, values := range query {
 		bare := len(values) == 0 || len(values) == 1 && values[0] == ""
 		known := slices.Contains(subresources, name)
-		signing := strings.HasPrefix(strings.ToLower(name), "x-amz-")
-		if !known && (!bare || signing || slices.Contains(plainArgs, name)) {
+		if !known && (!bare || slices.Contains(plainArgs, name)) {
 			continue
 		}
 		if !known || found != "" {
