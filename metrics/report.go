@@ -66,8 +66,10 @@ type KeyReport struct {
 	Waiting       int64              `json:"waiting"`      // calls that wait for the gate
 	BoundSeconds  float64            `json:"boundSeconds"` // longest time from a refusal to the last plain byte, as things stand
 	MultiRegion   bool               `json:"multiRegion"`
+	Siblings      []string           `json:"siblings,omitempty"` // the other keys of a multi-Region set
 	Origin        string             `json:"origin,omitempty"`
-	KeyMaterialID string             `json:"keyMaterialId,omitempty"` // changes with each rotation
+	KeyMaterialID string             `json:"keyMaterialId,omitempty"`  // changes with each rotation
+	MaterialEnds  time.Time          `json:"materialExpires,omitzero"` // when imported key material stops working
 }
 
 // ResourceReport is one protected resource.
@@ -95,7 +97,7 @@ func keyReport(s keyguard.Status) KeyReport {
 		Reason: s.Reason, Detail: s.Detail, RequestID: s.RequestID, MissingAction: s.MissingAction, Principal: s.Principal,
 		Since: s.Since, LastSuccess: s.LastSuccess, LeaseUntil: s.LeaseUntil, DeletionDate: s.DeletionDate, FrozenSince: s.FrozenSince,
 		Epoch: s.Epoch, Erased: s.Erased, Waiting: s.Waiting, BoundSeconds: s.Bound.Seconds(),
-		MultiRegion: s.MultiRegion, Origin: s.Origin, KeyMaterialID: s.KeyMaterialID}
+		MultiRegion: s.MultiRegion, Siblings: s.Siblings, Origin: s.Origin, KeyMaterialID: s.KeyMaterialID, MaterialEnds: s.MaterialExpires}
 }
 
 // stateOf translates a guard's two states into the one word.

@@ -119,6 +119,7 @@ func (v *volume) serve(ctx context.Context) error {
 	if !waitReady(ctx, v.guard) {
 		return nil // stopped before there was anything to serve
 	}
+	v.resource.Waiting("is being mounted")
 	if err := f.Mount(v.cfg.Volume.Mount); err != nil {
 		v.resource.Failed(err.Error())
 		return failure(v.log, "the volume cannot be mounted", exitMount, err)
