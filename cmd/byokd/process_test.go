@@ -272,4 +272,3 @@ func mountedOn(t *testing.T, dir string) bool {
 	}
 	return mountedAt(string(text), dir) != ""
 }
-
