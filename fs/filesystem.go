@@ -273,6 +273,7 @@ func (f *Filesystem) foreignName(dir *node, sealed string) {
 func (f *Filesystem) Close() error {
 	f.unwatch()
 	f.dismiss()
+	f.handles.close()
 	f.nodes.close()
 	return unix.Close(f.root)
 }

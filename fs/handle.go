@@ -47,6 +47,16 @@ func (t *handleTable) remove(fh uint64) *handle {
 	return h
 }
 
+// close closes what the kernel had no time to release before the mount ended.
+func (t *handleTable) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, h := range t.byFh {
+		h.stream.close()
+	}
+	clear(t.byFh)
+}
+
 // failed returns the failure below that the handle has not been told of.
 func (t *handleTable) failed(fh uint64) error {
 	t.mu.Lock()

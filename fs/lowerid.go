@@ -175,8 +175,8 @@ func (t *tableIDs) open(id uint64, flags int) (int, error) {
 		return fd, nil
 	}
 	defer unix.Close(fd)
-	return ignoringEINTR(func() (int, error) {
-		return unix.Open(procFD(fd), flags|unix.O_CLOEXEC, 0)
+	return ignoringEINTR(func() (int, error) { // the link in /proc is the inode itself: it is followed, and nothing behind it
+		return unix.Open(procFD(fd), flags&^unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/byokd/byokd/internal/seal"
 	"github.com/hanwen/go-fuse/v2/posixtest"
+	"golang.org/x/sys/unix"
 )
 
 func cacheModes(t *testing.T, run func(t *testing.T, o Options)) {
@@ -30,6 +31,34 @@ func TestPosix(t *testing.T) {
 			})
 		}
 	})
+}
+
+// TestPosixOnTmpfs runs on a lower filesystem whose file handles do not fit a
+// node id, so that inodes are held in a table.
+func TestPosixOnTmpfs(t *testing.T) {
+	requireFUSE(t)
+	for name, f := range posixtest.All {
+		if name == "FcntlFlockLocksFile" {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := unix.Mount("byokd-test", dir, "tmpfs", 0, "size=256m"); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := unix.Unmount(dir, 0); err != nil { // busy if a descriptor was leaked
+					t.Errorf("a lower descriptor is left open: %v", err)
+					_ = unix.Unmount(dir, unix.MNT_DETACH)
+				}
+			})
+			v := newVolumeIn(t, dir, Options{})
+			if _, ok := v.fs.nodes.ids.(*tableIDs); !ok {
+				t.Fatalf("tmpfs gives %T", v.fs.nodes.ids)
+			}
+			f(t, v.mount)
+		})
+	}
 }
 
 func TestWriteReadRemount(t *testing.T) {

@@ -10,10 +10,20 @@ import (
 
 // dirStream is the lower descriptor behind an open directory.
 type dirStream struct {
-	mu  sync.Mutex
-	fd  int
-	pos uint64 // where fd stands
-	buf []byte
+	mu     sync.Mutex
+	fd     int
+	opened bool   // a file's handle has no stream
+	pos    uint64 // where fd stands
+	buf    []byte
+}
+
+func (s *dirStream) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.opened {
+		unix.Close(s.fd)
+		s.opened = false
+	}
 }
 
 // direntBytes is how much of a lower directory is read at once.
@@ -26,13 +36,13 @@ func (c *call) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 		return c.fail(err)
 	}
 	c.fs.nodes.opened(n)
-	out.Fh = c.fs.handles.add(&handle{node: n, stream: dirStream{fd: fd}})
+	out.Fh = c.fs.handles.add(&handle{node: n, stream: dirStream{fd: fd, opened: true}})
 	return fuse.OK
 }
 
 func (c *call) ReleaseDir(in *fuse.ReleaseIn) {
 	if h := c.fs.handles.remove(in.Fh); h != nil {
-		unix.Close(h.stream.fd)
+		h.stream.close()
 		c.fs.nodes.closed(h.node)
 	}
 }

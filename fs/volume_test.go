@@ -129,8 +129,13 @@ func requireFUSE(t testing.TB) {
 
 // newVolume starts a guard and mounts a fresh volume.
 func newVolume(t testing.TB, o Options) *volume {
+	t.Helper()
 	requireFUSE(t)
-	dir := t.TempDir()
+	return newVolumeIn(t, t.TempDir(), o)
+}
+
+func newVolumeIn(t testing.TB, dir string, o Options) *volume {
+	t.Helper()
 	v := &volume{t: t, kms: newMemoryKMS(), lower: filepath.Join(dir, "lower"), mount: filepath.Join(dir, "mount"), option: o}
 	for _, d := range []string{v.lower, v.mount} {
 		if err := os.Mkdir(d, 0o755); err != nil {
