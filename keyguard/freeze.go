@@ -2,7 +2,6 @@ package keyguard
 
 import (
 	"context"
-	"fmt"
 	"reflect"
 	"runtime"
 	"sort"
@@ -247,5 +246,5 @@ func (r *runner) warning() string {
 		lines = append(lines, line)
 	}
 	sort.Strings(lines)
-	return strings.Join(lines, fmt.Sprintln())
+	return strings.Join(lines, ", and ")
 }
