@@ -65,6 +65,16 @@ func (j *job) open(cipher *seal.FileCipher, scratch *[seal.BlockPayload]byte) {
 	index, skip, dst := j.index, j.skip, j.dst
 	for rest := j.sealed; len(dst) > 0; rest = rest[block:] {
 		payload := seal.PayloadOf(index) - skip
+		if whole := wholeBlocks(index, skip, len(dst)); whole > 0 {
+			length := seal.BlockStart(index+whole) - seal.BlockStart(index)
+			if bad, err := cipher.OpenBlocks(dst[:length], uint64(index), rest[:whole*block]); err != nil {
+				j.err, j.bad = err, int64(bad)
+				clear(j.dst)
+				return
+			}
+			dst, index, rest = dst[length:], index+whole, rest[(whole-1)*block:]
+			continue
+		}
 		want := min(payload, len(dst))
 		out := dst[:want]
 		switch {
@@ -86,6 +96,16 @@ func (j *job) open(cipher *seal.FileCipher, scratch *[seal.BlockPayload]byte) {
 		dst, index, skip = dst[want:], index+1, 0
 	}
 	clear(scratch[:])
+}
+
+// wholeBlocks returns how many whole blocks from index on lie within length
+// plain bytes.
+func wholeBlocks(index int64, skip, length int) int64 {
+	if skip > 0 {
+		return 0
+	}
+	last, _ := seal.BlockAt(seal.BlockStart(index) + int64(length))
+	return last - index
 }
 
 func (j *job) seal(cipher *seal.FileCipher) {

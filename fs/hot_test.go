@@ -1,0 +1,115 @@
+package fs
+
+import (
+	"fmt"
+	"os"
+	"testing"
+	"unsafe"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// hotPath serves READ and WRITE requests to a file as the loop does, without
+// the kernel.
+type hotPath struct {
+	loop *loop
+	slot *slot
+	node uint64
+}
+
+func newHotPath(t testing.TB, v *volume, name string) *hotPath {
+	t.Helper()
+	l := v.fs.loop.Load()
+	var st unix.Stat_t
+	if err := unix.Stat(v.path(name), &st); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range v.fs.nodes.all() {
+		n.content.RLock()
+		found := n.known && n.size == st.Size && n.id != fuse.FUSE_ROOT_ID
+		n.content.RUnlock()
+		if found {
+			return &hotPath{loop: l, slot: l.newSlot(), node: n.id}
+		}
+	}
+	t.Fatal("the node is not known")
+	return nil
+}
+
+func (h *hotPath) read(t testing.TB, off, size int) {
+	in := (*fuse.ReadIn)(unsafe.Pointer(&h.slot.in[0]))
+	*in = fuse.ReadIn{InHeader: fuse.InHeader{Opcode: opRead, NodeId: h.node, Unique: 2}, Offset: uint64(off), Size: uint32(size)}
+	h.serve(t, int(unsafe.Sizeof(*in)), outHeaderSize+size)
+}
+
+func (h *hotPath) write(t testing.TB, off, size int) {
+	in := (*fuse.WriteIn)(unsafe.Pointer(&h.slot.in[0]))
+	*in = fuse.WriteIn{InHeader: fuse.InHeader{Opcode: opWrite, NodeId: h.node, Unique: 2}, Offset: uint64(off), Size: uint32(size), WriteFlags: fuse.WRITE_CACHE}
+	h.serve(t, int(unsafe.Sizeof(*in))+size, outHeaderSize+int(unsafe.Sizeof(fuse.WriteOut{})))
+}
+
+func (h *hotPath) serve(t testing.TB, length, want int) {
+	header := (*fuse.InHeader)(unsafe.Pointer(&h.slot.in[0]))
+	h.slot.call.begin(header)
+	reply := h.loop.handle(h.slot, ruleOf(header.Opcode), h.slot.in[:length])
+	if len(reply) != want {
+		t.Fatalf("%s: %d bytes of reply, want %d", h.slot.call.name(), len(reply), want)
+	}
+	h.slot.call.end()
+}
+
+const hotFile = 32 << 20
+
+func newHotFile(t testing.TB) *hotPath {
+	v := newVolume(t, Options{})
+	writePattern(t, v.path("hot"), hotFile)
+	f, err := os.Open(v.path("hot"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	return newHotPath(t, v, "hot")
+}
+
+// TestHotPathAllocations holds the steady path to no allocation per request.
+func TestHotPathAllocations(t *testing.T) {
+	h := newHotFile(t)
+	for _, size := range []int{4096, 65536, maxWrite} {
+		if n := testing.AllocsPerRun(100, func() { h.read(t, 8192, size) }); n != 0 {
+			t.Errorf("read of %d: %v allocations", size, n)
+		}
+		if n := testing.AllocsPerRun(100, func() { h.write(t, 8192, size) }); n != 0 {
+			t.Errorf("write of %d: %v allocations", size, n)
+		}
+	}
+}
+
+func BenchmarkRead(b *testing.B) {
+	h := newHotFile(b)
+	for _, size := range []int{4096, 131072, maxWrite} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			b.ReportAllocs()
+			b.SetBytes(int64(size))
+			for i := 0; b.Loop(); i++ {
+				h.read(b, i*size%(hotFile-size), size)
+			}
+		})
+	}
+}
+
+func BenchmarkOverwrite(b *testing.B) {
+	h := newHotFile(b)
+	for _, size := range []int{4096, 131072, maxWrite} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			b.ReportAllocs()
+			b.SetBytes(int64(size))
+			for i := 0; b.Loop(); i++ {
+				h.write(b, i*size%(hotFile-size), size)
+			}
+		})
+	}
+}
