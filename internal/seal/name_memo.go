@@ -8,8 +8,8 @@ import (
 
 const (
 	// nameSets × nameWays bounds the names found by each of their sides to 16384.
-	// With names of 20 bytes they take 2.4 MB. At most it is 16 MB: 480 bytes each,
-	// and no name that is found by both sides.
+	// With names of 20 bytes they take 3 MB. At most it is 16 MB: 480 bytes each, and
+	// no name that is found by both sides.
 	nameSets = 4096
 	nameWays = 4
 )

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"unsafe"
 )
@@ -134,13 +135,12 @@ func TestNameMemoMovesOn(t *testing.T) {
 		return hits
 	}
 	const size = nameSets * nameWays
-	for _, prefix := range []string{"before ", "after "} {
-		for range 4 {
-			scan(prefix, size/4)
-		}
-		if hits := scan(prefix, size/4); hits < size/4*9/10 {
-			t.Errorf("%s: finds only %d of %d names in use", prefix, hits, size/4)
-		}
+	scan("gone ", 3*size)
+	for range 4 {
+		scan("used ", size/4)
+	}
+	if hits := scan("used ", size/4); hits < size/4*9/10 {
+		t.Errorf("finds only %d of %d names in use", hits, size/4)
 	}
 	for range 4 {
 		scan("many ", size*5/4)
@@ -155,6 +155,7 @@ func TestNameMemoMovesOn(t *testing.T) {
 func TestNamesConcurrently(t *testing.T) {
 	r := testRoot(t, NewID())
 	names, sealed := manyNames(t, testRoot(t, r.ID()), nameSets*nameWays*5/4)
+	var wiped atomic.Bool
 	var group sync.WaitGroup
 	for worker := range 4 {
 		group.Go(func() {
@@ -162,10 +163,16 @@ func TestNamesConcurrently(t *testing.T) {
 			for i := 0; ; i++ {
 				if worker == 0 && i == len(names) {
 					r.Wipe()
+					wiped.Store(true)
 				}
+				late := wiped.Load()
 				n := random.IntN(len(names))
 				a, errA := r.SealName(names[n])
 				b, errB := r.OpenName(sealed[n])
+				if late && (errA == nil || errB == nil) {
+					t.Errorf("%q is known after Wipe", names[n])
+					return
+				}
 				if errA == nil && a != sealed[n] || errB == nil && b != names[n] {
 					t.Errorf("%q is %q, %q is %q", names[n], a, sealed[n], b)
 					return
