@@ -31,13 +31,13 @@ func errnoOf(err error) syscall.Errno {
 		return errno
 	case errors.Is(err, seal.ErrNameTooLong):
 		return syscall.ENAMETOOLONG
-	case errors.Is(err, seal.ErrNotSealed):
-		return syscall.ENOENT // a name that byokd did not write is not there
+	case errors.Is(err, seal.ErrBadName):
+		return syscall.EINVAL
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return syscall.EINTR
 	case errors.Is(err, keyguard.ErrStopped):
 		return syscall.ENOTCONN
-	default: // seal.ErrTampered, ErrTruncated, ErrUnknownVersion, ErrNoFileID
+	default: // seal.ErrTampered, ErrTruncated, ErrUnknownVersion, ErrNotSealed, ErrNoFileID
 		return syscall.EIO
 	}
 }

@@ -104,12 +104,14 @@ func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options) (*Fil
 	if err != nil {
 		return nil, err
 	}
-	g.Pin(header.Volume, header.WrappedRoot, o.Binding)
+	// Load and verify first: a pinned root that KMS cannot open would hold up
+	// every thaw.
 	err = withRoot(ctx, g, header, o.Binding, func(r *seal.Root) error { return r.VerifyVolumeHeader(header) })
 	if err != nil {
 		unix.Close(root)
 		return nil, err
 	}
+	g.Pin(header.Volume, header.WrappedRoot, o.Binding)
 	var st unix.Stat_t
 	if err := unix.Fstat(root, &st); err != nil {
 		unix.Close(root)

@@ -35,6 +35,10 @@ const (
 	// idleReaders is how many goroutines wait in read(2) on the device: one
 	// takes the next request while the others serve theirs.
 	idleReaders = 2
+
+	// keepSlots bounds the idle slots: 3 MiB of address space each, of which is
+	// resident what requests have used since the last freeze.
+	keepSlots = 32
 )
 
 // slot is the memory and the state of one request at a time.
@@ -290,10 +294,18 @@ func (l *loop) take() *slot {
 	return l.newSlot()
 }
 
+// give takes a slot back. Beyond what a busy volume uses, slots come from a
+// freeze that parked many calls, and their memory is returned.
 func (l *loop) give(s *slot) {
 	l.mu.Lock()
-	l.free = append(l.free, s)
+	if len(l.free) < keepSlots {
+		l.free = append(l.free, s)
+		s = nil
+	}
 	l.mu.Unlock()
+	if s != nil {
+		_ = unix.Munmap(s.memory)
+	}
 }
 
 // newSlot maps a slot's memory. A page is resident only once it was used.

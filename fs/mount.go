@@ -1,13 +1,11 @@
 package fs
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"go.uber.org/zap"
@@ -183,40 +181,4 @@ func (f *Filesystem) takeAway(ctx context.Context, l *loop) error {
 		return fmt.Errorf("detach %s: %w", dir, err)
 	}
 	return nil
-}
-
-// StaleMount reports whether dir is a byokd mount that nobody serves, left by a
-// daemon that was killed.
-func StaleMount(dir string) (bool, error) {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return false, err
-	}
-	mine, err := isMounted(dir)
-	if err != nil || !mine {
-		return false, err
-	}
-	var st unix.Stat_t
-	return errors.Is(unix.Stat(dir, &st), unix.ENOTCONN), nil
-}
-
-// RemoveStaleMount detaches a mount of which StaleMount is true.
-func RemoveStaleMount(dir string) error { return unix.Unmount(dir, unix.MNT_DETACH) }
-
-// isMounted looks for a byokd mount at dir without touching it.
-func isMounted(dir string) (bool, error) {
-	file, err := os.Open("/proc/self/mounts")
-	if err != nil {
-		return false, err
-	}
-	defer file.Close()
-	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
-	lines := bufio.NewScanner(file)
-	for lines.Scan() {
-		fields := strings.Fields(lines.Text())
-		if len(fields) > 2 && fields[2] == fsType && unescape.Replace(fields[1]) == dir {
-			return true, nil
-		}
-	}
-	return false, lines.Err()
 }

@@ -199,13 +199,18 @@ func (v *volume) settlePoll() {
 	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
 }
 
-func (v *volume) unmount() {
+func (v *volume) unmountOnly() {
 	v.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	if err := v.fs.Unmount(ctx); err != nil {
 		v.t.Errorf("unmount: %v", err)
 	}
+}
+
+func (v *volume) unmount() {
+	v.t.Helper()
+	v.unmountOnly()
 	if err := v.fs.Close(); err != nil {
 		v.t.Errorf("close: %v", err)
 	}

@@ -1,0 +1,112 @@
+package fs
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// await looks until ok, for as long as a loaded machine may take.
+func await(t *testing.T, what func() string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal(what())
+		}
+	}
+}
+
+// TestDeletedFilesAreLetGo: what a database writes and deletes all day (journals,
+// segments, tables) is let go when nobody has it open any more: its descriptors,
+// its memory and its space on the lower filesystem.
+func TestDeletedFilesAreLetGo(t *testing.T) {
+	cacheModes(t, func(t *testing.T, o Options) {
+		v := newVolume(t, o)
+		before := v.fs.Stats().Inodes
+		const files = 300
+		for i := range files {
+			name := v.path(fmt.Sprint("journal", i))
+			f, err := os.Create(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.Write(make([]byte, 5000)); err != nil {
+				t.Fatal(err)
+			}
+			switch i % 3 {
+			case 0: // closed before it is deleted
+				f.Close()
+				err = os.Remove(name)
+			case 1: // deleted while open
+				err = os.Remove(name)
+				f.Close()
+			case 2: // replaced
+				f.Close()
+				err = os.Rename(name, v.path("last"))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		deleted := func() int { return deletedBelow(t, v.lower) }
+		await(t, func() string {
+			return fmt.Sprintf("%d of %d deleted files are still held, %d inodes instead of about %d", deleted(), files, v.fs.Stats().Inodes, before)
+		}, func() bool { return deleted() == 0 && v.fs.Stats().Inodes <= before+2 })
+	})
+}
+
+// TestForgottenInodesComeBack: what the kernel forgot for want of memory is
+// found again.
+func TestForgottenInodesComeBack(t *testing.T) {
+	v := newVolume(t, Options{})
+	if err := os.MkdirAll(v.path("a/b"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const files = 200
+	name := func(i int) string { return v.path(fmt.Sprint("a/b/f", i)) }
+	for i := range files {
+		if err := os.WriteFile(name(i), []byte(name(i)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open, err := os.Open(name(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0); err != nil {
+		t.Skipf("the kernel cannot be told to forget: %v", err)
+	}
+	await(t, func() string { return fmt.Sprintf("the kernel still knows %d inodes", v.fs.Stats().Inodes) },
+		func() bool { return v.fs.Stats().Inodes < files/2 })
+	for i := range files {
+		if got, err := os.ReadFile(name(i)); err != nil || string(got) != name(i) {
+			t.Errorf("%s: %q, %v", name(i), got, err)
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(open.Fd()), &st); err != nil {
+		t.Error(err)
+	}
+}
+
+// deletedBelow counts our descriptors of files below dir that have no name.
+func deletedBelow(t *testing.T, dir string) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := 0
+	for _, e := range entries {
+		target, _ := os.Readlink("/proc/self/fd/" + e.Name())
+		if strings.HasPrefix(target, dir) && strings.HasSuffix(target, " (deleted)") {
+			count++
+		}
+	}
+	return count
+}
