@@ -68,8 +68,10 @@ func TestPinExemptsFromDisplacement(t *testing.T) {
 		t.Error("pinned what is not loaded")
 	}
 	k.add(root, false)
-	if !k.pin(root.ID()) || !k.pin(root.ID()) {
-		t.Error("could not pin")
+	for range 2 { // again is no error
+		if !k.pin(root.ID()) {
+			t.Error("could not pin")
+		}
 	}
 	for range 3 * maxUnpinned {
 		k.add(newRoot(t), false)
