@@ -208,7 +208,7 @@ func (c *call) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.E
 
 // Forget takes back references that the kernel had by LOOKUP and the like: with
 // the last one goes what we hold for an inode, and a deleted file's space.
-func (c *call) XForget(id, count uint64) { c.fs.nodes.forget(id, count) }
+func (c *call) Forget(id, count uint64) { c.fs.nodes.forget(id, count) }
 
 func (c *call) Unlink(_ <-chan struct{}, header *fuse.InHeader, name string) fuse.Status {
 	return c.remove(header.NodeId, name, 0)
