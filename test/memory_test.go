@@ -325,10 +325,11 @@ func (s *stack) needles(root secret, data map[seal.KeyID]secret) *needles {
 	return n
 }
 
-// scan counts the needles in every readable mapping of a process and in the
+// scan counts the needles in byokd: in every readable mapping and in the
 // registers of its threads.
-func (n *needles) scan(t *testing.T, pid int) (found map[string]int, scanned int64) {
-	t.Helper()
+func (s *stack) scan(n *needles) (found map[string]int, scanned int64) {
+	s.t.Helper()
+	t, pid := s.t, s.daemon.pid()
 	found = map[string]int{}
 	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
 	if err != nil {
@@ -357,9 +358,7 @@ func (n *needles) scan(t *testing.T, pid int) (found map[string]int, scanned int
 			n.scanRange(mem, run.from, run.to, window, found)
 		}
 	}
-	for _, registers := range threadRegisters(t, pid) {
-		n.scanBytes(registers, found)
-	}
+	n.scanBytes(s.registers(), found)
 	return found, scanned
 }
 
@@ -421,7 +420,7 @@ func TestScannerSeesALeakyBuild(t *testing.T) {
 		t.Errorf("a build without the experiment calls its erasure %q", report.Erasure)
 	}
 	n := s.needles(root, data)
-	found, scanned := n.scan(t, s.daemon.pid())
+	found, scanned := s.scan(n)
 	sum, list := total(found)
 	if sum == 0 {
 		t.Errorf("no copy among %d pieces of keys in %d MiB: a clean scan would prove nothing", n.count, scanned>>20)

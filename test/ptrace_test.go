@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -65,53 +67,65 @@ const (
 	ntX86XState = 0x202
 )
 
-// threadRegisters returns the general and the vector registers of every thread
-// of a process. It stops each for a moment.
-func threadRegisters(t *testing.T, pid int) [][]byte {
-	t.Helper()
-	runtime.LockOSThread() // ptrace belongs to a thread
-	defer runtime.UnlockOSThread()
-	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+// registers returns the general and the vector registers of every thread of
+// byokd. A child reads them: our own Wait for byokd would take the stops that
+// ptrace waits for.
+func (s *stack) registers() []byte {
+	s.t.Helper()
+	out := filepath.Join(s.dir, "registers")
+	s.once(task{Role: "registers", Dir: out, Pid: s.daemon.pid()})
+	all, err := os.ReadFile(out)
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
+	}
+	return all
+}
+
+// threadRegisters writes the registers of a process to a file. It stops each
+// thread for a moment.
+func (w *worker) threadRegisters() error {
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", w.Pid))
+	if err != nil {
+		return err
 	}
 	sets := []uintptr{ntPrstatus, ntPrfpreg}
 	if runtime.GOARCH == "amd64" {
 		sets = []uintptr{ntPrstatus, ntX86XState}
 	}
-	var all [][]byte
+	var all []byte
+	read := 0
 	for _, thread := range threads {
 		tid, err := strconv.Atoi(thread.Name())
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
 		registers, err := registersOf(tid, sets)
-		if errors.Is(err, unix.ESRCH) {
-			continue // it has ended
+		if errors.Is(err, unix.ESRCH) || errors.Is(err, errUninterruptible) {
+			continue // it has ended, or waits in the kernel where it cannot be stopped
 		}
 		if err != nil {
-			t.Fatalf("registers of thread %d: %v", tid, err)
+			return fmt.Errorf("registers of thread %d: %w", tid, err)
 		}
 		all = append(all, registers...)
+		read++
 	}
-	if len(all) == 0 {
-		t.Fatal("no thread's registers could be read")
+	if read < len(threads)/2 {
+		return fmt.Errorf("the registers of %d of %d threads could be read", read, len(threads))
 	}
-	return all
+	return os.WriteFile(w.Dir, all, 0o600)
 }
 
-func registersOf(tid int, sets []uintptr) (all [][]byte, err error) {
+func registersOf(tid int, sets []uintptr) (all []byte, err error) {
 	if err := unix.PtraceSeize(tid); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, unix.PtraceDetach(tid)) }()
 	if err := unix.PtraceInterrupt(tid); err != nil {
 		return nil, err
 	}
-	var status unix.WaitStatus
-	if _, err := unix.Wait4(tid, &status, unix.WALL, nil); err != nil {
-		return nil, err
+	if err := awaitStop(tid); err != nil {
+		return nil, err // the kernel lets go of it when this process ends
 	}
+	defer func() { err = errors.Join(err, unix.PtraceDetach(tid)) }()
 	for _, set := range sets {
 		buf := make([]byte, 16<<10) // the extended state with AVX-512 and AMX takes 11 KiB
 		v := unix.Iovec{Base: &buf[0]}
@@ -120,7 +134,22 @@ func registersOf(tid int, sets []uintptr) (all [][]byte, err error) {
 		if errno != 0 {
 			return nil, errno
 		}
-		all = append(all, buf[:v.Len])
+		all = append(all, buf[:v.Len]...)
 	}
 	return all, nil
+}
+
+var errUninterruptible = errors.New("the thread does not stop")
+
+// awaitStop waits until a thread has stopped. One that waits for a page of the
+// kernel's cache (a hung notification to FUSE) does not.
+func awaitStop(tid int) error {
+	const look, limit = time.Millisecond, 300 * time.Millisecond
+	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(look) {
+		got, err := unix.Wait4(tid, nil, unix.WALL|unix.WNOHANG, nil)
+		if err != nil || got == tid {
+			return err
+		}
+	}
+	return errUninterruptible
 }

@@ -3,9 +3,12 @@
 package test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -341,14 +344,29 @@ func (s *stack) assertHangs(l load, length time.Duration) {
 	}
 }
 
-// awaitErased returns when byokd says that no key is left in memory.
+// awaitErased waits until byokd says that no key is left in memory, and returns
+// since when, by its audit trail.
 func (s *stack) awaitErased() time.Time {
 	s.t.Helper()
 	s.await("the keys to be erased", s.daemon, func() bool {
 		r, ok := s.report()
 		return ok && r.Keys[0].Erased
 	})
-	return time.Now()
+	text, err := os.ReadFile(s.dir + "/audit.jsonl")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var erased time.Time
+	for line := range bytes.Lines(text) {
+		var record keyguard.AuditRecord
+		if err := json.Unmarshal(line, &record); err != nil {
+			s.t.Fatalf("audit: %v in %s", err, line)
+		}
+		if record.Event == keyguard.AuditErase {
+			erased = record.Time
+		}
+	}
+	return erased
 }
 
 // assertTold checks that every face of byokd tells the truth while frozen.
@@ -396,7 +414,7 @@ func (s *stack) assertHealth(live, ready, started bool) {
 // the scan finds them.
 func (s *stack) assertKeysInMemory(root secret, data map[seal.KeyID]secret) {
 	s.t.Helper()
-	found, scanned := s.needles(root, data).scan(s.t, s.daemon.pid())
+	found, scanned := s.scan(s.needles(root, data))
 	sum, list := total(found)
 	if sum == 0 || !strings.Contains(list, "key of a file") || !strings.Contains(list, "HKDF extract") {
 		s.t.Errorf("the scan of a running byokd (%d MiB) finds %d copies of keys: %s", scanned>>20, sum, list)
@@ -411,7 +429,7 @@ func (s *stack) assertErased(root secret, data map[seal.KeyID]secret) {
 		return
 	}
 	n := s.needles(root, data)
-	found, scanned := n.scan(s.t, s.daemon.pid())
+	found, scanned := s.scan(n)
 	if sum, list := total(found); sum > 0 {
 		s.t.Errorf("in the memory of the frozen byokd (%d MiB) are %d copies of keys: %s", scanned>>20, sum, list)
 	}

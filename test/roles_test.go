@@ -29,6 +29,7 @@ var roles = map[string]func(*worker) error{
 	"list":      (*worker).list,
 	"clear":     (*worker).clear,
 	"call":      (*worker).call,
+	"registers": (*worker).threadRegisters,
 	"signalled": (*worker).signalled,
 }
 

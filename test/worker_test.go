@@ -98,6 +98,7 @@ type task struct {
 	Board  string // file of the board
 	Canary string
 	Call   string  // of the role call
+	Pid    int     // of the role registers
 	Claims []claim // of the role verify
 	Crash  bool    // of the role verify: byokd died, so only Acked counts
 }
