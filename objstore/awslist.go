@@ -149,7 +149,7 @@ func (u *awsUpstream) CreateUpload(ctx context.Context, key string, a Attributes
 func (u *awsUpstream) PutPart(ctx context.Context, key string, id UploadID, number int32, body io.Reader, size int64) (string, error) {
 	out, err := u.client.UploadPart(ctx, &s3.UploadPartInput{
 		Bucket: &u.bucket, Key: &key, UploadId: aws.String(string(id)), PartNumber: &number, Body: body, ContentLength: &size,
-	}, streaming)
+	}, streaming(body))
 	if err != nil {
 		return "", failed(err)
 	}

@@ -54,10 +54,30 @@ type awsUpstream struct {
 
 // streaming are the options of a request whose body cannot be rewound: tried
 // once, and not hashed before it is sent. TLS, where there is some, protects it;
-// sealed bytes protect themselves.
-func streaming(o *s3.Options) {
-	o.RetryMaxAttempts = 1
-	o.APIOptions = append(o.APIOptions, v4.SwapComputePayloadSHA256ForUnsignedPayloadMiddleware)
+// sealed bytes protect themselves. A body that wants to know of an answer that
+// came before its end has a method answered: the SDK hands an answer on only when
+// nobody reads the body any more.
+func streaming(body io.Reader) func(*s3.Options) {
+	return func(o *s3.Options) {
+		o.RetryMaxAttempts = 1
+		o.APIOptions = append(o.APIOptions, v4.SwapComputePayloadSHA256ForUnsignedPayloadMiddleware)
+		if b, ok := body.(interface{ answered() }); ok {
+			o.HTTPClient = &answering{client: o.HTTPClient, body: b}
+		}
+	}
+}
+
+// answering tells a body that its request was answered.
+type answering struct {
+	client s3.HTTPClient
+	body   interface{ answered() }
+}
+
+// Do implements s3.HTTPClient.
+func (a *answering) Do(r *http.Request) (*http.Response, error) {
+	response, err := a.client.Do(r)
+	a.body.answered()
+	return response, err
 }
 
 // opt returns nil for an empty string.
@@ -196,7 +216,7 @@ func (u *awsUpstream) Put(ctx context.Context, req PutRequest, body io.Reader, s
 		StorageClass: types.StorageClass(a.StorageClass), ServerSideEncryption: types.ServerSideEncryption(a.SSE),
 		SSEKMSKeyId: opt(a.SSEKeyID), ACL: types.ObjectCannedACL(a.ACL), Tagging: opt(a.Tagging), Metadata: a.Metadata,
 		IfMatch: opt(req.IfMatch), IfNoneMatch: opt(req.IfNoneMatch),
-	}, streaming)
+	}, streaming(body))
 	if err != nil {
 		return Stored{}, failed(err)
 	}

@@ -189,7 +189,21 @@ func (p *Proxy) getObjectAttributes(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	var doc xmlAttributes
+	doc, err := attributesDocument(c, info, lay)
+	if err != nil {
+		return err
+	}
+	h := c.w.header()
+	setVersion(c, info.VersionID)
+	if !info.LastModified.IsZero() {
+		h.Set("Last-Modified", info.LastModified.UTC().Format(http.TimeFormat))
+	}
+	return writeXML(c.w, http.StatusOK, doc)
+}
+
+// attributesDocument holds the attributes that were asked for.
+func attributesDocument(c *call, info Info, lay *layout) (*xmlAttributes, error) {
+	doc := &xmlAttributes{}
 	for name := range strings.SplitSeq(strings.Join(c.r.Header.Values("X-Amz-Object-Attributes"), ","), ",") {
 		switch strings.TrimSpace(name) {
 		case "ETag":
@@ -204,12 +218,12 @@ func (p *Proxy) getObjectAttributes(ctx context.Context, c *call) error {
 			if multipart(info.ETag) {
 				doc.ObjectParts = &xmlPartsCount{TotalPartsCount: lay.count}
 			}
+		case "Checksum":
+		case "":
+			return nil, refuse(http.StatusBadRequest, "InvalidRequest", "The x-amz-object-attributes header specifying the attributes to be retrieved is either missing or empty")
+		default:
+			return nil, refuse(http.StatusBadRequest, "InvalidArgument", "Invalid attribute name specified.")
 		}
 	}
-	h := c.w.header()
-	setVersion(c, info.VersionID)
-	if !info.LastModified.IsZero() {
-		h.Set("Last-Modified", info.LastModified.UTC().Format(http.TimeFormat))
-	}
-	return writeXML(c.w, http.StatusOK, doc)
+	return doc, nil
 }

@@ -53,31 +53,55 @@ type digest struct {
 	state hash.Hash
 }
 
-// digestsOf collects the checksums that a request promises in header or trailer.
-func digestsOf(h http.Header) ([]*digest, error) {
+// digestsOf collects the checksums of the body that a request promises in header
+// or trailer. Those of CompleteMultipartUpload are of the object, not of its body;
+// the object's parts were verified one by one.
+func digestsOf(h http.Header, op Op) ([]*digest, error) {
 	var all []*digest
-	if want := h.Get("Content-Md5"); want != "" {
-		if raw, err := base64.StdEncoding.DecodeString(want); err != nil || len(raw) != md5.Size {
+	if values, given := h["Content-Md5"]; given {
+		if raw, err := base64.StdEncoding.DecodeString(values[0]); err != nil || len(raw) != md5.Size {
 			return nil, refuse(http.StatusBadRequest, "InvalidDigest", "The Content-MD5 you specified is not valid.")
 		}
-		all = append(all, &digest{name: "content-md5", want: want, state: md5.New()})
+		all = append(all, &digest{name: "content-md5", want: values[0], state: md5.New()})
 	}
+	if op == OpCompleteMultipartUpload {
+		return all, nil
+	}
+	sums := 0
 	for _, algorithm := range checksumAlgorithms {
-		name := checksumPrefix + algorithm
-		want := h.Get(name)
-		if want == "" && !announced(h, name) {
-			continue
+		d, err := checksumOf(h, algorithm)
+		if err != nil {
+			return nil, err
 		}
-		state := newDigest(algorithm)
-		if state == nil {
-			return nil, refuse(http.StatusNotImplemented, "NotImplemented", "byokd does not know the checksum %s. Use CRC32, CRC32C, CRC64NVME, SHA-1 or SHA-256.", name)
+		if d != nil {
+			all = append(all, d)
+			sums++
 		}
-		if raw, err := base64.StdEncoding.DecodeString(want); want != "" && (err != nil || len(raw) != state.Size()) {
-			return nil, refuse(http.StatusBadRequest, "InvalidRequest", "Value for %s header is invalid.", name)
-		}
-		all = append(all, &digest{name: name, want: want, state: state})
+	}
+	if sums > 1 {
+		return nil, refuse(http.StatusBadRequest, "InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.")
 	}
 	return all, nil
+}
+
+// checksumOf returns the checksum of one algorithm, if it is promised.
+func checksumOf(h http.Header, algorithm string) (*digest, error) {
+	name := checksumPrefix + algorithm
+	want := h.Get(name)
+	if want == "" && !announced(h, name) {
+		return nil, nil
+	}
+	if v := h.Get("X-Amz-Sdk-Checksum-Algorithm"); v != "" && !strings.EqualFold(v, algorithm) {
+		return nil, refuse(http.StatusBadRequest, "InvalidRequest", "Value for x-amz-sdk-checksum-algorithm header is invalid.")
+	}
+	state := newDigest(algorithm)
+	if state == nil {
+		return nil, refuse(http.StatusNotImplemented, "NotImplemented", "byokd does not know the checksum %s. Use CRC32, CRC32C, CRC64NVME, SHA-1, SHA-256 or SHA-512.", name)
+	}
+	if raw, err := base64.StdEncoding.DecodeString(want); want != "" && (err != nil || len(raw) != state.Size()) {
+		return nil, refuse(http.StatusBadRequest, "InvalidRequest", "Value for %s header is invalid.", name)
+	}
+	return &digest{name: name, want: want, state: state}, nil
 }
 
 // announced reports whether x-amz-trailer names a trailer.

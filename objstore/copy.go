@@ -51,6 +51,13 @@ func (s *copySource) head(ctx context.Context) (Info, error) {
 	info, err := s.bucket.Upstream.Head(ctx, GetRequest{Ref: s.ref, Conditions: s.Conditions})
 	if up, ok := asUpstream(err); ok && up.Status == http.StatusNotModified {
 		err = refuse(http.StatusPreconditionFailed, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold.")
+	} else if ok && s.ref.VersionID != "" { // the answer to a HEAD cannot name its code
+		switch up.Status {
+		case http.StatusNotFound:
+			err = refuse(http.StatusNotFound, "NoSuchVersion", "The specified version does not exist.")
+		case http.StatusBadRequest:
+			err = refuse(http.StatusBadRequest, "InvalidArgument", "Invalid version id specified.")
+		}
 	}
 	return info, err
 }
@@ -65,15 +72,18 @@ type xmlCopied struct {
 // sealed bytes; a multipart object, which upstream would forget the part count of,
 // and one that changes its bucket, and so its key, is opened and sealed anew.
 func (p *Proxy) copyObject(ctx context.Context, c *call) error {
+	if err := checkDirectives(c); err != nil {
+		return err
+	}
 	src, err := p.sourceOf(ctx, c)
 	if err != nil {
 		return err
 	}
-	info, err := src.head(ctx)
-	if err != nil {
+	if err := refuseSelfCopy(c, src); err != nil {
 		return err
 	}
-	if err := refuseSelfCopy(c, src); err != nil {
+	info, err := src.head(ctx)
+	if err != nil {
 		return err
 	}
 	lay, err := p.layoutOf(ctx, src.bucket, src.ref, info)
@@ -123,6 +133,18 @@ func (p *Proxy) copied(name string, src *copySource, info Info, stored Stored, e
 			h.Set("X-Amz-Copy-Source-Version-Id", info.VersionID)
 		}
 	}, err
+}
+
+// checkDirectives refuses directives that S3 does not know.
+func checkDirectives(c *call) error {
+	for _, name := range []string{"X-Amz-Metadata-Directive", "X-Amz-Tagging-Directive"} {
+		switch strings.ToUpper(c.r.Header.Get(name)) {
+		case "", "COPY", "REPLACE":
+		default:
+			return refuse(http.StatusBadRequest, "InvalidArgument", "Unknown directive in %s: it must be COPY or REPLACE.", strings.ToLower(name))
+		}
+	}
+	return nil
 }
 
 // replaces reports whether a copy brings its own metadata.

@@ -139,9 +139,6 @@ func (p *Proxy) writeError(c *call, err error) {
 	for _, name := range []string{"Content-Length", "Etag", "Content-Range", "Last-Modified", "Content-Encoding", "Content-Disposition"} {
 		h.Del(name)
 	}
-	if c.body != nil {
-		c.body.interrupt(c.w)
-	}
 	if e.Status == http.StatusServiceUnavailable {
 		h.Set("Retry-After", strconv.Itoa(retryAfterSeconds))
 	}

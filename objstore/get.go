@@ -188,12 +188,11 @@ func (p *Proxy) describe(ctx context.Context, c *call, info Info, lay *layout, g
 		return nil
 	}
 	h.Set("Content-Length", strconv.FormatInt(got.n, 10))
-	if got.n == 0 {
-		return nil
-	}
-	h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", got.off, got.off+got.n-1, lay.plain))
-	if got.byPart {
+	if got.byPart && multipart(info.ETag) {
 		h.Set("X-Amz-Mp-Parts-Count", strconv.Itoa(lay.count))
+	}
+	if got.n > 0 {
+		h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", got.off, got.off+got.n-1, lay.plain))
 	}
 	return nil
 }

@@ -18,19 +18,21 @@ import (
 // signature, payload hash, checksums and length all hold; until it has, nobody
 // may let the upstream complete.
 type ingress struct {
-	src     io.Reader
-	chunks  *chunkReader // nil when the body is not aws-chunked
-	size    int64        // plain bytes announced; -1 when unknown
-	taken   atomic.Int64 // plain bytes read so far; written by the reader only
-	lent    bool         // a sealing owns the body and releases it; set before it does
-	ended   atomic.Bool  // finish was reached: nothing of the body is left
-	payload hash.Hash    // nil unless x-amz-content-sha256 is a hash
-	want    string       // hex
-	digests []*digest
+	src    io.Reader
+	chunks *chunkReader // nil when the body is not aws-chunked
+	size   int64        // plain bytes announced; -1 when unknown
+	taken  atomic.Int64 // plain bytes read so far; written by the reader only
+	lent   bool         // a sealing owns the body and releases it; set before it does
+	// interrupted: the request's context ended because we broke off reading, not
+	// because the client left.
+	interrupted atomic.Bool
+	payload     hash.Hash // nil unless x-amz-content-sha256 is a hash
+	want        string    // hex
+	digests     []*digest
 }
 
 // newIngress prepares the body of a verified request.
-func newIngress(r *http.Request, g *grant) (*ingress, error) {
+func newIngress(r *http.Request, g *grant, op Op) (*ingress, error) {
 	in := &ingress{src: r.Body, size: r.ContentLength}
 	if g.kind.chunked() {
 		n, err := strconv.ParseInt(r.Header.Get("X-Amz-Decoded-Content-Length"), 10, 64)
@@ -45,7 +47,7 @@ func newIngress(r *http.Request, g *grant) (*ingress, error) {
 		in.payload, in.want = sha256.New(), g.hash
 	}
 	var err error
-	in.digests, err = digestsOf(r.Header)
+	in.digests, err = digestsOf(r.Header, op)
 	return in, err
 }
 
@@ -81,7 +83,6 @@ func (in *ingress) finish() error {
 	}
 	var more [1]byte
 	n, err := io.ReadFull(in.src, more[:])
-	in.ended.Store(true)
 	switch {
 	case n > 0:
 		return refuse(http.StatusBadRequest, "InvalidRequest", "The body is longer than announced.")
@@ -114,15 +115,12 @@ func (in *ingress) checksums(h http.Header) {
 	}
 }
 
-// interrupt ends a Read that the upstream client may still be in, for an answer
-// that comes before the body did: net/http does not answer while somebody reads
-// the body. The connection is closed after the answer.
+// interrupt ends a Read that waits for the client: net/http answers nobody while
+// somebody reads the body. The connection is closed after the answer.
 func (in *ingress) interrupt(w *response) {
-	if in.lent && !in.ended.Load() {
-		w.header().Set("Connection", "close")
-		// Best effort: without deadlines the answer waits for the client's next byte.
-		_ = http.NewResponseController(w.w).SetReadDeadline(time.Unix(1, 0))
-	}
+	in.interrupted.Store(true)
+	// Best effort: without deadlines the answer waits for the client's next byte.
+	_ = http.NewResponseController(w.w).SetReadDeadline(time.Unix(1, 0))
 }
 
 // releaseUnlessLent is release for a body that nobody else reads.

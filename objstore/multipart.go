@@ -127,10 +127,19 @@ func (p *Proxy) completeMultipartUpload(ctx context.Context, c *call) error {
 	}
 	return p.slowly(c, func() (any, func(http.Header), error) {
 		stored, err := p.complete(ctx, c, UploadID(c.arg("uploadId")), wanted)
-		doc := xmlCompleted{Location: "/" + c.bucket.name + "/" + escape(c.key, true), Bucket: c.bucket.name, Key: c.key, ETag: clientETag(stored.ETag)}
+		doc := xmlCompleted{Location: location(c), Bucket: c.bucket.name, Key: c.key, ETag: clientETag(stored.ETag)}
 		stored.ETag = ""
 		return doc, func(h http.Header) { describeStored(h, stored) }, err
 	})
+}
+
+// location is the address of the object, as the client would spell it.
+func location(c *call) string {
+	scheme := "http"
+	if c.r.TLS != nil {
+		scheme = "https"
+	}
+	return scheme + "://" + c.r.Host + escape(c.r.URL.Path, true)
 }
 
 // complete completes an upload, and seals it anew when its parts do not add up to
@@ -154,6 +163,9 @@ func partsWanted(doc *xmlComplete) ([]Part, error) {
 	}
 	parts := make([]Part, len(doc.Parts))
 	for i, part := range doc.Parts {
+		if part.ETag == "" || part.PartNumber < 1 {
+			return nil, refuse(http.StatusBadRequest, "MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema.")
+		}
 		if i > 0 && part.PartNumber <= doc.Parts[i-1].PartNumber {
 			return nil, refuse(http.StatusBadRequest, "InvalidPartOrder", "The list of parts was not in ascending order. The parts list must be specified in order by part number.")
 		}
@@ -163,32 +175,49 @@ func partsWanted(doc *xmlComplete) ([]Part, error) {
 }
 
 // aligned reports whether every part but the last is a multiple of a segment, so
-// that the plain length of the object follows from its sealed length.
+// that the plain length of the object follows from its sealed length. It refuses
+// an upload that is not as long as the client says.
 func (p *Proxy) aligned(ctx context.Context, c *call, id UploadID, wanted []Part) (bool, error) {
-	if len(wanted) == 1 {
+	promised := c.r.Header.Get("X-Amz-Mp-Object-Size")
+	if len(wanted) == 1 && promised == "" {
 		return true, nil
 	}
-	after := int32(0)
-	for {
+	total, aligned := int64(0), true
+	err := p.eachPart(ctx, c, id, func(part Part) error {
+		i, found := slices.BinarySearchFunc(wanted, part.Number, func(w Part, n int32) int { return int(w.Number - n) })
+		if !found {
+			return nil
+		}
+		plain, err := seal.PlainObjectSize(part.Size, 1)
+		if err != nil {
+			return fmt.Errorf("%w: size of part %d", errBroken, part.Number)
+		}
+		total += plain
+		if i < len(wanted)-1 && (plain == 0 || plain%seal.SegmentSize != 0) {
+			aligned = false
+		}
+		return nil
+	})
+	if err == nil && promised != "" && promised != strconv.FormatInt(total, 10) {
+		err = refuse(http.StatusBadRequest, "InvalidRequest", "The provided 'x-amz-mp-object-size' header value %s does not match what was computed: %d", promised, total)
+	}
+	return aligned, err
+}
+
+// eachPart visits the parts uploaded so far.
+func (p *Proxy) eachPart(ctx context.Context, c *call, id UploadID, visit func(Part) error) error {
+	for after := int32(0); ; {
 		page, err := c.bucket.Upstream.ListParts(ctx, c.key, id, after, maxListed)
 		if err != nil {
-			return false, err
+			return err
 		}
 		for _, part := range page.Parts {
-			i, found := slices.BinarySearchFunc(wanted, part.Number, func(w Part, n int32) int { return int(w.Number - n) })
-			if !found || i == len(wanted)-1 {
-				continue
-			}
-			plain, err := seal.PlainObjectSize(part.Size, 1)
-			if err != nil {
-				return false, fmt.Errorf("%w: size of part %d", errBroken, part.Number)
-			}
-			if plain == 0 || plain%seal.SegmentSize != 0 {
-				return false, nil
+			if err := visit(part); err != nil {
+				return err
 			}
 		}
 		if !page.Truncated || page.NextAfter <= after {
-			return true, nil
+			return nil
 		}
 		after = page.NextAfter
 	}

@@ -223,6 +223,9 @@ func (c *call) arg(name string) string {
 // ref names the object or version that the request is about.
 func (c *call) ref() Ref { return Ref{Key: c.key, VersionID: c.arg("versionId")} }
 
+// interrupted reports whether byokd itself broke off reading the body.
+func (c *call) interrupted() bool { return c.body != nil && c.body.interrupted.Load() }
+
 // ServeHTTP implements http.Handler.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
@@ -237,7 +240,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	broken := false
 	switch {
 	case err == nil:
-	case c.w.started || ctx.Err() != nil:
+	case c.w.started || ctx.Err() != nil && !c.interrupted():
 		broken = true
 	default:
 		p.writeError(c, err)
@@ -252,10 +255,11 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // serve runs the ordering rules of doc.go.
 func (p *Proxy) serve(ctx context.Context, c *call) error {
-	if err := p.route(c); err != nil {
-		return err
-	}
+	unknown := p.route(c) // names the operation also for a request that is refused
 	grant, err := p.authenticate(c.r)
+	if err == nil {
+		err = unknown
+	}
 	if err != nil {
 		return err
 	}
@@ -271,7 +275,7 @@ func (p *Proxy) serve(ctx context.Context, c *call) error {
 			return err
 		}
 	}
-	if c.body, err = newIngress(c.r, grant); err != nil {
+	if c.body, err = newIngress(c.r, grant, c.op); err != nil {
 		return err
 	}
 	defer c.body.releaseUnlessLent()

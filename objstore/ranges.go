@@ -38,11 +38,11 @@ func wantedRange(c *call) (*rangeWant, error) {
 
 // parseRange parses "bytes=a-b", "bytes=a-" and "bytes=-n".
 func parseRange(header string) *rangeWant {
-	spec, found := strings.CutPrefix(strings.TrimSpace(header), "bytes=")
+	spec, found := strings.CutPrefix(header, "bytes=")
 	if !found {
 		return nil
 	}
-	a, b, found := strings.Cut(strings.TrimSpace(spec), "-")
+	a, b, found := strings.Cut(spec, "-")
 	if !found {
 		return nil
 	}

@@ -282,7 +282,7 @@ var refusedHeaders = []string{
 	"X-Amz-Object-Lock-Legal-Hold", "X-Amz-Website-Redirect-Location", "X-Amz-Grant-Read",
 	"X-Amz-Grant-Write", "X-Amz-Grant-Full-Control", "X-Amz-Grant-Read-Acp", "X-Amz-Grant-Write-Acp",
 	"X-Amz-Rename-Source", "X-Amz-If-Match-Size", "X-Amz-If-Match-Last-Modified-Time", "X-Amz-Mfa",
-	"X-Amz-Server-Side-Encryption-Context",
+	"X-Amz-Server-Side-Encryption-Context", "X-Amz-If-Match-Initiated-Time",
 }
 
 // refuseHeaders refuses what cannot be kept.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/byokd/byokd/internal/seal"
 	"github.com/byokd/byokd/keyguard"
@@ -32,6 +33,7 @@ type sealing struct {
 	src    plainSource
 	pool   *bufferPool
 	header seal.ObjectHeader // complete after the first batch
+	stop   func()            // makes a Read of src that waits for the client return; may be nil
 
 	// Owned by Read.
 	left int64  // plain bytes to come
@@ -45,6 +47,7 @@ type sealing struct {
 	abandoned bool  // guarded by mu: release was called
 	err       error // guarded by mu: why Read failed
 	complete  bool  // guarded by mu: everything was handed on
+	cut       bool  // guarded by mu: the upstream answered before it had everything
 }
 
 // newSealing prepares the sealed form of n bytes of src, and owns src from here. object is zero for a
@@ -64,8 +67,12 @@ func (p *Proxy) newSealing(ctx context.Context, c *call, src plainSource, n int6
 	if object.IsZero() {
 		object = seal.NewID()
 	}
+	var stop func()
+	if c.body != nil && c.body.lent {
+		stop = func() { c.body.interrupt(c.w) }
+	}
 	return &sealing{
-		ctx: ctx, bucket: c.bucket, lane: c.lane, key: key, src: src, pool: &p.pool, left: n, buf: p.pool.get(n),
+		ctx: ctx, stop: stop, bucket: c.bucket, lane: c.lane, key: key, src: src, pool: &p.pool, left: n, buf: p.pool.get(n),
 		header: seal.ObjectHeader{
 			Object: object, Part: uint32(part), PlainSize: uint64(n),
 			KeyARN: c.bucket.keyARN, WrappedKey: key.wrapped,
@@ -199,12 +206,43 @@ func (s *sealing) leave(err error) {
 	}
 }
 
+// answerGrace is how long a client that is in the midst of a batch may take to
+// finish it when the upstream has refused already. One that sends does so within
+// milliseconds, and can then be answered in good order; one that does not would
+// keep its own answer from being sent.
+const answerGrace = 300 * time.Millisecond
+
+// answered is called when the upstream has answered or failed. If it has not got
+// everything, the answer is a refusal, and nothing more of the source is wanted.
+func (s *sealing) answered() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.complete || s.err != nil {
+		return
+	}
+	s.cut = true
+	if s.stop != nil && s.busy {
+		time.AfterFunc(answerGrace, s.stopReading)
+	}
+}
+
+// stopReading ends a Read that is still under way.
+func (s *sealing) stopReading() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.busy {
+		s.stop()
+	}
+}
+
 // outcome returns the error that counts after the upstream call returned
 // upstreamErr: a failure on the client's side comes first, for it is the cause.
 func (s *sealing) outcome(upstreamErr error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
+	case s.cut && upstreamErr != nil:
+		return upstreamErr
 	case s.err != nil:
 		return s.err
 	case upstreamErr != nil:
