@@ -297,7 +297,7 @@ func (r *Root) File(id FileID) (*FileCipher, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.expand == nil {
+	if r.prk == nil {
 		return nil, ErrWiped
 	}
 	return r.files.put(&FileCipher{id: id, root: r}), nil
