@@ -9,6 +9,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/byokd/byokd/internal/seal"
 	"github.com/byokd/byokd/keyguard"
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"go.uber.org/zap"
@@ -27,9 +28,9 @@ const (
 	// A request is a WRITE's header (80 bytes) and its data; the kernel asks
 	// for a page more than max_write (fs/fuse/dev.c, fuse_dev_do_read).
 	bufferSize = maxWrite + 2*4096
-	// A piece of a write may touch one block more than its size says at either
-	// end.
-	scratchBlocks = maxWrite/block + 2
+	// The most blocks that a request touches: those of its bytes, were all blocks
+	// as short as the first, and one more at either end.
+	scratchBlocks = maxWrite/seal.FirstPayload + 2
 	scratchSize   = scratchBlocks * block
 
 	// idleReaders is how many goroutines wait in read(2) on the device: one

@@ -40,7 +40,7 @@ type call struct {
 func (c *call) init(f *Filesystem, scratch []byte) {
 	c.RawFileSystem = fuse.NewDefaultRawFileSystem()
 	c.fs = f
-	c.sealed, c.block = scratch[:scratchSize], scratch[scratchSize:][:block]
+	c.sealed, c.block = scratch[:scratchSize:scratchSize], scratch[scratchSize:][:block:block]
 	c.runJob = c.run
 }
 
