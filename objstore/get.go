@@ -260,7 +260,9 @@ func (p *Proxy) headObject(ctx context.Context, c *call) error {
 		if got, err = want.resolve(lay); err != nil {
 			return err
 		}
-		status = http.StatusPartialContent
+		if got.n > 0 {
+			status = http.StatusPartialContent
+		}
 	}
 	if err := p.describe(ctx, c, info, lay, got); err != nil {
 		return err

@@ -84,6 +84,9 @@ func (w *rangeWant) resolve(lay *layout) (*plainRange, error) {
 		return w.resolvePart(lay)
 	}
 	size := lay.plain
+	if size == 0 && w.from < 0 && w.to > 0 {
+		return &plainRange{}, nil // as S3: the last bytes of nothing are all of it
+	}
 	off, end := w.from, w.to // end inclusive
 	switch {
 	case w.from < 0:

@@ -283,7 +283,7 @@ func FuzzParseRange(f *testing.F) {
 			return
 		}
 		got, err := want.resolve(&layout{plain: size, count: 1})
-		if err == nil && (got.off < 0 || got.n < 1 || got.off+got.n > size) {
+		if err == nil && size > 0 && (got.off < 0 || got.n < 1 || got.off+got.n > size) {
 			t.Fatalf("%q of %d bytes gives %+v", header, size, got)
 		}
 	})
