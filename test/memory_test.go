@@ -3,7 +3,6 @@
 package test
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/aes"
@@ -17,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	iofs "io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -325,58 +325,88 @@ func (s *stack) needles(root secret, data map[seal.KeyID]secret) *needles {
 	return n
 }
 
-// scan counts the needles in byokd: in every readable mapping and in the
-// registers of its threads.
-func (s *stack) scan(n *needles) (found map[string]int, scanned int64) {
-	s.t.Helper()
-	t, pid := s.t, s.daemon.pid()
-	found = map[string]int{}
-	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer mem.Close()
-	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	resident := openPagemap(t, pid)
-	defer resident.Close()
-	window := make([]byte, 1<<20)
-	lines := bufio.NewScanner(bytes.NewReader(maps))
-	for lines.Scan() {
-		var from, to uint64
-		var mode string
-		if _, err := fmt.Sscanf(lines.Text(), "%x-%x %s", &from, &to, &mode); err != nil {
-			t.Fatal(err)
-		}
-		if mode[0] != 'r' || strings.HasSuffix(lines.Text(), "[vvar]") || strings.HasSuffix(lines.Text(), "[vsyscall]") || strings.HasSuffix(lines.Text(), "[vvar_vclock]") {
-			continue
-		}
-		for _, run := range resident.runs(t, from, to) {
-			scanned += int64(run.to - run.from)
-			n.scanRange(mem, run.from, run.to, window, found)
-		}
-	}
-	n.scanBytes(s.registers(), found)
-	return found, scanned
+// findings are the copies that a scan has found.
+type findings struct {
+	scanned int64 // bytes
+	copies  int
+	byName  map[string]int
+	places  []string // where some of them lie
 }
 
-func (n *needles) scanRange(mem io.ReaderAt, from, to uint64, window []byte, found map[string]int) {
-	for at := from; at < to; {
-		got, _ := mem.ReadAt(window[:min(uint64(len(window)), to-at)], int64(at)) // a page may go meanwhile
+// maxPlaces bounds the places that are told: one structure holds 30 pieces.
+const maxPlaces = 40
+
+func (f *findings) note(name, mapping string, address uint64) {
+	if f.byName == nil {
+		f.byName = map[string]int{}
+	}
+	f.byName[name]++
+	f.copies++
+	if len(f.places) < maxPlaces {
+		f.places = append(f.places, fmt.Sprintf("%s at %x in %s", name, address, mapping))
+	}
+}
+
+// String lists the findings by name.
+func (f *findings) String() string {
+	lines := []string{}
+	for _, name := range slices.Sorted(maps.Keys(f.byName)) {
+		lines = append(lines, fmt.Sprintf("%d × %s", f.byName[name], name))
+	}
+	return fmt.Sprintf("%d copies in %d MiB: %s", f.copies, f.scanned>>20, strings.Join(lines, "; "))
+}
+
+// scan looks for the needles in byokd: in every readable mapping and in the
+// registers of its threads.
+func (s *stack) scan(n *needles) *findings {
+	s.t.Helper()
+	f := &findings{}
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", s.daemon.pid()))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer mem.Close()
+	mappings, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", s.daemon.pid()))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	resident := openPagemap(s.t, s.daemon.pid())
+	defer resident.Close()
+	window := make([]byte, 1<<20)
+	for mapping := range strings.Lines(string(mappings)) {
+		var from, to uint64
+		var mode string
+		if _, err := fmt.Sscanf(mapping, "%x-%x %s", &from, &to, &mode); err != nil {
+			s.t.Fatal(err)
+		}
+		if mode[0] != 'r' || strings.Contains(mapping, "[vvar") || strings.Contains(mapping, "[vsyscall]") {
+			continue // the kernel's own
+		}
+		for _, run := range resident.runs(s.t, from, to) {
+			n.scanRange(mem, run, window, strings.TrimSpace(mapping), f)
+		}
+	}
+	n.scanBytes(s.registers(), 0, "registers", f)
+	return f
+}
+
+func (n *needles) scanRange(mem io.ReaderAt, r addressRange, window []byte, mapping string, f *findings) {
+	for at := r.from; at < r.to; {
+		got, _ := mem.ReadAt(window[:min(uint64(len(window)), r.to-at)], int64(at)) // a page may go meanwhile
 		if got < needleSize {
 			return
 		}
-		n.scanBytes(window[:got], found)
+		n.scanBytes(window[:got], at, mapping, f)
 		at += uint64(got)
-		if at < to {
+		if at < r.to {
 			at -= needleSize - 1 // what straddles two windows
 		}
 	}
 }
 
-func (n *needles) scanBytes(b []byte, found map[string]int) {
+// scanBytes looks through memory that lies at an address.
+func (n *needles) scanBytes(b []byte, address uint64, mapping string, f *findings) {
+	f.scanned += int64(len(b))
 	for i := 0; i+needleSize <= len(b); i++ {
 		head := binary.NativeEndian.Uint64(b[i:])
 		bucket := bucketOf(head)
@@ -385,21 +415,10 @@ func (n *needles) scanBytes(b []byte, found map[string]int) {
 		}
 		for _, candidate := range n.byHead[head] {
 			if candidate.tail == binary.NativeEndian.Uint64(b[i+8:]) {
-				found[candidate.name]++
+				f.note(candidate.name, mapping, address+uint64(i))
 			}
 		}
 	}
-}
-
-// total sums findings up, and lists them.
-func total(found map[string]int) (int, string) {
-	sum, lines := 0, []string{}
-	for name, count := range found {
-		sum += count
-		lines = append(lines, fmt.Sprintf("%d × %s", count, name))
-	}
-	slices.Sort(lines)
-	return sum, strings.Join(lines, "; ")
 }
 
 // The control of everything above: without the experiment that erases, the same
@@ -420,12 +439,11 @@ func TestScannerSeesALeakyBuild(t *testing.T) {
 		t.Errorf("a build without the experiment calls its erasure %q", report.Erasure)
 	}
 	n := s.needles(root, data)
-	found, scanned := s.scan(n)
-	sum, list := total(found)
-	if sum == 0 {
-		t.Errorf("no copy among %d pieces of keys in %d MiB: a clean scan would prove nothing", n.count, scanned>>20)
+	f := s.scan(n)
+	if f.copies == 0 {
+		t.Errorf("%v: a clean scan would prove nothing", f)
 	}
-	t.Logf("%d pieces of keys looked for in %d MiB: %d copies: %s", n.count, scanned>>20, sum, list)
+	t.Logf("%d pieces of keys looked for, %v", n.count, f)
 	s.key(kmstest.KeyCommand{Do: "enable"})
 	s.awaitProgress(l)
 	s.retire(l.workers)
@@ -435,9 +453,6 @@ func TestScannerSeesALeakyBuild(t *testing.T) {
 // The scanner finds every kind of needle in this process, wherever it lies, and
 // nothing that is not there.
 func TestScannerFindsNeedles(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("reads registers by ptrace, which needs root")
-	}
 	key := bytes.Repeat([]byte("a test's key, "), 3)[:32]
 	s := secret{"root", seal.NewID(), key}
 	n := newNeedles()
@@ -448,16 +463,15 @@ func TestScannerFindsNeedles(t *testing.T) {
 	}
 	held := memoryOf(block)
 	text := append([]byte("x"), base64.StdEncoding.EncodeToString(key)...)
-	found := map[string]int{}
-	n.scanBytes(slices.Concat(make([]byte, 5), held, text), found)
-	if found["root: symlink key, key schedule"] == 0 || found["root in base64"] != 2 {
-		t.Errorf("found %v", found)
+	f := &findings{}
+	n.scanBytes(slices.Concat(make([]byte, 5), held, text), 0, "here", f)
+	if f.byName["root: symlink key, key schedule"] == 0 || f.byName["root in base64"] != 2 {
+		t.Error(f)
 	}
 	other := newNeedles()
 	other.addRoot(secret{"other", seal.NewID(), bytes.Repeat([]byte("another one; "), 3)[:32]})
-	found = map[string]int{}
-	other.scanBytes(slices.Concat(held, text), found)
-	if len(found) > 0 {
-		t.Errorf("found what is not there: %v", found)
+	f = &findings{}
+	if other.scanBytes(slices.Concat(held, text), 0, "here", f); f.copies > 0 {
+		t.Errorf("found what is not there: %v", f)
 	}
 }

@@ -42,6 +42,7 @@ type revocation struct {
 	name     string
 	refuse   func(s *stack, round int)
 	restore  func(s *stack, round int) // returns when KMS grants again; nil: never
+	cache    string                    // of the volume, if not the default
 	key      keyguard.KeyState
 	cause    string // in the status' cause …
 	nextStep string // … and next step
@@ -51,6 +52,11 @@ type revocation struct {
 var revocations = []revocation{
 	{
 		name: "disable", key: keyguard.Disabled, cause: "is disabled", nextStep: "enable-key",
+		refuse:  func(s *stack, _ int) { s.key(kmstest.KeyCommand{Do: "disable"}) },
+		restore: func(s *stack, _ int) { s.key(kmstest.KeyCommand{Do: "enable"}) },
+	},
+	{
+		name: "disable, write-through", cache: "writethrough", key: keyguard.Disabled, cause: "is disabled", nextStep: "enable-key",
 		refuse:  func(s *stack, _ int) { s.key(kmstest.KeyCommand{Do: "disable"}) },
 		restore: func(s *stack, _ int) { s.key(kmstest.KeyCommand{Do: "enable"}) },
 	},
@@ -131,7 +137,7 @@ func (s *stack) awaitKey(want keyguard.KeyState) {
 
 func TestRevocation(t *testing.T) {
 	for _, r := range revocations {
-		t.Run(strings.ReplaceAll(r.name, " ", "-"), func(t *testing.T) {
+		t.Run(r.name, func(t *testing.T) {
 			if r.restore != nil {
 				r.run(t, rounds)
 				return
@@ -191,7 +197,7 @@ func (s *stack) startLoad() load {
 
 // run makes one kind of revocation on a stack of its own.
 func (r revocation) run(t *testing.T, rounds int) {
-	s := newStack(t, shipped)
+	s := newStack(t, shipped, withCache(r.cache))
 	l := s.startLoad()
 	s.awaitProgress(l)
 	root, data := s.secrets()
@@ -231,12 +237,13 @@ func (s *stack) awaitProgress(l load) {
 type figures struct {
 	changed, refused, closed, erased, lastMount, lastProxy time.Time
 	restored, opened, firstMount, firstProxy               time.Time
+	from                                                   string // what refused is the moment of
 }
 
 func (f figures) String() string {
 	ms := func(from, to time.Time) string { return fmt.Sprintf("%d ms", to.Sub(from).Milliseconds()) }
-	text := fmt.Sprintf("refusal → closed %s, last byte on the mount %s, on the proxy %s, erased %s; change → closed %s",
-		ms(f.refused, f.closed), ms(f.refused, f.lastMount), ms(f.refused, f.lastProxy), ms(f.refused, f.erased), ms(f.changed, f.closed))
+	text := fmt.Sprintf("%s → closed %s, last byte on the mount %s, on the proxy %s, erased %s; change → closed %s",
+		f.from, ms(f.refused, f.closed), ms(f.refused, f.lastMount), ms(f.refused, f.lastProxy), ms(f.refused, f.erased), ms(f.changed, f.closed))
 	if !f.restored.IsZero() {
 		text += fmt.Sprintf("; usable → open %s, first byte on the mount %s, on the proxy %s",
 			ms(f.restored, f.opened), ms(f.restored, f.firstMount), ms(f.restored, f.firstProxy))
@@ -247,9 +254,6 @@ func (f figures) String() string {
 // freeze takes the key away and checks that everything stops in time and then hangs.
 func (r revocation) freeze(s *stack, l load, round int) (f figures) {
 	s.t.Helper()
-	for _, b := range l.all() {
-		b.Resumed.Store(0)
-	}
 	before, err := s.control.Status(s.t.Context())
 	if err != nil {
 		s.t.Fatal(err)
@@ -261,8 +265,8 @@ func (r revocation) freeze(s *stack, l load, round int) (f figures) {
 	}
 	report := s.awaitGate(keyguard.Frozen)
 	f.closed = report.Since
-	if f.refused = report.LastSuccess.Add(outageGrace); !r.lease {
-		f.refused = s.firstRefusal(before.LastCall)
+	if f.from, f.refused = "end of the lease", report.LastSuccess.Add(outageGrace); !r.lease {
+		f.from, f.refused = "refusal", s.firstRefusal(before.LastCall)
 	}
 	s.await("the promised second to pass", s.daemon, func() bool { return time.Since(f.refused) > freezeLimit })
 	s.assertHangs(l, settle)
@@ -270,7 +274,7 @@ func (r revocation) freeze(s *stack, l load, round int) (f figures) {
 	f.erased = s.awaitErased()
 	for what, at := range map[string]time.Time{"the gate closed": f.closed, "the last byte left the mount": f.lastMount, "the last byte left the proxy": f.lastProxy} {
 		if late := at.Sub(f.refused); late > freezeLimit {
-			s.t.Errorf("%s: %s %v after the refusal; promised %v", r.name, what, late, freezeLimit)
+			s.t.Errorf("%s: %s %v after the %s; promised %v", r.name, what, late, f.from, freezeLimit)
 		}
 		if late := at.Sub(f.changed); !r.lease && late > probeInterval+freezeLimit {
 			s.t.Errorf("%s: %s %v after the change of the key; promised %v", r.name, what, late, probeInterval+freezeLimit)
@@ -414,10 +418,9 @@ func (s *stack) assertHealth(live, ready, started bool) {
 // the scan finds them.
 func (s *stack) assertKeysInMemory(root secret, data map[seal.KeyID]secret) {
 	s.t.Helper()
-	found, scanned := s.scan(s.needles(root, data))
-	sum, list := total(found)
-	if sum == 0 || !strings.Contains(list, "key of a file") || !strings.Contains(list, "HKDF extract") {
-		s.t.Errorf("the scan of a running byokd (%d MiB) finds %d copies of keys: %s", scanned>>20, sum, list)
+	f := s.scan(s.needles(root, data))
+	if f.byName["key of a file, key schedule"] == 0 || f.byName["a data key: HKDF extract, HMAC state"] == 0 {
+		s.t.Errorf("the scan of a running byokd finds %v", f)
 	}
 }
 
@@ -428,10 +431,8 @@ func (s *stack) assertErased(root secret, data map[seal.KeyID]secret) {
 		s.t.Log("this platform has no runtimesecret: what is left in memory is not looked for")
 		return
 	}
-	n := s.needles(root, data)
-	found, scanned := s.scan(n)
-	if sum, list := total(found); sum > 0 {
-		s.t.Errorf("in the memory of the frozen byokd (%d MiB) are %d copies of keys: %s", scanned>>20, sum, list)
+	if f := s.scan(s.needles(root, data)); f.copies > 0 {
+		s.t.Errorf("the memory of the frozen byokd holds %v\n%s", f, strings.Join(f.places, "\n"))
 	}
 }
 
@@ -470,7 +471,7 @@ func (r revocation) thaw(s *stack, l load, round int, f *figures) {
 	}
 }
 
-// first is when the first of the boards had its call back that the freeze held.
+// first is when the first call of any board ended that the freeze had held.
 func (s *stack) first(l load, boards []*board) time.Time {
 	s.t.Helper()
 	at := int64(0)

@@ -104,6 +104,7 @@ type stack struct {
 	admin   string // endpoint of byokd's status
 	arn     string
 	canary  string // in every plain byte string that the test writes
+	cache   string // of the volume
 	control kmstest.Control
 	kms     *kms.Client // as the administrator
 	daemon  *process    // byokd, while it runs
@@ -112,8 +113,20 @@ type stack struct {
 	writers []*writerState // workers whose acknowledgements are to be verified
 }
 
+// option changes a stack before anything of it is started.
+type option func(*stack)
+
+// withCache sets the volume's cache mode; "" leaves the default.
+func withCache(mode string) option {
+	return func(s *stack) {
+		if mode != "" {
+			s.cache = mode
+		}
+	}
+}
+
 // newStack starts a devcloud and a byokd, and waits until it is ready.
-func newStack(t *testing.T, program func() (string, error)) *stack {
+func newStack(t *testing.T, program func() (string, error), options ...option) *stack {
 	t.Helper()
 	requireFUSE(t)
 	byokd, err := program()
@@ -121,7 +134,10 @@ func newStack(t *testing.T, program func() (string, error)) *stack {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	s := &stack{t: t, byokd: byokd, dir: dir, lower: dir + "/sealed", mount: dir + "/data", canary: newCanary()}
+	s := &stack{t: t, byokd: byokd, dir: dir, lower: dir + "/sealed", mount: dir + "/data", canary: newCanary(), cache: "writeback"}
+	for _, o := range options {
+		o(s)
+	}
 	t.Cleanup(s.leaveNothing)
 	for _, d := range []string{s.lower, s.mount} {
 		if err := os.Mkdir(d, 0o700); err != nil {
@@ -183,7 +199,7 @@ func (s *stack) configure() {
 cluster: {id: acme-test, region: eu-central-1}
 keys:
   primary: {arn: %q, endpoint: %q, probeInterval: %v, outageGrace: %v}
-volume: {role: orchestration, lower: %q, mount: %q}
+volume: {role: orchestration, lower: %q, mount: %q, cache: %s}
 objects:
   listen: %s
   credentials: {file: %q}
@@ -194,7 +210,7 @@ objects:
 admin: {listen: %s}
 audit: {file: %q}
 stopTimeout: %v
-`, s.arn, s.cloud, probeInterval, outageGrace, s.lower, s.mount, strings.TrimPrefix(s.s3, "http://"), s.dir+"/s3-credentials",
+`, s.arn, s.cloud, probeInterval, outageGrace, s.lower, s.mount, s.cache, strings.TrimPrefix(s.s3, "http://"), s.dir+"/s3-credentials",
 		holdFor, s.cloud, s.cloud, strings.TrimPrefix(s.admin, "http://"), s.dir+"/audit.jsonl", stopTimeout)
 	for name, text := range map[string]string{"/byokd.yaml": config, "/s3-credentials": "byokd:byokd-secret\n"} {
 		if err := os.WriteFile(s.dir+name, []byte(text), 0o600); err != nil {

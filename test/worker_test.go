@@ -56,24 +56,18 @@ type board struct {
 	Tid     atomic.Int64  // the thread that makes the calls
 	Started atomic.Int64  // begin of the call in hand, or of the last
 	Done    atomic.Int64  // end of the last call that succeeded
-	Resumed atomic.Int64  // end of the first long call since the test set it to 0
+	Resumed atomic.Int64  // end of the first call since the test set it to 0
 	Ops     atomic.Uint64 // calls that succeeded
 	Begun   atomic.Uint64 // writes that have begun …
 	Written atomic.Uint64 // … that were accepted …
 	Acked   atomic.Uint64 // … and that were acknowledged as durable
 }
 
-// longCall tells a call that a freeze held back from others: freezes of this
-// test last two seconds and more.
-const longCall = 900 * time.Millisecond
-
 func (b *board) begin() { b.Started.Store(time.Now().UnixNano()) }
 
 func (b *board) end() {
 	now := time.Now().UnixNano()
-	if now-b.Started.Load() > int64(longCall) {
-		b.Resumed.CompareAndSwap(0, now)
-	}
+	b.Resumed.CompareAndSwap(0, now)
 	b.Done.Store(now)
 	b.Ops.Add(1)
 }
