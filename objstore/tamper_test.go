@@ -48,26 +48,19 @@ func (w *world) readTampered(name, key string, body []byte, rng string) {
 	}
 }
 
-func TestTampering(t *testing.T) {
-	w := newWorld(t, worldOptions{})
-	size := 20*segment + 100
-	body := pattern(size, 1)
-	w.put("a", body)
-	w.put("b", pattern(size, 2))
-	multi := w.upload("m", 4*segment, 4*segment, 4*segment, 9)
-	w.upload("n", 4*segment, 4*segment, 4*segment, 9)
+// tampering is one way to damage an object.
+type tampering struct {
+	name, key string
+	change    func(d []byte) []byte
+}
+
+// tamperings damages "a" (20 segments and a bit) and "m" (three parts of four
+// segments and a short one); "b" and "n" are their like.
+func tamperings(original map[string]*s3test.Stored) []tampering {
 	header := seal.ObjectHeaderSize
 	at := func(i int) int { return header + i*sealedSegment }
 	partSize := header + 4*sealedSegment
-	original := map[string]*s3test.Stored{}
-	for _, key := range []string{"a", "b", "m", "n"} {
-		original[key] = w.up.Object("acme-documents", key)
-	}
-	whole := map[string][]byte{"a": body, "m": multi}
-	for _, c := range []struct {
-		name, key string
-		change    func(d []byte) []byte
-	}{
+	return []tampering{
 		{"first byte of the header", "a", func(d []byte) []byte { d[0] ^= 1; return d }},
 		{"plain size in the header", "a", func(d []byte) []byte { d[23] ^= 1; return d }},
 		{"key id in the header", "a", func(d []byte) []byte { d[40] ^= 1; return d }},
@@ -110,7 +103,23 @@ func TestTampering(t *testing.T) {
 		}},
 		{"bit in the third part", "m", func(d []byte) []byte { d[2*partSize+header+50] ^= 1; return d }},
 		{"bit in the header of the last part", "m", func(d []byte) []byte { d[3*partSize+70] ^= 1; return d }},
-	} {
+	}
+}
+
+func TestTampering(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	size := 20*segment + 100
+	body := pattern(size, 1)
+	w.put("a", body)
+	w.put("b", pattern(size, 2))
+	multi := w.upload("m", 4*segment, 4*segment, 4*segment, 9)
+	w.upload("n", 4*segment, 4*segment, 4*segment, 9)
+	original := map[string]*s3test.Stored{}
+	for _, key := range []string{"a", "b", "m", "n"} {
+		original[key] = w.up.Object("acme-documents", key)
+	}
+	whole := map[string][]byte{"a": body, "m": multi}
+	for _, c := range tamperings(original) {
 		o := *original[c.key]
 		o.Data = c.change(bytes.Clone(o.Data))
 		w.up.Replace("acme-documents", c.key, &o)
