@@ -240,8 +240,9 @@ func TestUnsignedTrailer(t *testing.T) {
 }
 
 func FuzzChunkReader(f *testing.F) {
-	f.Add(chunkedVector(false), true)
-	f.Add(chunkedVector(true), true)
+	// Small ones: the fuzzer spends its time on shrinking large ones.
+	f.Add([]byte("5;chunk-signature=00\r\nhello\r\n0;chunk-signature=00\r\nx-amz-checksum-crc32c:sOO8/Q==\r\nx-amz-trailer-signature:00\r\n\r\n"), true)
+	f.Add([]byte("0;chunk-signature=\r\n\r\n"), true)
 	f.Add([]byte("5\r\nhello\r\n0\r\nx-amz-checksum-crc32:NhCmhg==\r\n\r\n"), false)
 	f.Fuzz(func(t *testing.T, body []byte, signed bool) {
 		g := &grant{kind: payloadUnsignedTrailer}
