@@ -240,13 +240,12 @@ func (c *call) writePiece(n *node, data []byte, off, first int64, skip int) erro
 	}
 	n.tail.drop()
 	if err := c.store(n, sealed, first, e); err != nil {
-		return err
+		return c.withdraw(n, err)
 	}
 	n.lower = max(n.lower, (last+1)*block)
 	n.size = max(n.size, off+int64(len(data)))
 	if e.tail != nil {
-		n.tail.valid, n.tail.index, n.tail.n = true, last, e.tailLen
-		copy(n.tail.plain[:], e.tail[:e.tailLen])
+		n.tail.remember(last, e.tail[:e.tailLen])
 	}
 	return nil
 }
@@ -370,10 +369,22 @@ func (c *call) store(n *node, sealed []byte, first int64, e edges) error {
 	return nil
 }
 
+// withdraw takes back what a write that failed (with err, which is returned) has
+// appended: blocks beyond what we take for the end would be the end after a
+// restart. The old last block may have been written already, so sizes are read
+// anew.
+func (c *call) withdraw(n *node, err error) error {
+	n.known = false
+	return errors.Join(err, n.file.truncate(n.lower))
+}
+
 func (c *call) rewrite(n *node, sealed []byte, at int64) error {
 	if n.file.direct.Load() == 0 {
 		n.meta.Lock()
-		err := n.file.openDirect(c.fs.stable)
+		var err error
+		if n.file.direct.Load() == 0 { // nobody was quicker
+			err = n.file.openDirect(c.fs.stable)
+		}
 		n.meta.Unlock()
 		if err != nil {
 			return err

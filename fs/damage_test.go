@@ -208,6 +208,9 @@ func TestForeignSymlink(t *testing.T) {
 	if _, err := os.ReadFile(v.path("link")); err == nil {
 		t.Error("the foreign symlink was followed")
 	}
+	if err := os.Remove(v.path("link")); err != nil {
+		t.Errorf("it cannot be removed: %v", err)
+	}
 }
 
 // TestNothingPlainBelow: neither names nor contents nor targets nor attribute

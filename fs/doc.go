@@ -26,7 +26,8 @@
 //
 // # Order of locks
 //
-// shard.mu (the node table) before nothing; node.content before node.meta.
+// nodeTable.mu, node.content, node.meta; node.ranges.mu, which is held for
+// moments, last. nodeTable.mu is not taken while one of the others is held.
 // No notification is sent to the kernel from a handler, nor with a lock held
 // that a handler takes: the kernel may wait for a handler to answer first.
 package fs

@@ -64,8 +64,9 @@ type Filesystem struct {
 	root       int // the lower directory, locked
 	nodes      *nodeTable
 	handles    *handleTable
-	stable     bool // pages under writeback do not change below
-	privileged bool // may give files to other users
+	stable     bool   // pages under writeback do not change below
+	privileged bool   // may give files to other users
+	umask      uint32 // of this process: what it takes from a caller's mode is given back
 
 	serving  context.Context // ends when waiting calls must go
 	dismiss  context.CancelFunc
@@ -74,8 +75,8 @@ type Filesystem struct {
 	bdi      atomic.Pointer[bdi]
 	rootAttr atomic.Pointer[fuse.AttrOut]
 
-	mountpoint string // guarded by mountMu
-	mountMu    sync.Mutex
+	mountMu    sync.Mutex             // one Mount or Unmount at a time
+	mountpoint atomic.Pointer[string] // changed under mountMu
 	unwatch    func()
 
 	// closed and holdReads follow the guard; set by its transitions alone.
@@ -120,7 +121,7 @@ func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options) (*Fil
 	f := &Filesystem{
 		guard: g, header: header, options: o, log: o.Logger,
 		root: root, nodes: newNodeTable(newLowerIDs(root), root), handles: newHandleTable(),
-		stable: stablePages(&st), privileged: unix.Geteuid() == 0,
+		stable: stablePages(&st), privileged: unix.Geteuid() == 0, umask: processUmask(),
 	}
 	if f.log == nil {
 		f.log = zap.NewNop()
@@ -199,15 +200,21 @@ type Stats struct {
 	LowerFreeBytes uint64
 }
 
+// mountedAt returns the mount point, "" when there is none.
+func (f *Filesystem) mountedAt() string {
+	if dir := f.mountpoint.Load(); dir != nil {
+		return *dir
+	}
+	return ""
+}
+
 // Stats never blocks on the gate.
 func (f *Filesystem) Stats() Stats {
 	s := Stats{
 		Parked: f.parking.count(), Requests: f.requests.Load(),
 		DamagedBlocks: f.damagedBlocks.Load(), ForeignNames: f.foreignNames.Load(), Undrained: f.undrained.Load(),
 	}
-	f.mountMu.Lock()
-	s.Mountpoint = f.mountpoint
-	f.mountMu.Unlock()
+	s.Mountpoint = f.mountedAt()
 	if l := f.loop.Load(); l != nil {
 		s.Mounted = true
 		s.Writeback = l.granted()&fuse.CAP_WRITEBACK_CACHE != 0

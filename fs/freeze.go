@@ -97,14 +97,15 @@ func (f *Filesystem) Thawed(keyguard.Transition) {
 // as they come: dropping a dirty page writes it back too, but page by page, at
 // a tenth of the speed. The call may hang, so it is left behind when ctx ends.
 func (f *Filesystem) flush(ctx context.Context) {
-	if f.mountpoint == "" {
+	dir := f.mountedAt()
+	if dir == "" {
 		return
 	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		// Opening the root of the mount needs no key (rules.go).
-		fd, err := unix.Open(f.mountpoint, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return
 		}

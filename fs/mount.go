@@ -59,7 +59,7 @@ func (f *Filesystem) Mount(dir string) error {
 	l := newLoop(f, dev)
 	f.loop.Store(l)
 	l.start()
-	f.mountpoint = dir
+	f.mountpoint.Store(&dir)
 	// The first call through the mount waits until INIT was answered.
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
@@ -140,7 +140,7 @@ func (f *Filesystem) Unmount(ctx context.Context) error {
 	f.mountMu.Lock()
 	defer f.mountMu.Unlock()
 	l := f.loop.Load()
-	if l == nil || f.mountpoint == "" {
+	if l == nil || f.mountedAt() == "" {
 		return nil
 	}
 	done := make(chan error, 1)
@@ -149,12 +149,12 @@ func (f *Filesystem) Unmount(ctx context.Context) error {
 	select {
 	case err = <-done:
 	case <-ctx.Done():
-		err = errors.Join(ctx.Err(), unix.Unmount(f.mountpoint, unix.MNT_FORCE|unix.MNT_DETACH))
+		err = errors.Join(ctx.Err(), unix.Unmount(f.mountedAt(), unix.MNT_FORCE|unix.MNT_DETACH))
 	}
 	f.dismiss()
 	err = errors.Join(err, l.close())
 	f.loop.Store(nil)
-	f.mountpoint = ""
+	f.mountpoint.Store(nil)
 	return err
 }
 
@@ -162,7 +162,7 @@ func (f *Filesystem) Unmount(ctx context.Context) error {
 // MNT_FORCE aborts the connection, which ends the calls that wait and our reads;
 // so what the kernel holds dirty is flushed before.
 func (f *Filesystem) takeAway(ctx context.Context, l *loop) error {
-	dir := f.mountpoint
+	dir := f.mountedAt()
 	if !f.closed.Load() {
 		// Before, not by, the unmount: where a copy of the mount lives on in
 		// another mount namespace, an unmount here flushes nothing.

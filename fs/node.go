@@ -52,12 +52,25 @@ type tailBlock struct {
 	valid bool
 	index int64
 	n     int
-	plain [seal.BlockPayload]byte
+	plain []byte // made at the first use, kept while the file is open: the kernel knows far more inodes than are written
 }
 
 func (t *tailBlock) drop() {
 	t.valid = false
-	clear(t.plain[:])
+	clear(t.plain)
+}
+
+func (t *tailBlock) remember(index int64, plain []byte) {
+	if t.plain == nil {
+		t.plain = make([]byte, seal.BlockPayload)
+	}
+	t.valid, t.index, t.n = true, index, copy(t.plain, plain)
+}
+
+// release gives the memory back.
+func (t *tailBlock) release() {
+	t.drop()
+	t.plain = nil
 }
 
 // failures counts lower fsyncs that failed, so that each handle is told once
@@ -134,9 +147,11 @@ func (t *nodeTable) find(dir int, name string, st *unix.Stat_t) *node {
 		return nil
 	}
 	n := t.byID[id]
-	if n != nil {
-		n.using.Add(1)
+	if n == nil {
+		t.ids.forget(id) // nobody would
+		return nil
 	}
+	n.using.Add(1)
 	return n
 }
 
@@ -187,19 +202,19 @@ func (t *nodeTable) settle(n *node) {
 	if n.using.Load() > 0 || n.opens.Load() > 0 {
 		return
 	}
-	n.meta.Lock()
-	defer n.meta.Unlock()
-	n.file.close()
+	n.content.Lock()
+	n.tail.release()
+	n.content.Unlock()
 	known := n.lookups.Load() > 0
+	n.meta.Lock()
+	n.file.close()
 	if !known || !t.keepPath(n) {
 		t.closePath(n)
 	}
+	n.meta.Unlock()
 	if known || t.byID[n.id] != n {
 		return
 	}
-	n.content.Lock()
-	n.tail.drop()
-	n.content.Unlock()
 	delete(t.byID, n.id)
 	t.ids.forget(n.id)
 }

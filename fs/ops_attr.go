@@ -68,6 +68,9 @@ func (c *call) fill(n *node, st *unix.Stat_t, out *fuse.Attr) error {
 		var target []byte
 		target, err = c.target(n)
 		out.Size = uint64(len(target))
+		if errnoOf(err) == unix.EIO { // cannot be read, but seen and removed
+			out.Size, err = 0, nil
+		}
 	}
 	return err
 }

@@ -52,6 +52,8 @@ func (c *call) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if h == nil {
 		return c.fail(unix.EBADF)
 	}
+	h.stream.mu.Lock() // a rewind takes another descriptor
+	defer h.stream.mu.Unlock()
 	return c.fail(unix.Fsync(h.stream.fd))
 }
 

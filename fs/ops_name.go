@@ -1,6 +1,10 @@
 package fs
 
 import (
+	"bytes"
+	"os"
+	"strconv"
+
 	"github.com/byokd/byokd/internal/seal"
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -47,9 +51,15 @@ func (c *call) introduce(dir int, sealed string, st *unix.Stat_t, out *fuse.Entr
 	return n, nil
 }
 
-// own gives a new inode to the caller: the group comes from the directory where
-// that has the set-group-id bit, as the lower filesystem has done already.
+// giveTo gives a new inode to the caller: the group comes from the directory
+// where that has the set-group-id bit, as the lower filesystem has done already.
+// The kernel has laid the caller's umask over mode; ours has no say.
 func (c *call) giveTo(dir int, fd int, sealed string, caller fuse.Owner, mode uint32) error {
+	if lost := mode & c.fs.umask; lost != 0 {
+		if err := addMode(fd, sealed, lost); err != nil {
+			return err
+		}
+	}
 	if !c.fs.privileged {
 		return nil
 	}
@@ -72,6 +82,37 @@ func (c *call) giveTo(dir int, fd int, sealed string, caller fuse.Owner, mode ui
 		return unix.Fchmod(fd, mode&0o7777)
 	}
 	return nil
+}
+
+// addMode adds permissions to those of an inode: fd itself, or sealed in it.
+func addMode(fd int, sealed string, permissions uint32) error {
+	var st unix.Stat_t
+	if sealed == "" {
+		if err := unix.Fstat(fd, &st); err != nil {
+			return err
+		}
+		return unix.Fchmod(fd, st.Mode&0o7777|permissions)
+	}
+	if err := unix.Fstatat(fd, sealed, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	return unix.Fchmodat(fd, sealed, st.Mode&0o7777|permissions, 0)
+}
+
+// processUmask reads the umask without changing it for a moment, as umask(2)
+// would for every thread.
+func processUmask() uint32 {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0o777 // unknown: modes are looked at each time
+	}
+	_, rest, _ := bytes.Cut(status, []byte("\nUmask:\t"))
+	line, _, _ := bytes.Cut(rest, []byte("\n"))
+	mask, err := strconv.ParseUint(string(line), 8, 32)
+	if err != nil {
+		return 0o777
+	}
+	return uint32(mask)
 }
 
 func (c *call) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {

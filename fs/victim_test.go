@@ -87,6 +87,7 @@ var victimOps = map[string]func(dir, file string) (func() (string, error), error
 			return fmt.Sprint(len(entries) > 0), err
 		}, nil
 	},
+	"make-open":      makeOpen,
 	"read-forever":   readForever,
 	"write-gigabyte": writeGigabyte,
 	"truncate": func(dir, _ string) (func() (string, error), error) {
