@@ -40,6 +40,12 @@ if ((${#missing[@]} > 0)); then
   fi
 fi
 
+# Where the python3 of the path is not Debian's, Debian's boto3 is not its.
+if [[ $EUID -eq 0 ]] && ! python3 -c 'import boto3' >/dev/null 2>&1; then
+  python3 -m pip install -q boto3 >/dev/null 2>&1 ||
+    echo "python3 has no boto3; the tests that need it are skipped, or fail in CI"
+fi
+
 if [[ ! -e /dev/fuse ]]; then
   if [[ $EUID -ne 0 ]] || ! { modprobe fuse 2>/dev/null || mknod /dev/fuse c 10 229; }; then
     echo "there is no /dev/fuse, so the tests that mount are skipped. Type: sudo modprobe fuse"
