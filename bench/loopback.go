@@ -1,0 +1,83 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	loopfs "github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// loopbackNode is go-fuse's passthrough filesystem with what byokd's settings
+// ask of it: with the writeback cache the kernel reads through descriptors that
+// were opened for writing only.
+type loopbackNode struct{ loopfs.LoopbackNode }
+
+func readWrite(flags uint32) uint32 {
+	if flags&unix.O_ACCMODE == unix.O_WRONLY {
+		flags = flags&^unix.O_ACCMODE | unix.O_RDWR
+	}
+	return flags &^ unix.O_DIRECT
+}
+
+func (n *loopbackNode) Open(ctx context.Context, flags uint32) (loopfs.FileHandle, uint32, syscall.Errno) {
+	f, _, errno := n.LoopbackNode.Open(ctx, readWrite(flags))
+	return f, fuse.FOPEN_KEEP_CACHE, errno
+}
+
+func (n *loopbackNode) Create(ctx context.Context, name string, flags, mode uint32, out *fuse.EntryOut) (*loopfs.Inode, loopfs.FileHandle, uint32, syscall.Errno) {
+	inode, f, _, errno := n.LoopbackNode.Create(ctx, name, readWrite(flags), mode, out)
+	return inode, f, fuse.FOPEN_KEEP_CACHE, errno
+}
+
+// serveLoopback mounts and serves until SIGTERM.
+func serveLoopback(lower, mount string) error {
+	root := &loopfs.LoopbackRoot{Path: lower}
+	root.NewNode = func(r *loopfs.LoopbackRoot, _ *loopfs.Inode, _ string, _ *syscall.Stat_t) loopfs.InodeEmbedder {
+		return &loopbackNode{loopfs.LoopbackNode{RootData: r}}
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(lower, &st); err != nil {
+		return err
+	}
+	root.Dev = st.Dev
+	root.RootNode = root.NewNode(root, nil, "", nil)
+	day := 24 * time.Hour
+	const handleKillprivV2 = 1 << 28 // include/uapi/linux/fuse.h
+	server, err := loopfs.Mount(mount, root.RootNode, &loopfs.Options{AttrTimeout: &day, EntryTimeout: &day, MountOptions: fuse.MountOptions{
+		DirectMountStrict: true, FsName: "loopback", Name: "loopback", Options: []string{"default_permissions"}, AllowOther: true,
+		MaxWrite: 1 << 20, MaxBackground: 1024, ExplicitDataCacheControl: true,
+		ExtraCapabilities: fuse.CAP_WRITEBACK_CACHE | handleKillprivV2, DisabledCapabilities: fuse.CAP_PASSTHROUGH,
+	}})
+	if err != nil {
+		return err
+	}
+	if err := readAhead(mount); err != nil {
+		fmt.Fprintln(os.Stderr, "loopback:", err)
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM)
+	<-signals
+	if err := server.Unmount(); err != nil {
+		return err
+	}
+	server.Wait()
+	return nil
+}
+
+// readAhead sets the window that byokd sets.
+func readAhead(mount string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(mount, &st); err != nil {
+		return err
+	}
+	name := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
+	return os.WriteFile(name, []byte("1024"), 0)
+}

@@ -1,0 +1,159 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+type options struct {
+	dir    string // where all peers have their lower directories
+	bin    string // of byokd and devcloud
+	rounds int
+	loads  *regexp.Regexp
+	peers  []string
+	keep   bool // do not stop: for a profiler
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) > 1 {
+		switch args[0] {
+		case "load": // a child of ours
+			return runLoad(args[1], args[2], stdout)
+		case "loopback":
+			return serveLoopback(args[1], args[2])
+		}
+	}
+	var o options
+	var loads, peers string
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.StringVar(&o.dir, "dir", "", "directory for all data; its filesystem is the raw peer (default: a new one in TMPDIR)")
+	flags.StringVar(&o.bin, "bin", "bin", "directory of byokd and devcloud")
+	flags.IntVar(&o.rounds, "rounds", 3, "interleaved rounds")
+	flags.StringVar(&loads, "loads", ".", "regular expression of the loads to run")
+	flags.StringVar(&peers, "peers", "raw,byokd,loopback,gocryptfs", "peers; what is not installed is left out")
+	flags.BoolVar(&o.keep, "keep", false, "leave the mounts up until Ctrl-C")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	var err error
+	if o.loads, err = regexp.Compile(loads); err != nil {
+		return err
+	}
+	o.peers = strings.Split(peers, ",")
+	if os.Geteuid() != 0 {
+		return errors.New("mounting and dropping caches need root")
+	}
+	return compare(ctx, o, stdout, stderr)
+}
+
+// compare runs everything and prints the table.
+func compare(ctx context.Context, o options, stdout, stderr io.Writer) (err error) {
+	if o.dir == "" {
+		if o.dir, err = os.MkdirTemp("", "byokd-bench"); err != nil {
+			return err
+		}
+		defer os.RemoveAll(o.dir)
+	}
+	peers, err := startPeers(ctx, o, stderr)
+	defer func() {
+		for _, p := range slices.Backward(peers) {
+			err = errors.Join(err, p.stop())
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	r := results{}
+	for round := range o.rounds {
+		for _, l := range loads {
+			if !o.loads.MatchString(l.name) || !l.possible() {
+				continue
+			}
+			fmt.Fprintf(stderr, "\rround %d of %d: %-40s", round+1, o.rounds, l.name)
+			for i := range peers {
+				p := peers[(i+round)%len(peers)]
+				rate, err := measure(ctx, self, l, p)
+				if err != nil {
+					return fmt.Errorf("%s on %s: %w", l.name, p.name, err)
+				}
+				r.add(l.name, p.name, rate)
+			}
+		}
+	}
+	fmt.Fprintf(stderr, "\r%-60s\r", "")
+	describe(stdout, o)
+	r.print(stdout, peers)
+	if o.keep {
+		fmt.Fprintln(stderr, "mounts are up under", o.dir, "until Ctrl-C")
+		<-ctx.Done()
+	}
+	return nil
+}
+
+// measure runs one load on one peer, in a process of its own.
+func measure(ctx context.Context, self string, l load, p peer) (float64, error) {
+	dir := filepath.Join(p.dir, "bench")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return 0, err
+	}
+	cmd := exec.CommandContext(ctx, self, "load", l.name, dir)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseFloat(strings.TrimSpace(string(out)), 64)
+}
+
+// describe says on what the figures were measured.
+func describe(w io.Writer, o options) {
+	var name unix.Utsname
+	var st unix.Statfs_t
+	_ = unix.Uname(&name)
+	_ = unix.Statfs(o.dir, &st)
+	kind := fmt.Sprintf("%#x", st.Type)
+	if known, ok := map[int64]string{unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.TMPFS_MAGIC: "tmpfs", unix.BTRFS_SUPER_MAGIC: "btrfs"}[st.Type]; ok {
+		kind = known
+	}
+	processor := "?"
+	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		if found := regexp.MustCompile(`model name\s*: (.*)`).FindSubmatch(text); found != nil {
+			processor = string(found[1])
+		}
+	}
+	var cpus unix.CPUSet
+	_ = unix.SchedGetaffinity(0, &cpus)
+	load, _ := os.ReadFile("/proc/loadavg")
+	fmt.Fprintf(w, "Linux %s, %d × %s, %s; load average %s; medians of %d interleaved rounds\n\n",
+		unix.ByteSliceToString(name.Release[:]), cpus.Count(), processor, kind, strings.Join(strings.Fields(string(load))[:3], " "), o.rounds)
+}

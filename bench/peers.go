@@ -1,0 +1,217 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/byokd/byokd/keyguard/kmstest"
+)
+
+// subject is the peer that the others are compared with.
+const subject = "byokd"
+
+// peer is a filesystem under test.
+type peer struct {
+	name    string
+	dir     string // where the loads work
+	mounted bool
+	server  []*exec.Cmd // stopped last first
+}
+
+// startLimit is how long a peer may take to mount.
+const startLimit = 20 * time.Second
+
+// startPeers starts the peers that were asked for and are installed.
+func startPeers(ctx context.Context, o options, stderr io.Writer) ([]peer, error) {
+	var all []peer
+	for _, name := range o.peers {
+		start, ok := map[string]func(context.Context, options, *peer) error{
+			"raw": startRaw, subject: startByokd, "loopback": startLoopback, "gocryptfs": startGocryptfs,
+		}[name]
+		if !ok {
+			return all, fmt.Errorf("there is no peer %q", name)
+		}
+		p := peer{name: name, dir: filepath.Join(o.dir, name)}
+		if err := os.MkdirAll(p.dir, 0o755); err != nil {
+			return all, err
+		}
+		err := start(ctx, o, &p)
+		if errors.Is(err, exec.ErrNotFound) {
+			fmt.Fprintf(stderr, "%s is not installed and left out\n", name)
+			continue
+		}
+		all = append(all, p)
+		if err != nil {
+			return all, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return all, nil
+}
+
+func startRaw(context.Context, options, *peer) error { return nil }
+
+func startLoopback(_ context.Context, _ options, p *peer) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	lower, err := p.lower()
+	if err != nil {
+		return err
+	}
+	return p.serve(self, "loopback", lower, p.dir)
+}
+
+func startGocryptfs(_ context.Context, _ options, p *peer) error {
+	if _, err := exec.LookPath("gocryptfs"); err != nil {
+		return err
+	}
+	lower, err := p.lower()
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(lower + "/gocryptfs.conf"); err != nil {
+		text, err := exec.Command("gocryptfs", "-init", "-q", "-scryptn", "10", "-extpass", "echo bench", lower).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("gocryptfs -init: %w: %s", err, text)
+		}
+	}
+	return p.serve("gocryptfs", "-fg", "-q", "-allow_other", "-extpass", "echo bench", lower, p.dir)
+}
+
+// startByokd starts a stand-in for AWS and byokd on it.
+func startByokd(ctx context.Context, o options, p *peer) error {
+	lower, err := p.lower()
+	if err != nil {
+		return err
+	}
+	cloud, err := freeAddress()
+	if err != nil {
+		return err
+	}
+	admin, err := freeAddress()
+	if err != nil {
+		return err
+	}
+	if err := p.launch(nil, filepath.Join(o.bin, "devcloud"), "serve", "--dir", o.dir+"/devcloud", "--listen", cloud, "--setup"); err != nil {
+		return err
+	}
+	control := kmstest.Control{Endpoint: "http://" + cloud}
+	var arn string
+	err = await(func() bool {
+		status, err := control.Status(ctx)
+		if err != nil || len(status.Keys) == 0 {
+			return false
+		}
+		arn = status.Keys[0].ARN
+		return true
+	})
+	if err != nil {
+		return fmt.Errorf("devcloud: %w", err)
+	}
+	config := fmt.Sprintf("cluster: {id: bench, region: %s}\nkeys:\n  primary: {arn: %q, endpoint: %q}\nvolume: {role: orchestration, lower: %q, mount: %q}\nadmin: {listen: %s}\nlog: {level: warn}\n",
+		kmstest.DefaultRegion, arn, control.Endpoint, lower, p.dir, admin)
+	file := o.dir + "/byokd.yaml"
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		return err
+	}
+	env := append(os.Environ(), "AWS_REGION="+kmstest.DefaultRegion, "AWS_EC2_METADATA_DISABLED=true",
+		"AWS_ACCESS_KEY_ID="+kmstest.TenantAccessKey, "AWS_SECRET_ACCESS_KEY="+kmstest.TenantSecret)
+	if err := p.launch(env, filepath.Join(o.bin, "byokd"), "run", "--config", file); err != nil {
+		return err
+	}
+	return p.awaitMount()
+}
+
+// lower makes the directory that a mount's files lie in.
+func (p *peer) lower() (string, error) {
+	lower := p.dir + ".lower"
+	return lower, os.MkdirAll(lower, 0o700)
+}
+
+// serve starts a filesystem that stays in the foreground, and awaits its mount.
+func (p *peer) serve(program string, args ...string) error {
+	if err := p.launch(nil, program, args...); err != nil {
+		return err
+	}
+	return p.awaitMount()
+}
+
+// launch starts a server in a group of its own, so that Ctrl-C reaches us first.
+// env nil means ours.
+func (p *peer) launch(env []string, program string, args ...string) error {
+	cmd := exec.Command(program, args...)
+	cmd.Env, cmd.Stderr = env, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	p.server = append(p.server, cmd)
+	return nil
+}
+
+func (p *peer) awaitMount() error {
+	err := await(func() bool {
+		mounts, err := os.ReadFile("/proc/self/mounts")
+		return err == nil && bytes.Contains(mounts, []byte(" "+p.dir+" fuse."))
+	})
+	if err != nil {
+		return fmt.Errorf("nothing was mounted: %w", err)
+	}
+	p.mounted = true
+	return nil
+}
+
+// stop ends the servers, which unmount.
+func (p *peer) stop() error {
+	var all error
+	for _, cmd := range slices.Backward(p.server) {
+		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+		done := make(chan struct{})
+		go func() { _ = cmd.Wait(); close(done) }()
+		select {
+		case <-done:
+		case <-time.After(startLimit):
+			all = errors.Join(all, fmt.Errorf("%s did not stop", strings.Join(cmd.Args, " ")), cmd.Process.Kill())
+		}
+	}
+	if p.mounted {
+		if err := unix.Unmount(p.dir, unix.MNT_FORCE|unix.MNT_DETACH); err == nil {
+			all = errors.Join(all, fmt.Errorf("%s left its mount behind", p.name))
+		}
+	}
+	return all
+}
+
+func await(ok func() bool) error {
+	for deadline := time.Now().Add(startLimit); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("waited %v", startLimit)
+		}
+	}
+	return nil
+}
+
+func freeAddress() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	return l.Addr().String(), nil
+}

@@ -1,0 +1,95 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+)
+
+// results holds a rate for each round, by load and peer.
+type results map[[2]string][]float64
+
+func (r results) add(load, peer string, rate float64) {
+	key := [2]string{load, peer}
+	r[key] = append(r[key], rate)
+}
+
+func (r results) median(load, peer string) (float64, bool) {
+	all := slices.Sorted(slices.Values(r[[2]string{load, peer}]))
+	if len(all) == 0 {
+		return 0, false
+	}
+	return (all[len(all)/2] + all[(len(all)-1)/2]) / 2, true
+}
+
+// spread is how far the rounds lie apart, in parts of the median.
+func (r results) spread(load, peer string) float64 {
+	all := r[[2]string{load, peer}]
+	m, ok := r.median(load, peer)
+	if !ok || m == 0 {
+		return 0
+	}
+	return (slices.Max(all) - slices.Min(all)) / m
+}
+
+// print writes the table: rates, and byokd's in parts of each other's. ▼ marks a
+// ratio below its goal.
+func (r results) print(w io.Writer, peers []peer) {
+	header := []string{"load", "unit"}
+	for _, p := range peers {
+		header = append(header, p.name)
+	}
+	others := slices.DeleteFunc(slices.Clone(peers), func(p peer) bool { return p.name == subject })
+	for _, p := range others {
+		header = append(header, "÷ "+p.name)
+	}
+	header = append(header, "± "+subject)
+	rows := [][]string{header, nil}
+	for range header {
+		rows[1] = append(rows[1], "---")
+	}
+	for _, l := range loads {
+		ours, ok := r.median(l.name, subject)
+		if !ok {
+			continue
+		}
+		row := []string{l.name, l.unit}
+		for _, p := range peers {
+			rate, _ := r.median(l.name, p.name)
+			row = append(row, figures(rate))
+		}
+		for _, p := range others {
+			rate, _ := r.median(l.name, p.name)
+			row = append(row, ratio(ours, rate, l.goals[p.name]))
+		}
+		rows = append(rows, append(row, fmt.Sprintf("%.0f %%", 100*r.spread(l.name, subject))))
+	}
+	for _, row := range rows {
+		fmt.Fprintln(w, "|", strings.Join(row, " | "), "|")
+	}
+	fmt.Fprintln(w, "\nRates: more is better. ÷ is byokd's rate in parts of the other's, ▼ below the goal; ± how far byokd's rounds lie apart.")
+}
+
+func figures(rate float64) string {
+	switch {
+	case rate >= 10_000:
+		return fmt.Sprintf("%.1f k", rate/1000)
+	case rate >= 100:
+		return fmt.Sprintf("%.0f", rate)
+	}
+	return fmt.Sprintf("%.1f", rate)
+}
+
+func ratio(ours, other, goal float64) string {
+	if other == 0 {
+		return "–"
+	}
+	text := fmt.Sprintf("%.2f", ours/other)
+	if goal > 0 && ours/other < goal {
+		text += fmt.Sprintf(" ▼ %.2f", goal)
+	}
+	return text
+}
