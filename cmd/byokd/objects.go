@@ -35,14 +35,10 @@ func newUpstream(ctx context.Context, u UpstreamConfig) (objstore.Upstream, erro
 	if err != nil {
 		return nil, err
 	}
-	client := s3.NewFromConfig(cfg, func(o *s3.Options) {
+	client := s3.NewFromConfig(cfg, objstore.TuneClient, func(o *s3.Options) {
 		if u.Endpoint != "" {
 			o.BaseEndpoint, o.UsePathStyle = aws.String(u.Endpoint), true
 		}
-		// Bodies are authenticated by their seals; a checksum of our own would need a second pass over
-		// a stream that cannot be rewound.
-		o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
-		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 	})
 	return objstore.NewUpstream(client, u.Bucket), nil
 }
