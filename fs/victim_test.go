@@ -88,6 +88,7 @@ var victimOps = map[string]func(dir, file string) (func() (string, error), error
 		}, nil
 	},
 	"make-open":      makeOpen,
+	"differential":   prepareDifferential,
 	"read-forever":   readForever,
 	"write-gigabyte": writeGigabyte,
 	"truncate": func(dir, _ string) (func() (string, error), error) {
