@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +22,8 @@ var roles = map[string]func(*worker) error{
 	"sendfile":  (*worker).sendfile,
 	"mapped":    (*worker).mapped,
 	"names":     (*worker).names,
+	"rewrite":   (*worker).rewrite,
+	"beside":    (*worker).beside,
 	"store":     (*worker).store,
 	"journal":   (*worker).journal,
 	"overwrite": (*worker).overwrite,
@@ -34,8 +38,10 @@ var roles = map[string]func(*worker) error{
 }
 
 // readers and writers are all of them that a revocation has to stop.
-func readers() []string { return []string{"cached", "direct", "sendfile", "mapped", "names"} }
-func writers() []string { return []string{"store", "journal", "overwrite", "bulk", "create"} }
+func readers() []string { return []string{"cached", "direct", "sendfile", "mapped", "names", "beside"} }
+func writers() []string {
+	return []string{"store", "journal", "overwrite", "bulk", "create", "rewrite"}
+}
 
 const (
 	fileSize  = 4 << 20 // of the files that are read: as much plaintext in the kernel's cache for each
@@ -254,8 +260,68 @@ func listed(dir string, want int) error {
 	return err
 }
 
-// list counts the files of a directory: the mount as a newcomer sees it.
+// list counts the directories of the workers: the mount as a newcomer sees it.
 func (w *worker) list() error { return listed(w.Dir, len(readers())+len(writers())) }
+
+// rewrite changes pages in the first half of a file, pages that the kernel does
+// not have, while beside loads the second half: with write-through the kernel
+// keeps such a page locked for as long as the WRITE waits, and what lies behind
+// it must go all the same.
+func (w *worker) rewrite() error {
+	f, want, err := w.filled("shared")
+	if err != nil {
+		return err
+	}
+	for page := 0; !w.stopped(); page = (page + pageSize) % (fileSize / 2) {
+		if page == 0 {
+			if err := unix.Fadvise(int(f.Fd()), 0, fileSize/2, unix.FADV_DONTNEED); err != nil {
+				return err
+			}
+		}
+		err := w.do("pwrite", func() error { return pwrite(int(f.Fd()), want[page:page+recordSize], int64(page)) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// beside loads the second half of the file that rewrite writes, last page first.
+func (w *worker) beside() error {
+	if err := os.MkdirAll(w.Dir, 0o755); err != nil {
+		return err
+	}
+	w.Dir = strings.Replace(w.Dir, "/beside-", "/rewrite-", 1)
+	var f *os.File
+	for {
+		info, err := os.Stat(w.path("shared"))
+		if err == nil && info.Size() == fileSize {
+			break
+		}
+		time.Sleep(time.Millisecond) // between two looks
+	}
+	f, err := os.Open(w.path("shared"))
+	if err != nil {
+		return err
+	}
+	memory, err := unix.Mmap(int(f.Fd()), 0, fileSize, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	var got [recordSize]byte
+	for page := fileSize - pageSize; !w.stopped(); page -= pageSize {
+		w.begin()
+		copy(got[:], memory[page:])
+		w.end()
+		if err := differs(got[:], w.Canary, uint64(page/recordSize)); err != nil {
+			return fmt.Errorf("page at %d: %w", page, err)
+		}
+		if page == fileSize/2 {
+			page = fileSize
+		}
+	}
+	return nil
+}
 
 // clear empties a directory.
 func (w *worker) clear() error {
