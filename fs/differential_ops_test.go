@@ -81,6 +81,9 @@ func (d *differ) open() operation {
 			flags |= f
 		}
 	}
+	if d.rand.IntN(2) == 0 { // most slots are to be of use
+		flags = unix.O_RDWR | unix.O_CREAT | flags&unix.O_APPEND
+	}
 	switch d.rand.IntN(30) {
 	case 0:
 		flags |= unix.O_DSYNC
@@ -223,7 +226,7 @@ func (d *differ) rmdir() operation {
 func (d *differ) symlink() operation {
 	name, target := d.name(), d.name()
 	if d.rand.IntN(4) == 0 {
-		target = strings.Repeat("x", 1+d.rand.IntN(3000))
+		target = strings.Repeat("x/", 1+d.rand.IntN(1500))
 	}
 	return operation{fmt.Sprintf("symlink %s -> %.20s", name, target), func(s *side) string { return said(unix.Symlink(target, s.path(name))) }}
 }

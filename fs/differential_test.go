@@ -51,7 +51,8 @@ func TestDifferential(t *testing.T) {
 		p := newVictim(t, "differential", v.mount, t.TempDir())
 		p.start()
 		freezes, remounts := 0, 0
-		pause := rand.New(rand.NewPCG(seed, 1))
+		freeze := time.NewTimer(freezeAfter())
+		defer freeze.Stop()
 		for {
 			select {
 			case line := <-p.lines:
@@ -68,14 +69,19 @@ func TestDifferential(t *testing.T) {
 				}
 				t.Logf("%s operations, %d freezes, %d remounts", strings.TrimPrefix(line, "done "), freezes, remounts)
 				return
-			case <-time.After(time.Duration(500+pause.IntN(1500)) * time.Millisecond):
+			case <-freeze.C:
 				v.freeze()
 				v.thaw()
 				freezes++
+				freeze.Reset(freezeAfter())
 			}
 		}
 	})
 }
+
+// freezeAfter draws how long operations go on between freezes, which take a
+// second each.
+func freezeAfter() time.Duration { return time.Duration(500+rand.IntN(3000)) * time.Millisecond }
 
 // side is one of the two directories with what is open in it.
 type side struct {

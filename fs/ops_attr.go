@@ -141,7 +141,9 @@ func (c *call) setOwnerAndMode(fd int, in *fuse.SetAttrIn) error {
 			return err
 		}
 	}
-	if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
+	// What asks for nothing is chown(-1, -1), which takes the set-id bits too.
+	const nothing = fuse.FATTR_FH | fuse.FATTR_LOCKOWNER | fuse.FATTR_CTIME
+	if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 || in.Valid&^nothing == 0 {
 		return killSUIDGID(fd)
 	}
 	return nil
@@ -154,6 +156,9 @@ func killSUIDGID(fd int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return nil
 	}
 	mode := st.Mode &^ unix.S_ISUID
 	if mode&unix.S_IXGRP != 0 {
