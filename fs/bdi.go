@@ -18,8 +18,8 @@ type bdi struct {
 
 const (
 	// dirtyBytes is the most the mount may hold dirty, and so what a freeze has
-	// to flush within its 500 ms: 4,096 scattered pages at 50 to 100 µs each.
-	dirtyBytes = "16777216"
+	// to flush within its 500 ms: 2,048 scattered pages at 50 to 200 µs each.
+	dirtyBytes = "8388608"
 
 	// throttleBytes is the most during a drain: less than a request, so that a
 	// writer in the middle of a large write() stops in balance_dirty_pages

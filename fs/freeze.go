@@ -146,6 +146,10 @@ func (f *Filesystem) touched(nodes []*node) []*node {
 	return kept
 }
 
+// dropWorkers is how many nodes are dropped at a time: a drop waits for the
+// flush of its file, or hangs, more than it computes.
+const dropWorkers = 8
+
 // drop removes the pages of the nodes from the kernel's cache, flushing what is
 // dirty. It returns when that is done, when all that is left hangs, or when ctx
 // ends.
@@ -161,7 +165,9 @@ func (f *Filesystem) drop(ctx context.Context, l *loop, nodes []*node) {
 	}
 	d := &dropper{fs: f, loop: l, queue: queue, done: make(chan struct{})}
 	d.left.Store(left)
-	d.work()
+	for range min(dropWorkers, left) {
+		d.work()
+	}
 	watch := time.NewTicker(hungAfter / 2)
 	defer watch.Stop()
 	served, moved := f.requests.Load(), time.Now()

@@ -12,9 +12,9 @@ mounts() { grep -c ' fuse\.byokd ' /proc/self/mounts || true; }
 
 test/prepare.sh
 before=$(mounts)
-# Two at a time: the packages with mounts, databases and timed freezes disturb each other beyond that.
+# One package at a time: freezes keep their bounds against the load of their own test, not of another's.
 status=0
-go test -json -p 2 -timeout 25m "$@" ./... | go run ./test/summary || status=$?
+go test -json -p 1 -timeout 25m "$@" ./... | go run ./test/summary || status=$?
 after=$(mounts)
 if ((after > before)); then
   echo "a test left a mount behind:"
