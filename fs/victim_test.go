@@ -89,6 +89,9 @@ var victimOps = map[string]func(dir, file string) (func() (string, error), error
 	},
 	"make-open":      makeOpen,
 	"differential":   prepareDifferential,
+	"append-lines":   appendLines,
+	"semantics":      prepareSemantics,
+	"try-locks":      prepareTryLocks,
 	"read-forever":   readForever,
 	"write-gigabyte": writeGigabyte,
 	"truncate": func(dir, _ string) (func() (string, error), error) {
