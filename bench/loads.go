@@ -24,6 +24,7 @@ type load struct {
 	name, unit string
 	goals      map[string]float64 // by peer: byokd's rate in parts of the peer's
 	program    string             // that must be installed, if any
+	needs      need
 	run        func(dir string) (rate float64, err error)
 }
 
@@ -39,35 +40,53 @@ func goals(raw, loopback, gocryptfs float64) map[string]float64 {
 	return map[string]float64{"raw": raw, "loopback": loopback, "gocryptfs": gocryptfs}
 }
 
-// loads in the order of the table. A load may use the file that the first one
-// left.
+// need is what must be there before a load runs; it is made where it is not.
+type need struct {
+	path func(dir string) string
+	make func(dir string) (float64, error)
+}
+
+var (
+	nothing    = need{}
+	bigFile    = need{big, sequentialWrite}
+	smallFiles = need{func(dir string) string { return little(dir, files-1) }, create}
+)
+
+// loads in the order of the table.
 var loads = []load{
-	{"sequential write 1 MiB + fdatasync", "MiB/s", goals(0.5, 0.9, 1.5), "", sequentialWrite},
-	{"sequential read 1 MiB, cold", "MiB/s", goals(0.9, 0.9, 1.5), "", cold(sequentialRead)},
-	{"sequential read 1 MiB, warm", "MiB/s", goals(0.95, 1, 6), "", warm(sequentialRead)},
-	{"random read 4 KiB, cold, 1 job", "op/s", goals(0.55, 0.9, 1.1), "", cold(randomRead(1))},
-	{"random read 4 KiB, cold, 4 jobs", "op/s", goals(0.3, 0.9, 1.1), "", cold(randomRead(4))},
-	{"random read 4 KiB, warm", "op/s", goals(0.95, 1, 6), "", warm(randomRead(1))},
-	{"random write 4 KiB + final fsync", "op/s", goals(0.4, 0.9, 3), "", randomWrite},
-	{"append 512 B, unsynced", "op/s", goals(0.8, 1, 20), "", appends(false)},
-	{"append 512 B + fdatasync", "op/s", goals(0.65, 0.9, 1.3), "", appends(true)},
-	{"mmap store + msync", "op/s", goals(0.3, 0.9, 1.3), "", mapped},
-	{"create + write 1 KiB", "files/s", goals(0.3, 0.9, 1.3), "", create},
-	{"stat, cold", "files/s", goals(0.1, 0.9, 1.3), "", cold(statFiles)},
-	{"stat, warm", "files/s", nil, "", warm(statFiles)},
-	{"open + read, cold", "files/s", nil, "", cold(openRead)},
-	{"open + read, warm", "files/s", goals(0.2, 0.9, 1.3), "", warm(openRead)},
-	{"unlink", "files/s", goals(0.12, 0.9, 1.3), "", unlink},
-	{"SQLite FULL, DELETE", "tx/s", goals(0.65, 0.9, 1.3), "sqlite3", sqlite("DELETE")},
-	{"SQLite FULL, WAL", "tx/s", goals(0.65, 0.9, 1.3), "sqlite3", sqlite("WAL")},
-	{"db_bench fillseq", "op/s", goals(0.95, 1, 10), "db_bench", rocks("fillseq")},
-	{"db_bench fillrandom", "op/s", goals(0.95, 1, 10), "db_bench", rocks("fillrandom")},
+	{"sequential write 1 MiB + fdatasync", "MiB/s", goals(0.5, 0.9, 1.5), "", nothing, sequentialWrite},
+	{"sequential read 1 MiB, cold", "MiB/s", goals(0.9, 0.9, 1.5), "", bigFile, cold(sequentialRead)},
+	{"sequential read 1 MiB, warm", "MiB/s", goals(0.95, 1, 6), "", bigFile, warm(sequentialRead)},
+	{"random read 4 KiB, cold, 1 job", "op/s", goals(0.55, 0.9, 1.1), "", bigFile, cold(randomRead(1))},
+	{"random read 4 KiB, cold, 4 jobs", "op/s", goals(0.3, 0.9, 1.1), "", bigFile, cold(randomRead(4))},
+	{"random read 4 KiB, warm", "op/s", goals(0.95, 1, 6), "", bigFile, warm(randomRead(1))},
+	{"random write 4 KiB + final fsync", "op/s", goals(0.4, 0.9, 3), "", bigFile, randomWrite},
+	{"append 512 B, unsynced", "op/s", goals(0.8, 1, 20), "", nothing, appends(false)},
+	{"append 512 B + fdatasync", "op/s", goals(0.65, 0.9, 1.3), "", nothing, appends(true)},
+	{"mmap store + msync", "op/s", goals(0.3, 0.9, 1.3), "", nothing, mapped},
+	{"create + write 1 KiB", "files/s", goals(0.3, 0.9, 1.3), "", nothing, create},
+	{"stat, cold", "files/s", goals(0.1, 0.9, 1.3), "", smallFiles, cold(statFiles)},
+	{"stat, warm", "files/s", nil, "", smallFiles, warm(statFiles)},
+	{"open + read, cold", "files/s", nil, "", smallFiles, cold(openRead)},
+	{"open + read, warm", "files/s", goals(0.2, 0.9, 1.3), "", smallFiles, warm(openRead)},
+	{"unlink", "files/s", goals(0.12, 0.9, 1.3), "", smallFiles, unlink},
+	{"SQLite FULL, DELETE", "tx/s", goals(0.65, 0.9, 1.3), "sqlite3", nothing, sqlite("DELETE")},
+	{"SQLite FULL, WAL", "tx/s", goals(0.65, 0.9, 1.3), "sqlite3", nothing, sqlite("WAL")},
+	{"db_bench fillseq", "op/s", goals(0.95, 1, 10), "db_bench", nothing, rocks("fillseq")},
+	{"db_bench fillrandom", "op/s", goals(0.95, 1, 10), "db_bench", nothing, rocks("fillrandom")},
 }
 
 // runLoad is the child's side of a measurement.
 func runLoad(name, dir string, stdout io.Writer) error {
 	for _, l := range loads {
 		if l.name == name {
+			if l.needs.path != nil {
+				if _, err := os.Stat(l.needs.path(dir)); errors.Is(err, os.ErrNotExist) {
+					if _, err := l.needs.make(dir); err != nil {
+						return err
+					}
+				}
+			}
 			rate, err := l.run(dir)
 			if err == nil {
 				_, err = fmt.Fprintln(stdout, rate)

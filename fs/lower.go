@@ -60,14 +60,18 @@ func (f *lowerFile) openDirect(stable bool) error {
 }
 
 func (f *lowerFile) close() {
-	fd, direct := f.fd.Swap(0)-1, f.direct.Swap(0)-1
-	if fd < 0 {
-		return
+	fd, direct := f.take()
+	descriptors{fd, direct}.close()
+}
+
+// take closes the file for its users and leaves its descriptors, + 1 each and 0
+// for none, to the caller to close.
+func (f *lowerFile) take() (fd, direct int32) {
+	fd, direct = f.fd.Swap(0), f.direct.Swap(0)
+	if direct == fd {
+		direct = 0
 	}
-	unix.Close(int(fd))
-	if direct >= 0 && direct != fd {
-		unix.Close(int(direct))
-	}
+	return fd, direct
 }
 
 // readAt fills b from lower offset off; what lies beyond the end reads as

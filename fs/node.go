@@ -183,8 +183,9 @@ func (t *nodeTable) done(n *node) {
 		return
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.settle(n)
+	left := t.settle(n)
+	t.mu.Unlock()
+	left.close()
 }
 
 // maxHeldPaths bounds the directory descriptors kept for speed alone.
@@ -196,35 +197,50 @@ func (t *nodeTable) keepPath(n *node) bool {
 	return n.path.Load() == 0 || n.pinned.Load() || n.dir.Load() && t.heldPaths.Load() <= maxHeldPaths
 }
 
-// settle closes what an unused node need not hold, and drops the node when the
-// kernel does not know it either. mu is held.
-func (t *nodeTable) settle(n *node) {
+// descriptors are what settle took from a node. They are closed once the table
+// is free again: the last close of a deleted file gives its blocks back, which
+// takes the longer the larger the file was, and everybody needs the table.
+type descriptors [3]int32 // each + 1, or 0
+
+func (d descriptors) close() {
+	for _, fd := range d {
+		if fd != 0 {
+			unix.Close(int(fd) - 1)
+		}
+	}
+}
+
+// settle gives up what an unused node need not hold, for the caller to close,
+// and drops the node when the kernel does not know it either. mu is held.
+func (t *nodeTable) settle(n *node) (left descriptors) {
 	if n.using.Load() > 0 || n.opens.Load() > 0 {
-		return
+		return left
 	}
 	n.content.Lock()
 	n.tail.release()
 	n.content.Unlock()
 	known := n.lookups.Load() > 0
 	n.meta.Lock()
-	n.file.close()
+	left[0], left[1] = n.file.take()
 	if !known || !t.keepPath(n) {
-		t.closePath(n)
+		left[2] = t.takePath(n)
 	}
 	n.meta.Unlock()
 	if known || t.byID[n.id] != n {
-		return
+		return left
 	}
 	delete(t.byID, n.id)
 	t.ids.forget(n.id)
+	return left
 }
 
-// closePath closes the O_PATH descriptor; meta is held.
-func (t *nodeTable) closePath(n *node) {
-	if fd := n.path.Swap(0) - 1; fd >= 0 {
-		unix.Close(int(fd))
+// takePath takes the O_PATH descriptor, + 1, away from the node; meta is held.
+func (t *nodeTable) takePath(n *node) int32 {
+	fd := n.path.Swap(0)
+	if fd != 0 {
 		t.heldPaths.Add(-1)
 	}
+	return fd
 }
 
 // opened and closed count handles.
@@ -232,21 +248,25 @@ func (t *nodeTable) opened(n *node) { n.opens.Add(1) }
 
 func (t *nodeTable) closed(n *node) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	n.opens.Add(-1)
-	t.settle(n)
+	left := t.settle(n)
+	t.mu.Unlock()
+	left.close()
 }
 
 // forget takes back references of the kernel.
 func (t *nodeTable) forget(id, count uint64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	n := t.byID[id]
-	if n == nil || id == fuse.FUSE_ROOT_ID {
+	if id == fuse.FUSE_ROOT_ID {
 		return
 	}
-	n.lookups.Store(max(0, n.lookups.Load()-int64(count)))
-	t.settle(n)
+	var left descriptors
+	t.mu.Lock()
+	if n := t.byID[id]; n != nil {
+		n.lookups.Store(max(0, n.lookups.Load()-int64(count)))
+		left = t.settle(n)
+	}
+	t.mu.Unlock()
+	left.close()
 }
 
 // all returns the nodes known now, for a freeze.
@@ -296,7 +316,7 @@ func (t *nodeTable) close() {
 		n.meta.Lock()
 		n.file.close()
 		if id != fuse.FUSE_ROOT_ID {
-			t.closePath(n)
+			descriptors{t.takePath(n)}.close()
 		}
 		n.meta.Unlock()
 	}
