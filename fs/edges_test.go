@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -182,5 +183,33 @@ func TestFailedAppendIsWithdrawn(t *testing.T) {
 func TestNodesAreSmall(t *testing.T) {
 	if size := unsafe.Sizeof(node{}); size > 400 {
 		t.Errorf("a node takes %d bytes", size)
+	}
+}
+
+// TestRootNotLoaded: an epoch that began without the volume's root gets it with
+// the first request that needs it.
+func TestRootNotLoaded(t *testing.T) {
+	v := newVolume(t, Options{})
+	v.unmount()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	f, err := Open(ctx, v.lower, v.guard, v.option)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.stop()
+	<-v.ended
+	v.start() // a guard that was told of no root
+	f.guard = v.guard
+	if err := f.Mount(v.mount); err != nil {
+		t.Fatal(err)
+	}
+	v.fs = f
+	v.settlePoll()
+	if err := os.WriteFile(v.path("f"), []byte("written"), 0o644); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(v.path("f")); err != nil || string(got) != "written" {
+		t.Errorf("%q, %v", got, err)
 	}
 }

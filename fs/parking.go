@@ -37,9 +37,24 @@ type parkedCall struct {
 // this time, and 1,000 parked calls cost about 1 % of a core.
 const lookEvery = 100 * time.Millisecond
 
-// admit enters the gate, waiting while it is closed. It fails when the caller
-// is being killed or the filesystem is being unmounted.
+// admit enters the gate, waiting while it is closed, and sees to it that the
+// volume's root is among the keys: it is pinned, but an epoch that began while
+// it was being pinned may be without. It fails when the caller is being killed
+// or the filesystem is being unmounted.
 func (f *Filesystem) admit(c *call, class keyguard.Class, request []byte) (keyguard.Pass, error) {
+	for {
+		pass, err := f.admitOnce(c, class, request)
+		if err != nil || pass.Keys().Root(f.header.Volume) != nil {
+			return pass, err
+		}
+		pass.Exit()
+		if err := f.guard.Load(f.serving, f.header.Volume, f.header.WrappedRoot, f.options.Binding); err != nil {
+			return keyguard.Pass{}, err
+		}
+	}
+}
+
+func (f *Filesystem) admitOnce(c *call, class keyguard.Class, request []byte) (keyguard.Pass, error) {
 	if pass, ok := f.guard.TryEnter(class, uint32(c.header.NodeId)); ok {
 		return pass, nil
 	}
