@@ -109,7 +109,7 @@ func (c *call) loadID(n *node) error {
 		return nil
 	}
 	if n.lower > 0 {
-		if err := n.file.readAt(c.sealed[:block], 0); err != nil {
+		if err := c.readLower(n, c.sealed[:block], 0); err != nil {
 			return err
 		}
 		id, err := seal.ParseFileHeader(c.sealed[:block])
@@ -146,7 +146,7 @@ func (c *call) readPlain(n *node, dst []byte, off int64) (int, error) {
 	last, _ := seal.BlockAt(off + int64(len(dst)) - 1)
 	sealed := c.sealed[:(last-first+1)*block]
 	n.ranges.lock(first, last, false)
-	err := n.file.readAt(sealed, first*block)
+	err := c.readLower(n, sealed, first*block)
 	n.ranges.unlock(first, last, false)
 	if err != nil {
 		return 0, err
@@ -164,7 +164,7 @@ func (c *call) openBlock(n *node, index int64, dst []byte) (int, error) {
 		return copy(dst, n.tail.plain[:n.tail.n]), nil
 	}
 	one := c.block[:block]
-	if err := n.file.readAt(one, index*block); err != nil {
+	if err := c.readLower(n, one, index*block); err != nil {
 		return 0, err
 	}
 	if seal.IsHole(one) {
@@ -356,11 +356,13 @@ func (c *call) store(n *node, sealed []byte, first int64, e edges) error {
 		}
 		run, at := sealed[from*block:to*block], (first+from)*block
 		var err error
+		c.fs.turns.take()
 		if direct(from) {
 			err = c.rewrite(n, run, at)
 		} else {
 			err = n.file.writeFresh(run, at)
 		}
+		c.fs.turns.give()
 		if err != nil {
 			return err
 		}
@@ -391,6 +393,13 @@ func (c *call) rewrite(n *node, sealed []byte, at int64) error {
 		}
 	}
 	return n.file.rewrite(sealed, at)
+}
+
+// readLower reads sealed blocks when it is the call's turn.
+func (c *call) readLower(n *node, sealed []byte, at int64) error {
+	c.fs.turns.take()
+	defer c.fs.turns.give()
+	return n.file.readAt(sealed, at)
 }
 
 // truncate sets the plain size.

@@ -64,6 +64,7 @@ type Filesystem struct {
 	root       int // the lower directory, locked
 	nodes      *nodeTable
 	handles    *handleTable
+	turns      turns
 	stable     bool   // pages under writeback do not change below
 	privileged bool   // may give files to other users
 	umask      uint32 // of this process: what it takes from a caller's mode is given back
@@ -76,6 +77,7 @@ type Filesystem struct {
 	rootAttr atomic.Pointer[fuse.AttrOut]
 
 	mountMu    sync.Mutex             // one Mount or Unmount at a time
+	runtimeFDs []int                  // set by Mount, before there is anything to freeze
 	mountpoint atomic.Pointer[string] // changed under mountMu
 	unwatch    func()
 
@@ -120,7 +122,7 @@ func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options) (*Fil
 	}
 	f := &Filesystem{
 		guard: g, header: header, options: o, log: o.Logger,
-		root: root, nodes: newNodeTable(newLowerIDs(root), root), handles: newHandleTable(),
+		root: root, nodes: newNodeTable(newLowerIDs(root), root), handles: newHandleTable(), turns: newTurns(),
 		stable: stablePages(&st), privileged: unix.Geteuid() == 0, umask: processUmask(),
 	}
 	if f.log == nil {
