@@ -174,6 +174,21 @@ func (l load) proxy() []*board {
 
 func (l load) all() []*board { return append(l.mount(), l.proxy()...) }
 
+// name is whose board it is.
+func (l load) name(b *board) string {
+	for _, w := range l.workers {
+		if w.board == b {
+			return w.name
+		}
+	}
+	for _, c := range l.clients {
+		if &c.board == b {
+			return "the client " + c.name
+		}
+	}
+	return "?"
+}
+
 // assertUnharmed checks that no call has failed.
 func (l load) assertUnharmed(t *testing.T, when string) {
 	t.Helper()
@@ -260,8 +275,9 @@ func (r revocation) freeze(s *stack, l load, round int) (f figures) {
 	}
 	f.changed = time.Now()
 	r.refuse(s, round)
+	var degraded time.Time
 	if r.lease {
-		s.assertServesDuringLease(l)
+		degraded = s.awaitGate(keyguard.Degraded).Since
 	}
 	report := s.awaitGate(keyguard.Frozen)
 	f.closed = report.Since
@@ -270,6 +286,9 @@ func (r revocation) freeze(s *stack, l load, round int) (f figures) {
 	}
 	s.await("the promised second to pass", s.daemon, func() bool { return time.Since(f.refused) > freezeLimit })
 	s.assertHangs(l, settle)
+	if r.lease {
+		s.assertServedDuringLease(l, degraded)
+	}
 	f.lastMount, f.lastProxy = last(l.mount()), last(l.proxy())
 	f.erased = s.awaitErased()
 	for what, at := range map[string]time.Time{"the gate closed": f.closed, "the last byte left the mount": f.lastMount, "the last byte left the proxy": f.lastProxy} {
@@ -283,15 +302,13 @@ func (r revocation) freeze(s *stack, l load, round int) (f figures) {
 	return f
 }
 
-// assertServesDuringLease checks that an outage stops nothing before the lease ends.
-func (s *stack) assertServesDuringLease(l load) {
+// assertServedDuringLease checks that the outage stopped nothing before the lease
+// ended. degraded is when byokd noticed it.
+func (s *stack) assertServedDuringLease(l load, degraded time.Time) {
 	s.t.Helper()
-	r := s.awaitGate(keyguard.Degraded)
 	for _, b := range l.all() {
-		before := b.Ops.Load()
-		s.await("work to go on during the lease", s.daemon, func() bool { return b.Ops.Load() > before || time.Now().After(r.LeaseUntil) })
-		if b.Ops.Load() == before {
-			s.t.Errorf("a loop stood still during the lease, which lasted until %v", r.LeaseUntil)
+		if b.Done.Load() < degraded.UnixNano() {
+			s.t.Errorf("the lease ran from %v on, but %s stood still", degraded, l.name(b))
 		}
 	}
 }
@@ -333,17 +350,11 @@ func (s *stack) assertHangs(l load, length time.Duration) {
 	time.Sleep(length) // nothing can be waited for: nothing happens
 	l.assertUnharmed(s.t, "while frozen")
 	for i, b := range l.all() {
-		name := "?"
-		if i < len(l.workers) {
-			name = l.workers[i].name
-		} else {
-			name = "the client " + l.clients[i-len(l.workers)].name
-		}
 		if n := b.Ops.Load() - before[i]; n > 0 {
-			s.t.Errorf("while frozen, %s went on: %d calls", name, n)
+			s.t.Errorf("while frozen, %s went on: %d calls", l.name(b), n)
 		}
 		if !b.hanging() {
-			s.t.Errorf("while frozen, no call of %s hangs", name)
+			s.t.Errorf("while frozen, no call of %s hangs", l.name(b))
 		}
 	}
 }
