@@ -47,12 +47,12 @@ func (f *Filesystem) Draining(ctx context.Context, _ keyguard.Transition) {
 	if err := f.bdi.Load().throttle(); err != nil {
 		f.log.Warn("writers could not be throttled: the drain may take longer", zap.Error(err))
 	}
-	if err := l.incEpoch(); err != nil {
+	if err := incEpoch(l.dev); err != nil {
 		f.log.Warn("kernel refused INC_EPOCH: cached names may be answered while frozen", zap.Error(err))
 	}
 	nodes := f.nodes.all()
 	for _, n := range nodes {
-		_ = l.invalidate(n.id, -1, 0) // ENOENT: the kernel does not know it any more
+		_ = invalidate(l.dev, n.id, -1, 0) // ENOENT: the kernel does not know it any more
 	}
 	f.flush(ctx)
 	f.drop(ctx, l, nodes)
@@ -102,7 +102,7 @@ func (f *Filesystem) flush(ctx context.Context) {
 		return
 	}
 	done := make(chan struct{})
-	go func() {
+	f.apart(-1, func(int) {
 		defer close(done)
 		// Opening the root of the mount needs no key (rules.go).
 		fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -113,7 +113,7 @@ func (f *Filesystem) flush(ctx context.Context) {
 		// Since Linux 6.16 it starts the writeback of FUSE files without waiting
 		// for its end; drop waits.
 		_ = unix.Syncfs(fd)
-	}()
+	})
 	select {
 	case <-done:
 	case <-ctx.Done():
@@ -213,18 +213,18 @@ func (d *dropper) work() {
 	d.mu.Lock()
 	d.workers = append(d.workers, w)
 	d.mu.Unlock()
-	go func() {
+	d.fs.apart(d.loop.dev, func(dev int) {
 		defer w.ended.Store(true)
 		for n := range d.queue {
 			w.node.Store(n)
 			w.since.Store(time.Now().UnixNano())
-			d.dropNode(n)
+			d.dropNode(dev, n)
 			w.since.Store(0)
 			if d.left.Add(-1) == 0 {
 				close(d.done)
 			}
 		}
-	}()
+	})
 }
 
 // replaceHung starts another worker for each that hangs, and reports whether
@@ -259,17 +259,17 @@ func (d *dropper) replaceHung() bool {
 // dropNode drops the pages of one node, range by range around the pages that
 // parked READs hold locked: a walk stops at a locked page, and what lies behind
 // it would stay readable.
-func (d *dropper) dropNode(n *node) {
+func (d *dropper) dropNode(dev int, n *node) {
 	n.touched.Store(false)
 	locked := d.fs.parking.readsOf(n.id)
 	if len(locked) == 0 {
-		if err := d.loop.invalidate(n.id, 0, 0); err != nil && err != unix.ENOENT {
+		if err := invalidate(dev, n.id, 0, 0); err != nil && err != unix.ENOENT {
 			n.touched.Store(true)
 		}
 		return
 	}
 	for _, s := range gaps(locked) {
-		_ = d.loop.invalidate(n.id, s.from, s.to-s.from)
+		_ = invalidate(dev, n.id, s.from, s.to-s.from)
 	}
 }
 

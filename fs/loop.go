@@ -371,30 +371,31 @@ const (
 	notifyIncEpoch   = 8
 )
 
-func (l *loop) notify(code int32, payload []byte) error {
+// notify writes a notification to dev, the loop's device or a clone of it.
+func notify(dev int, code int32, payload []byte) error {
 	b := make([]byte, outHeaderSize, outHeaderSize+len(payload))
 	b = append(b, payload...)
 	binary.NativeEndian.PutUint32(b[0:], uint32(len(b)))
 	binary.NativeEndian.PutUint32(b[4:], uint32(code))
 	for {
-		if _, err := unix.Write(l.dev, b); !errors.Is(err, unix.EINTR) {
+		if _, err := unix.Write(dev, b); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}
 }
 
 // incEpoch makes every cached name be looked up again: 1 µs and no lock.
-func (l *loop) incEpoch() error { return l.notify(notifyIncEpoch, nil) }
+func incEpoch(dev int) error { return notify(dev, notifyIncEpoch, nil) }
 
 // invalidate drops what the kernel caches of an inode: with off < 0 its
-// attributes only, else also its pages from off on (length 0: to the end). It
-// hangs behind a locked or dirty page.
-func (l *loop) invalidate(id uint64, off, length int64) error {
+// attributes only, else also its pages from off on (length 0: to the end), for
+// which it may hang behind a locked or dirty page: only apart.
+func invalidate(dev int, id uint64, off, length int64) error {
 	var b [24]byte
 	binary.NativeEndian.PutUint64(b[0:], id)
 	binary.NativeEndian.PutUint64(b[8:], uint64(off))
 	binary.NativeEndian.PutUint64(b[16:], uint64(length))
-	return l.notify(notifyInvalInode, b[:])
+	return notify(dev, notifyInvalInode, b[:])
 }
 
 // libraryLog takes what the protocol server has to say, which is never about

@@ -204,7 +204,7 @@ func (t *tableIDs) close() {
 
 // procFD is the path by which the kernel opens a descriptor anew: the only way
 // to read or write what an O_PATH descriptor of a file names.
-func procFD(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+func procFD(fd int) string { return fmt.Sprintf("/proc/thread-self/fd/%d", fd) }
 
 // ignoringEINTR repeats a call that a signal interrupted: Go's runtime signals
 // its own threads all the time.

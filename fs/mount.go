@@ -52,6 +52,9 @@ func (f *Filesystem) Mount(dir string) error {
 	if err := mountable(dir); err != nil {
 		return err
 	}
+	if f.runtimeFDs, err = runtimeDescriptors(); err != nil {
+		return err
+	}
 	dev, err := mountDevice(dir)
 	if err != nil {
 		return err
@@ -144,7 +147,7 @@ func (f *Filesystem) Unmount(ctx context.Context) error {
 		return nil
 	}
 	done := make(chan error, 1)
-	go func() { done <- f.takeAway(ctx, l) }()
+	f.apart(-1, func(int) { done <- f.takeAway(ctx, l) })
 	var err error
 	select {
 	case err = <-done:
