@@ -257,8 +257,32 @@ func (c *call) sealPiece(n *node, data []byte, off, first, last int64, skip int)
 	if err != nil {
 		return nil, e, err
 	}
-	err = c.crypt(n, job{kind: sealRange, src: data, sealed: sealed, index: first, skip: skip, edges: e})
+	err = c.crypt(n, job{kind: sealRange, src: data, sealed: sealed, index: first, skip: skip, edges: e, ahead: c.ahead})
 	return sealed, e, err
+}
+
+// aheadBlocks is how many whole blocks make it worth sealing them apart.
+const aheadBlocks = 8
+
+// sealAhead seals those blocks that data covers whole, before the file is held
+// alone: writes that grow a file come one after the other to its end, but their
+// sealing, half of the work, can go on in parallel.
+func (c *call) sealAhead(n *node, data []byte, off int64) error {
+	first, skip := seal.BlockAt(off)
+	end := off + int64(len(data))
+	a := ahead{from: first}
+	if skip > 0 {
+		a.from++
+	}
+	a.to, _ = seal.BlockAt(end)
+	if a.to-a.from < aheadBlocks || a.to-first >= scratchBlocks {
+		return nil
+	}
+	err := c.crypt(n, job{kind: sealRange, src: data[seal.BlockStart(a.from)-off:], sealed: c.sealed[(a.from-first)*block : (a.to-first)*block], index: a.from})
+	if err == nil {
+		c.ahead = a
+	}
+	return err
 }
 
 // edges holds the plain content of the first and last block of a write, where
@@ -317,6 +341,7 @@ func (c *call) existing(n *node, index int64, dst []byte) (length int, hole bool
 
 // writeBlock seals plain as the whole of one block.
 func (c *call) writeBlock(n *node, index int64, plain []byte) error {
+	c.ahead = ahead{} // it lies there
 	sealed := c.sealed[:block]
 	e := edges{head: plain, headLen: len(plain), shortTail: len(plain) < seal.PayloadOf(index)}
 	if e.head == nil {

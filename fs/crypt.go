@@ -15,11 +15,16 @@ type job struct {
 	index  int64  // of the first block
 	skip   int    // plain bytes of the first block that are not asked for
 	edges  edges  // first and last block of a sealRange where src is not the whole
+	ahead  ahead  // blocks of a sealRange that are sealed already
 
 	n   int   // openOne: the block's length
 	bad int64 // the block that failed
 	err error
 }
+
+// ahead says which blocks of the write in hand lie sealed in the call's scratch;
+// to is exclusive.
+type ahead struct{ from, to int64 }
 
 type jobKind uint8
 
@@ -112,6 +117,9 @@ func (j *job) seal(cipher *seal.FileCipher) {
 	blocks := int64(len(j.sealed)) / block
 	for i := range blocks {
 		index := j.index + i
+		if j.ahead.from <= index && index < j.ahead.to {
+			continue
+		}
 		var plain []byte
 		switch {
 		case i == 0 && j.edges.head != nil:

@@ -139,6 +139,10 @@ func (c *call) write(n *node, data []byte, off int64) error {
 		return c.overwrite(n, data, off)
 	}
 	n.content.RUnlock()
+	if err := c.sealAhead(n, data, off); err != nil {
+		return err
+	}
+	defer func() { c.ahead = ahead{} }()
 	if err := c.own(n); err != nil {
 		return err
 	}

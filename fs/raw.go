@@ -32,6 +32,7 @@ type call struct {
 	// Plaintext of the blocks at the edges of a write, and of one being opened.
 	head, plain, opened [seal.BlockPayload]byte
 
+	ahead   ahead
 	job     job
 	jobFile seal.FileID
 	runJob  func() // run, bound once
