@@ -94,7 +94,7 @@ func newCommand(environ []string) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(newRunCommand(environ), newStatusCommand(), newConfigCommand(environ), newVersionCommand())
+	root.AddCommand(newRunCommand(environ), newStatusCommand(), newConfigCommand(environ), newVersionCommand(), newSentinelCommand())
 	return root
 }
 

@@ -96,15 +96,19 @@ func mountedAt(mountinfo, dir string) string {
 		dir = resolved
 	}
 	kind := ""
-	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 	for line := range strings.Lines(mountinfo) {
 		before, after, ok := strings.Cut(line, " - ")
 		fields, about := strings.Fields(before), strings.Fields(after)
-		if ok && len(fields) >= 5 && len(about) >= 1 && unescape.Replace(fields[4]) == dir {
+		if ok && len(fields) >= 5 && len(about) >= 1 && unescapeMount(fields[4]) == dir {
 			kind = about[0]
 		}
 	}
 	return kind
+}
+
+// unescapeMount undoes what the kernel does to blanks and backslashes in mountinfo.
+func unescapeMount(path string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(path)
 }
 
 // detach removes the mount on dir, with the set-uid fusermount3 where we may not ourselves.

@@ -124,6 +124,12 @@ func (v *volume) serve(ctx context.Context) error {
 		v.resource.Failed(err.Error())
 		return failure(v.log, "the volume cannot be mounted", exitMount, err)
 	}
+	stopSentinel, err := startSentinel(v.cfg.Volume.Mount)
+	if err != nil {
+		v.log.Warn("without a sentinel, a byokd killed in a freeze may hang until the mount is ended by hand (umount -f -l)", zap.Error(err))
+	} else {
+		defer stopSentinel()
+	}
 	v.mounted.Store(f)
 	v.resource.Serving()
 	ended := make(chan error, 1)
