@@ -333,8 +333,8 @@ type findings struct {
 	places  []string // where some of them lie
 }
 
-// maxPlaces bounds the places that are told: one structure holds 30 pieces.
-const maxPlaces = 40
+// maxPlaces bounds the places that are told: one cipher holds 60 pieces.
+const maxPlaces = 10
 
 func (f *findings) note(name, mapping string, address uint64) {
 	if f.byName == nil {

@@ -30,9 +30,6 @@ func (s *stack) start(name string, env []string, program string, args ...string)
 	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = env, p, p
 	// TERM and not KILL, so that byokd unmounts; a group of its own, so that Ctrl-C reaches the test first.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
-	// Pdeathsig follows the thread that starts the child: the main thread of
-	// this goroutine's choice must outlive it, so it is started from one that
-	// never ends.
 	if err := startForever(p.cmd); err != nil {
 		s.t.Fatalf("start %s: %v", name, err)
 	}
@@ -43,7 +40,8 @@ func (s *stack) start(name string, env []string, program string, args ...string)
 	return p
 }
 
-// starter starts children in one goroutine that is wired to one thread.
+// starter starts children on one thread that never ends: Pdeathsig follows the
+// thread that started the child, not its process.
 var starter = sync.OnceValue(func() chan<- func() {
 	jobs := make(chan func())
 	go func() {
