@@ -9,8 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
@@ -185,6 +187,11 @@ func TestDeadMountIsClearedAway(t *testing.T) {
 	s := newSite(t)
 	p := s.start(t)
 	p.awaitState(t, exitOK)
+	for _, pid := range p.children(t) { // the sentinel dies too, as when a machine's memory runs out
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
 	p.signal(t, unix.SIGKILL)
 	<-p.ended
 	var unused unix.Statfs_t
@@ -198,6 +205,58 @@ func TestDeadMountIsClearedAway(t *testing.T) {
 	}
 	p.signal(t, unix.SIGTERM)
 	p.awaitEnd(t, exitOK)
+}
+
+// children returns the processes that the daemon has started.
+func (p *process) children(t *testing.T) []int {
+	t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pids []int
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for _, word := range strings.Fields(string(text)) {
+			pid, err := strconv.Atoi(word)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pids = append(pids, pid)
+		}
+	}
+	if len(pids) == 0 {
+		t.Fatal("the daemon has started no sentinel")
+	}
+	return pids
+}
+
+// TestSentinelEndsTheMount: nothing is left mounted after a kill -9, and the sentinel goes too.
+func TestSentinelEndsTheMount(t *testing.T) {
+	needMounts(t)
+	s := newSite(t)
+	p := s.start(t)
+	p.awaitState(t, exitOK)
+	sentinels := p.children(t)
+	p.signal(t, unix.SIGKILL)
+	<-p.ended
+	gone := func() bool {
+		for _, pid := range sentinels {
+			if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && !strings.Contains(string(stat), ") Z ") {
+				return false // a zombie waits for init, which is not our concern
+			}
+		}
+		return fuseDeviceAt(s.mount) == ""
+	}
+	for deadline := time.Now().Add(20 * time.Second); !gone(); {
+		if time.Now().After(deadline) {
+			t.Fatal("the mount or its sentinel is left behind")
+		}
+		time.Sleep(10 * time.Millisecond) // between two looks
+	}
 }
 
 func TestForeignUnmountEndsTheDaemon(t *testing.T) {
