@@ -373,8 +373,8 @@ func rocks(benchmark string) func(string) (float64, error) {
 	return func(dir string) (float64, error) {
 		db := filepath.Join(dir, "rocksdb")
 		defer os.RemoveAll(db)
-		text, err := exec.Command("db_bench", "--db="+db, "--benchmarks="+benchmark, "--num=300000", "--compression_type=none",
-			"--write_buffer_size=8388608", "--seed=1").CombinedOutput()
+		text, err := exec.Command("db_bench", "--db="+db, "--benchmarks="+benchmark, "--num=60000", "--compression_type=none",
+			"--write_buffer_size=2097152", "--seed=1").CombinedOutput()
 		if err != nil {
 			return 0, fmt.Errorf("db_bench: %w: %s", err, text)
 		}

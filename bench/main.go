@@ -94,6 +94,21 @@ func compare(ctx context.Context, o options, stdout, stderr io.Writer) (err erro
 		return err
 	}
 	r := results{}
+	err = measureAll(ctx, o, self, peers, r, stderr)
+	if err != nil && ctx.Err() == nil {
+		return err
+	}
+	fmt.Fprintf(stderr, "\r%-60s\r", "")
+	describe(stdout, o) // also what there is when it was interrupted
+	r.print(stdout, peers)
+	if o.keep && err == nil {
+		fmt.Fprintln(stderr, "mounts are up under", o.dir, "until Ctrl-C")
+		<-ctx.Done()
+	}
+	return err
+}
+
+func measureAll(ctx context.Context, o options, self string, peers []peer, r results, stderr io.Writer) error {
 	for round := range o.rounds {
 		for _, l := range loads {
 			if !o.loads.MatchString(l.name) || !l.possible() {
@@ -109,13 +124,6 @@ func compare(ctx context.Context, o options, stdout, stderr io.Writer) (err erro
 				r.add(l.name, p.name, rate)
 			}
 		}
-	}
-	fmt.Fprintf(stderr, "\r%-60s\r", "")
-	describe(stdout, o)
-	r.print(stdout, peers)
-	if o.keep {
-		fmt.Fprintln(stderr, "mounts are up under", o.dir, "until Ctrl-C")
-		<-ctx.Done()
 	}
 	return nil
 }
@@ -154,6 +162,6 @@ func describe(w io.Writer, o options) {
 	var cpus unix.CPUSet
 	_ = unix.SchedGetaffinity(0, &cpus)
 	load, _ := os.ReadFile("/proc/loadavg")
-	fmt.Fprintf(w, "Linux %s, %d × %s, %s; load average %s; medians of %d interleaved rounds\n\n",
+	fmt.Fprintf(w, "Linux %s, %d × %s, %s; load average %s; medians of up to %d interleaved rounds\n\n",
 		unix.ByteSliceToString(name.Release[:]), cpus.Count(), processor, kind, strings.Join(strings.Fields(string(load))[:3], " "), o.rounds)
 }
