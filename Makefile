@@ -16,7 +16,7 @@ FUZZTIME ?= 30s
 SOAK     ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test race lint fuzz bench e2e soak clean
+.PHONY: help build run test race lint fuzz bench micro e2e soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ race: ## run all tests under the race detector
 	$(GO) test -race -timeout 30m ./...
 
 lint: ## gofmt, go vet, staticcheck, shellcheck
-	@unformatted=$$(gofmt -l cmd fs internal keyguard metrics objstore test); \
+	@unformatted=$$(gofmt -l bench cmd fs internal keyguard metrics objstore test); \
 	  if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	GOEXPERIMENT= $(GO) vet ./...
@@ -48,7 +48,10 @@ fuzz: ## fuzz every decoder for FUZZTIME (30s) each
 	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 	    echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; done; done
 
-bench: ## run the benchmarks with their allocation counts
+bench: build ## compare with raw ext4, go-fuse's loopback and gocryptfs: a table, in minutes
+	$(GO) run ./bench $(BENCH)
+
+micro: ## run the Go benchmarks with their allocation counts
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
 e2e: build ## run the whole-system tests, telling their figures
