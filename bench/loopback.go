@@ -20,6 +20,15 @@ import (
 // were opened for writing only.
 type loopbackNode struct{ loopfs.LoopbackNode }
 
+func newLoopbackNode(root *loopfs.LoopbackRoot) *loopbackNode {
+	return &loopbackNode{loopfs.LoopbackNode{RootData: root}}
+}
+
+// WrapChild makes the nodes below ours, too.
+func (n *loopbackNode) WrapChild(context.Context, loopfs.InodeEmbedder) loopfs.InodeEmbedder {
+	return newLoopbackNode(n.RootData)
+}
+
 func readWrite(flags uint32) uint32 {
 	if flags&unix.O_ACCMODE == unix.O_WRONLY {
 		flags = flags&^unix.O_ACCMODE | unix.O_RDWR
@@ -40,15 +49,12 @@ func (n *loopbackNode) Create(ctx context.Context, name string, flags, mode uint
 // serveLoopback mounts and serves until SIGTERM.
 func serveLoopback(lower, mount string) error {
 	root := &loopfs.LoopbackRoot{Path: lower}
-	root.NewNode = func(r *loopfs.LoopbackRoot, _ *loopfs.Inode, _ string, _ *syscall.Stat_t) loopfs.InodeEmbedder {
-		return &loopbackNode{loopfs.LoopbackNode{RootData: r}}
-	}
 	var st unix.Stat_t
 	if err := unix.Stat(lower, &st); err != nil {
 		return err
 	}
 	root.Dev = st.Dev
-	root.RootNode = root.NewNode(root, nil, "", nil)
+	root.RootNode = newLoopbackNode(root)
 	day := 24 * time.Hour
 	const handleKillprivV2 = 1 << 28 // include/uapi/linux/fuse.h
 	server, err := loopfs.Mount(mount, root.RootNode, &loopfs.Options{AttrTimeout: &day, EntryTimeout: &day, MountOptions: fuse.MountOptions{
