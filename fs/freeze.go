@@ -257,11 +257,11 @@ func (d *dropper) replaceHung() bool {
 }
 
 // dropNode drops the pages of one node, range by range around the pages that
-// parked READs hold locked: a walk stops at a locked page, and what lies behind
+// parked READs and WRITEs hold: a walk stops at such a page, and what lies behind
 // it would stay readable.
 func (d *dropper) dropNode(dev int, n *node) {
 	n.touched.Store(false)
-	locked := d.fs.parking.readsOf(n.id)
+	locked := d.fs.parking.held(n.id)
 	if len(locked) == 0 {
 		if err := invalidate(dev, n.id, 0, 0); err != nil && err != unix.ENOENT {
 			n.touched.Store(true)

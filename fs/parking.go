@@ -29,7 +29,7 @@ type parking struct {
 type parkedCall struct {
 	pid       uint32 // the caller's thread, as seen from the mount's pid namespace
 	node      uint64
-	off, size int64 // of a READ, whose pages the kernel holds locked; size 0 otherwise
+	off, size int64 // of a READ or WRITE, whose pages the kernel holds locked or under writeback; size 0 otherwise
 	leave     context.CancelFunc
 }
 
@@ -61,8 +61,12 @@ func (f *Filesystem) admitOnce(c *call, class keyguard.Class, request []byte) (k
 	ctx, leave := context.WithCancel(f.serving)
 	defer leave()
 	p := &parkedCall{pid: c.header.Pid, node: c.header.NodeId, leave: leave}
-	if c.header.Opcode == opRead {
+	switch c.header.Opcode {
+	case opRead:
 		in := (*fuse.ReadIn)(unsafe.Pointer(&request[0]))
+		p.off, p.size = int64(in.Offset), int64(in.Size)
+	case opWrite:
+		in := (*fuse.WriteIn)(unsafe.Pointer(&request[0]))
 		p.off, p.size = int64(in.Offset), int64(in.Size)
 	}
 	f.parking.add(p)
@@ -95,8 +99,8 @@ func (k *parking) count() int {
 	return len(k.parked)
 }
 
-// readsOf returns the ranges of a node that parked READs hold locked.
-func (k *parking) readsOf(node uint64) []span {
+// held returns the ranges of a node whose pages parked READs and WRITEs hold.
+func (k *parking) held(node uint64) []span {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var spans []span
