@@ -32,9 +32,9 @@ import (
 // behind a locked page: it is left behind and another goroutine goes on.
 const hungAfter = 20 * time.Millisecond
 
-// stalledAfter is when those that hang are given up: nothing was read or written
-// for so long, so they do not wait for a flush but for a page that a waiting
-// READ holds. A flush makes progress request by request, 1 MiB each at most.
+// stalledAfter is when those that hang are given up: nothing was flushed for so
+// long, so they do not wait for a flush but for a page that a waiting call holds.
+// A flush makes progress request by request, 1 MiB each at most.
 const stalledAfter = 100 * time.Millisecond
 
 // Draining implements keyguard.Subscriber.
@@ -170,7 +170,7 @@ func (f *Filesystem) drop(ctx context.Context, l *loop, nodes []*node) {
 	}
 	watch := time.NewTicker(hungAfter / 2)
 	defer watch.Stop()
-	served, moved := f.requests.Load(), time.Now()
+	flushed, moved := f.flushed.Load(), time.Now()
 	for {
 		select {
 		case <-d.done:
@@ -180,8 +180,8 @@ func (f *Filesystem) drop(ctx context.Context, l *loop, nodes []*node) {
 		case <-watch.C:
 			if !d.replaceHung() {
 				moved = time.Now()
-			} else if now := f.requests.Load(); now != served {
-				served, moved = now, time.Now()
+			} else if now := f.flushed.Load(); now != flushed {
+				flushed, moved = now, time.Now()
 			} else if time.Since(moved) > stalledAfter {
 				return
 			}

@@ -126,6 +126,9 @@ func (c *call) writeFile(in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 		}
 	}
 	c.bytes = len(data)
+	if in.WriteFlags&fuse.WRITE_CACHE != 0 {
+		c.fs.flushed.Add(1)
+	}
 	return uint32(len(data)), fuse.OK
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/byokd/byokd/keyguard"
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 )
 
 // parking holds the requests that wait at the gate.
@@ -61,17 +62,34 @@ func (f *Filesystem) admitOnce(c *call, class keyguard.Class, request []byte) (k
 	ctx, leave := context.WithCancel(f.serving)
 	defer leave()
 	p := &parkedCall{pid: c.header.Pid, node: c.header.NodeId, leave: leave}
-	switch c.header.Opcode {
-	case opRead:
-		in := (*fuse.ReadIn)(unsafe.Pointer(&request[0]))
-		p.off, p.size = int64(in.Offset), int64(in.Size)
-	case opWrite:
-		in := (*fuse.WriteIn)(unsafe.Pointer(&request[0]))
-		p.off, p.size = int64(in.Offset), int64(in.Size)
-	}
+	p.off, p.size = heldPages(c.header.Opcode, request)
 	f.parking.add(p)
 	defer f.parking.remove(p)
 	return f.guard.Enter(ctx, class, uint32(c.header.NodeId))
+}
+
+// heldPages returns the range whose pages the kernel holds for a waiting
+// request: those that a READ is to fill, those that a flush has under writeback,
+// and the last page of any other WRITE where it is written in part
+// (fs/fuse/file.c, fuse_fill_write_pages). O_DIRECT holds none.
+func heldPages(opcode uint32, request []byte) (off, size int64) {
+	switch opcode {
+	case opRead:
+		in := (*fuse.ReadIn)(unsafe.Pointer(&request[0]))
+		if in.Flags&unix.O_DIRECT == 0 {
+			return int64(in.Offset), int64(in.Size)
+		}
+	case opWrite:
+		in := (*fuse.WriteIn)(unsafe.Pointer(&request[0]))
+		end := int64(in.Offset) + int64(in.Size)
+		switch part := end % pageSize; {
+		case in.WriteFlags&fuse.WRITE_CACHE != 0:
+			return int64(in.Offset), int64(in.Size)
+		case in.Flags&unix.O_DIRECT == 0 && part != 0:
+			return end - part, part
+		}
+	}
+	return 0, 0
 }
 
 func (k *parking) add(p *parkedCall) {
