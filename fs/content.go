@@ -360,15 +360,16 @@ func (c *call) writeBlock(n *node, index int64, plain []byte) error {
 }
 
 // store writes sealed blocks from block index first on, in runs: through the
-// page cache those that did not exist, through O_DIRECT those that did and a
-// short tail, which will be written again.
+// page cache those that did not exist, through O_DIRECT those that did and the
+// short tail of a file that grows, which will be written again. (If the short
+// tail of a new file is, O_DIRECT waits for its page.)
 func (c *call) store(n *node, sealed []byte, first int64, e edges) error {
 	last := int64(len(sealed))/block - 1
 	existing := n.lower/block - first // blocks of the run below this may exist
 	direct := func(i int64) bool {
 		switch {
 		case i == last && e.shortTail:
-			return true
+			return n.lower > 0 // a new file is often written once: it need not wait for the disk
 		case i == 0 && e.headHole, i == last && e.tailHole:
 			return false
 		}
