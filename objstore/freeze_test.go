@@ -311,10 +311,10 @@ func TestClientLeavesMidway(t *testing.T) {
 	}()
 	<-source.reached
 	cancel()
-	close(source.release)
-	if err := <-failed; err == nil {
+	if err := <-failed; err == nil { // only then has the client really left: before, the rest might still be sent
 		t.Fatal("the request succeeded")
 	}
+	close(source.release)
 	await(t, "that the proxy notices", func() bool { _, done := w.events.find(objstore.OpPutObject); return done })
 	if w.up.Object("acme-documents", "half") != nil {
 		t.Error("half an upload became an object")
