@@ -3,12 +3,14 @@ package objstore_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -302,19 +304,20 @@ func TestClientLeaving(t *testing.T) {
 func TestClientLeavesMidway(t *testing.T) {
 	w := newWorld(t, worldOptions{})
 	body := pattern(40*segment, 1)
-	source := newGated(body, 20*segment)
+	source := newGated(body[:21*segment], 20*segment)
+	rest := iotest.ErrReader(errors.New("left")) // or the rest might still be sent before the client has gone
 	ctx, cancel := context.WithCancel(t.Context())
 	failed := make(chan error, 1)
 	go func() {
-		_, err := http.DefaultClient.Do(w.request("PUT", "/documents/half", source, int64(len(body))).WithContext(ctx))
+		_, err := http.DefaultClient.Do(w.request("PUT", "/documents/half", io.MultiReader(source, rest), int64(len(body))).WithContext(ctx))
 		failed <- err
 	}()
 	<-source.reached
 	cancel()
-	if err := <-failed; err == nil { // only then has the client really left: before, the rest might still be sent
+	close(source.release)
+	if err := <-failed; err == nil {
 		t.Fatal("the request succeeded")
 	}
-	close(source.release)
 	await(t, "that the proxy notices", func() bool { _, done := w.events.find(objstore.OpPutObject); return done })
 	if w.up.Object("acme-documents", "half") != nil {
 		t.Error("half an upload became an object")
