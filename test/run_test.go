@@ -221,6 +221,7 @@ func TestMakeRun(t *testing.T) {
 
 	m.ready(t, "Hello, Frank", "an object")
 	byokd, devcloud := m.pid(t, "byokd"), m.pid(t, "devcloud")
+	killChildren(t, byokd) // the sentinel, which would end the mount
 	unix.Kill(byokd, unix.SIGKILL)
 	unix.Kill(-m.cmd.Process.Pid, unix.SIGKILL) // make and the script, which cannot tidy up
 	m.awaitEnd(t)
@@ -252,6 +253,25 @@ func TestMakeRun(t *testing.T) {
 		}
 		if s == unix.SIGTERM {
 			m.ready(t, "Hello, Frank", "an object")
+		}
+	}
+}
+
+// killChildren kills what a process has started.
+func killChildren(t *testing.T, pid int) {
+	t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		text, _ := os.ReadFile(file) // gone with its thread
+		for _, word := range strings.Fields(string(text)) {
+			child, err := strconv.Atoi(word)
+			if err != nil {
+				t.Fatal(err)
+			}
+			unix.Kill(child, unix.SIGKILL)
 		}
 	}
 }
