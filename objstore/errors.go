@@ -42,6 +42,12 @@ var (
 	errBroken = errors.New("sealed object is not what its header and ETag announce")
 	// errForeign: the object was not written through byokd.
 	errForeign = errors.New("object was not sealed by byokd")
+	// errOtherKMS: nothing at hand is wrapped by the bucket's KMS key.
+	errOtherKMS = errors.New("sealed under another KMS key than the configured one")
+	// errKeyring: the bucket's keyring is damaged, foreign or an old one.
+	errKeyring = errors.New("the bucket's keyring (" + KeyringObject + ") cannot be used")
+	// errKeyringFull: no room for another data key.
+	errKeyringFull = errors.New("the bucket's keyring is full")
 	// errChanged: the object was replaced while it was read.
 	errChanged = errors.New("object changed while it was read")
 )
@@ -62,6 +68,8 @@ func errorRows() []errorRow {
 		{errHeld, http.StatusServiceUnavailable, "SlowDown", "External encryption key is not ready. The request may be tried again; byokd status names the cause."},
 		{keyguard.ErrStopped, http.StatusServiceUnavailable, "ServiceUnavailable", "byokd is stopping. Try again in a moment."},
 		{keyguard.ErrFrozen, http.StatusServiceUnavailable, "SlowDown", "External encryption key is not ready. The request may be tried again; byokd status names the cause."},
+		{errOtherKMS, http.StatusUnprocessableEntity, "SealedUnderOtherKey", "The object, or the bucket's keyring, was sealed under another KMS key than the configured one. Move the bucket with byokd key rewrap, or name the former key again under objects.buckets.*.key."},
+		{errKeyring, http.StatusInternalServerError, "KeyringBroken", "The bucket's list of data keys (" + KeyringObject + ") is damaged, foreign or was put back to an older one. Restore its newest version; docs/OPERATIONS.md says how to rebuild it."},
 		{errForeign, http.StatusUnprocessableEntity, "NotSealed", "The object was not written through byokd and is not served. Read it from the upstream bucket directly, and write it again through byokd."},
 		{seal.ErrTampered, http.StatusUnprocessableEntity, "SealBroken", "The object failed authentication: it was damaged or changed upstream. Restore it from a backup or an older version."},
 		{seal.ErrNotSealed, http.StatusUnprocessableEntity, "NotSealed", "The object was not written through byokd and is not served. Read it from the upstream bucket directly, and write it again through byokd."},

@@ -3,7 +3,10 @@ package objstore
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -68,7 +71,33 @@ func asHeld(ctx, limited context.Context, err error) error {
 // secret.
 type dataKey struct {
 	id      seal.KeyID
+	arn     string // the KMS key that wraps it; "" where that was not written down
 	wrapped []byte
+}
+
+// dataKeyOf is the key of an object's or part's header.
+func dataKeyOf(h seal.ObjectHeader) dataKey {
+	return dataKey{id: h.Key, arn: h.KeyARN, wrapped: h.WrappedKey}
+}
+
+// formOf returns the form of a data key that the bucket's KMS key can unwrap:
+// the one at hand, or after a rewrap the one in the keyring.
+func (b *bucket) formOf(ctx context.Context, key dataKey) ([]byte, error) {
+	if sameKMS(key.arn, b.keyARN) {
+		return key.wrapped, nil
+	}
+	unnamed := key.arn == ""
+	entry, found, err := b.ring.entry(ctx, key.id, unnamed)
+	if err != nil && !(unnamed && errors.Is(err, errKeyring)) {
+		return nil, err
+	}
+	if wrapped, ok := formUnder(entry, b.keyARN); found && ok {
+		return wrapped, nil
+	}
+	if unnamed {
+		return key.wrapped, nil // KMS will tell
+	}
+	return nil, fmt.Errorf("%w: %s wraps its data key %s", errOtherKMS, key.arn, key.id)
 }
 
 // withKey runs f on the root of a data key, inside a pass and inside seal.Do, and
@@ -83,8 +112,8 @@ func (b *bucket) withKey(ctx context.Context, lane uint32, key dataKey, f func(r
 		root := pass.Keys().Root(key.id)
 		if root == nil {
 			pass.Exit()
-			if err := b.Guard.Load(ctx, key.id, key.wrapped, b.Binding); err != nil {
-				return pass, loadError(err)
+			if err := b.load(ctx, key); err != nil {
+				return pass, err
 			}
 			continue
 		}
@@ -101,6 +130,15 @@ func (b *bucket) withKey(ctx context.Context, lane uint32, key dataKey, f func(r
 	}
 }
 
+// load unwraps a data key into the present epoch.
+func (b *bucket) load(ctx context.Context, key dataKey) error {
+	wrapped, err := b.formOf(ctx, key)
+	if err != nil {
+		return err
+	}
+	return loadError(b.Guard.Load(ctx, key.id, wrapped, b.Binding))
+}
+
 // loadError explains a data key that KMS did not unwrap although it answers.
 func loadError(err error) error {
 	if errors.Is(err, keyguard.ErrMisconfigured) {
@@ -110,15 +148,42 @@ func loadError(err error) error {
 	return err
 }
 
+// guardedKeys lets a bucket's keyring use the keys behind its guard.
+type guardedKeys struct {
+	bucket *bucket
+	now    func() time.Time
+}
+
+// use implements keyringKeys.
+func (g guardedKeys) use(ctx context.Context, entry seal.KeyringKey, f func(root *seal.Root) error) error {
+	wrapped, ok := formUnder(entry, g.bucket.keyARN)
+	if !ok {
+		return fmt.Errorf("%w: the bucket's keyring names %v", errOtherKMS, slices.Sorted(maps.Keys(entry.Forms)))
+	}
+	for {
+		_, err := g.bucket.withKey(ctx, 0, dataKey{id: entry.ID, arn: g.bucket.keyARN, wrapped: wrapped}, f)
+		if !isFrozen(err) {
+			return err
+		}
+	}
+}
+
+// create implements keyringKeys.
+func (g guardedKeys) create(ctx context.Context) (seal.KeyringKey, error) {
+	id, wrapped, err := g.bucket.Guard.Create(ctx, g.bucket.Binding)
+	return seal.KeyringKey{ID: id, Created: g.now().Unix(), Forms: map[string][]byte{g.bucket.keyARN: wrapped}}, err
+}
+
 // writingKey is the data key that new objects of one bucket are sealed under. It
-// is made by the first object of each period.
+// is made by the first object of each period, and stands in the bucket's keyring
+// before anything is sealed under it. A proxy that has just started takes the
+// newest one of the keyring while its period lasts.
 type writingKey struct {
-	guard   *keyguard.Guard
-	binding keyguard.Binding
-	period  time.Duration
-	limit   int64
-	now     func() time.Time
-	making  chan struct{} // holds one token while a key is made
+	bucket *bucket
+	period time.Duration
+	limit  int64
+	now    func() time.Time
+	making chan struct{} // holds one token while a key is made
 
 	mu    sync.Mutex
 	key   dataKey   // guarded by mu
@@ -126,8 +191,8 @@ type writingKey struct {
 	used  int64     // guarded by mu
 }
 
-func newWritingKey(g *keyguard.Guard, b keyguard.Binding, period time.Duration, limit int64, now func() time.Time) *writingKey {
-	return &writingKey{guard: g, binding: b, period: period, limit: limit, now: now, making: make(chan struct{}, 1)}
+func newWritingKey(b *bucket, period time.Duration, limit int64, now func() time.Time) *writingKey {
+	return &writingKey{bucket: b, period: period, limit: limit, now: now, making: make(chan struct{}, 1)}
 }
 
 // take returns the key for one more object or part. It waits while frozen if a
@@ -173,12 +238,64 @@ func (w *writingKey) renew(ctx context.Context) error {
 	if w.good() {
 		return nil
 	}
-	id, wrapped, err := w.guard.Create(ctx, w.binding)
+	ring, err := w.ring(ctx)
 	if err != nil {
 		return err
 	}
+	if w.continues(ring) {
+		return nil
+	}
+	entry, err := w.bucket.ring.make(ctx)
+	if err != nil {
+		return err
+	}
+	if err := w.bucket.ring.add(ctx, entry); err != nil {
+		return err
+	}
+	w.set(entry, w.now())
+	return nil
+}
+
+// ring returns the keyring: what this proxy has seen of it, since it writes it
+// under its ETag anyway, or else what is upstream.
+func (w *writingKey) ring(ctx context.Context) (seal.Keyring, error) {
+	if ring, seen := w.bucket.ring.known(); seen {
+		return ring, nil
+	}
+	return w.bucket.ring.fetch(ctx)
+}
+
+// continues takes the newest key of the keyring: at the start if it is young
+// enough, and at any age when the keyring has no room for another.
+func (w *writingKey) continues(ring seal.Keyring) bool {
+	if len(ring.Keys) == 0 {
+		return false
+	}
+	newest := ring.Keys[len(ring.Keys)-1]
+	made := time.Unix(newest.Created, 0)
+	if len(ring.Keys) >= seal.MaxKeyringKeys {
+		made = w.now()
+	} else if age := w.now().Sub(made); w.has() || age >= w.period || age <= -w.period {
+		return false
+	}
+	if _, ok := newest.Forms[w.bucket.keyARN]; !ok {
+		return false
+	}
+	w.set(newest, made)
+	return true
+}
+
+// has reports whether there was a key already.
+func (w *writingKey) has() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.key, w.since, w.used = dataKey{id: id, wrapped: wrapped}, w.now(), 0
-	return nil
+	return w.key.wrapped != nil
+}
+
+// set begins a period.
+func (w *writingKey) set(entry seal.KeyringKey, since time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	arn := w.bucket.keyARN
+	w.key, w.since, w.used = dataKey{id: entry.ID, arn: arn, wrapped: entry.Forms[arn]}, since, 0
 }

@@ -233,7 +233,7 @@ func (o *opening) open(ctx context.Context) ([]byte, error) {
 	last := seal.SegmentCount(o.part.plainSize) - 1
 	for {
 		var opened []byte
-		pass, err := o.bucket.withKey(ctx, o.lane, dataKey{id: o.header.Key, wrapped: o.header.WrappedKey}, func(root *seal.Root) error {
+		pass, err := o.bucket.withKey(ctx, o.lane, dataKeyOf(o.header), func(root *seal.Root) error {
 			cipher, err := root.OpenObject(o.header)
 			if err != nil {
 				return err

@@ -111,6 +111,7 @@ type bucket struct {
 	Bucket
 	name    string
 	keyARN  string // of the guard's KMS key, for headers
+	ring    *keyring
 	writing *writingKey
 	layouts *layoutCache
 }
@@ -141,13 +142,10 @@ func New(opts Options) (*Proxy, error) {
 		if b.Upstream == nil || b.Guard == nil {
 			return nil, fmt.Errorf("objstore: bucket %s needs an upstream and a guard", name)
 		}
-		p.buckets[name] = &bucket{
-			Bucket:  b,
-			name:    name,
-			keyARN:  b.Guard.Status().KeyARN,
-			writing: newWritingKey(b.Guard, b.Binding, opts.KeyPeriod, opts.KeyObjects, opts.Now),
-			layouts: newLayoutCache(),
-		}
+		kept := &bucket{Bucket: b, name: name, keyARN: b.Guard.Status().KeyARN, layouts: newLayoutCache()}
+		kept.ring = newKeyring(b.Upstream, b.Binding, guardedKeys{bucket: kept, now: opts.Now})
+		kept.writing = newWritingKey(kept, opts.KeyPeriod, opts.KeyObjects, opts.Now)
+		p.buckets[name] = kept
 	}
 	return p, nil
 }

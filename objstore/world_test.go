@@ -29,16 +29,40 @@ type memoryKMS struct {
 	state   keyguard.KeyState // guarded by mu
 	keys    map[string][]byte // guarded by mu; by wrapped form
 	bound   map[string]keyguard.Binding
-	created int // guarded by mu
-	unwraps int // guarded by mu
+	arn     string            // fixed
+	created int               // guarded by mu
+	unwraps int               // guarded by mu
 }
 
 func newMemoryKMS() *memoryKMS {
-	return &memoryKMS{state: keyguard.Enabled, keys: map[string][]byte{}, bound: map[string]keyguard.Binding{}}
+	return newMemoryKMSCalled("arn:aws:kms:eu-central-1:111122223333:key/11111111-2222-4333-8444-555555555555")
 }
 
-func (k *memoryKMS) ARN() string {
-	return "arn:aws:kms:eu-central-1:111122223333:key/11111111-2222-4333-8444-555555555555"
+func newMemoryKMSCalled(arn string) *memoryKMS {
+	return &memoryKMS{state: keyguard.Enabled, keys: map[string][]byte{}, bound: map[string]keyguard.Binding{}, arn: arn}
+}
+
+func (k *memoryKMS) ARN() string { return k.arn }
+
+// reEncrypt wraps under another key what k has wrapped.
+func (k *memoryKMS) reEncrypt(to *memoryKMS) func(context.Context, []byte, keyguard.Binding) ([]byte, error) {
+	return func(_ context.Context, wrapped []byte, b keyguard.Binding) ([]byte, error) {
+		if err := errors.Join(k.refused("ReEncryptFrom"), to.refused("ReEncryptTo")); err != nil {
+			return nil, err
+		}
+		k.mu.Lock()
+		secret, bound := k.keys[string(wrapped)], k.bound[string(wrapped)]
+		k.mu.Unlock()
+		if len(secret) == 0 || bound != b {
+			return nil, &keyguard.KMSError{Op: "ReEncrypt", State: keyguard.Misconfigured, Reason: keyguard.ReasonInvalidCiphertext, Err: errors.New("InvalidCiphertextException")}
+		}
+		again := make([]byte, 184)
+		rand.Read(again)
+		to.mu.Lock()
+		defer to.mu.Unlock()
+		to.keys[string(again)], to.bound[string(again)] = secret, b
+		return again, nil
+	}
 }
 
 func (k *memoryKMS) set(s keyguard.KeyState) {
@@ -158,6 +182,39 @@ func newWorld(t testing.TB, o worldOptions) *world {
 	})
 	w.client = w.newClient()
 	return w
+}
+
+// documentsBinding is the encryption context of bucket documents.
+var documentsBinding = keyguard.Binding{Cluster: "acme", Resource: "bucket/acme-documents"}
+
+// upstream is the bucket below documents.
+func (w *world) upstream() objstore.Upstream {
+	return objstore.NewUpstream(w.up.Client(objstore.TuneClient), "acme-documents")
+}
+
+// another starts a second proxy for bucket documents, as another pod would, and
+// returns a client of it.
+func (w *world) another(guard *keyguard.Guard, tune ...func(*objstore.Options)) *s3.Client {
+	w.t.Helper()
+	o := objstore.Options{
+		Buckets:     map[string]objstore.Bucket{"documents": {Upstream: w.upstream(), Guard: guard, Binding: documentsBinding}},
+		Credentials: objstore.StaticCredentials{"byokd": "byokd-secret"},
+	}
+	for _, f := range tune {
+		f(&o)
+	}
+	proxy, err := objstore.New(o)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(proxy)
+	server.Config = proxy.Server()
+	server.Start()
+	w.t.Cleanup(func() {
+		server.CloseClientConnections()
+		server.Close()
+	})
+	return w.newClient(func(o *s3.Options) { o.BaseEndpoint = aws.String(server.URL) })
 }
 
 // newClient makes a client as applications do, with the SDK's defaults.

@@ -73,7 +73,7 @@ func TestFormatLabels(t *testing.T) {
 	for _, row := range checkedTable(t, "labels") {
 		lengths[row[0]] = row[2]
 	}
-	labels := []string{labelFile, labelName, labelTarget, labelXattr, labelMeta, labelVolume, labelObject, labelObjectCommit, labelObjectHeader}
+	labels := []string{labelFile, labelName, labelTarget, labelXattr, labelMeta, labelVolume, labelObject, labelObjectCommit, labelObjectHeader, labelKeyring, labelKeyringCheck}
 	for _, label := range labels {
 		want := keySize
 		if label == labelName {
@@ -239,6 +239,24 @@ func TestFormatVolumeHeader(t *testing.T) {
 	}
 	if err := exampleRoot(t).VerifyVolumeHeader(h); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestFormatKeyring(t *testing.T) {
+	_, rest, _ := strings.Cut(formatDoc(t), "<!-- checked: keyring -->\n```\n")
+	text, _, found := strings.Cut(rest, "```")
+	if !found {
+		t.Fatal("no example on the page")
+	}
+	k, err := ParseKeyring([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := exampleRoot(t).VerifyKeyring(k); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(formatDoc(t), fmt.Sprintf("at most %d bytes", KeyringMax)) || !strings.Contains(formatDoc(t), fmt.Sprintf("up to %d lines", MaxKeyringKeys)) {
+		t.Error("the page and the code differ in the bounds of a keyring")
 	}
 }
 

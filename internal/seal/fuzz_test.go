@@ -158,6 +158,26 @@ func FuzzParseVolumeHeader(f *testing.F) {
 	})
 }
 
+func FuzzParseKeyring(f *testing.F) {
+	r := seeds(f, "keyrings", func(v vector) { f.Add(v.Sealed) })
+	_, file := readVectors(f, "keyrings")
+	f.Fuzz(func(t *testing.T, text []byte) {
+		k, err := ParseKeyring(text)
+		known(t, err)
+		if err != nil {
+			return
+		}
+		if again, err := k.Marshal(); err != nil || !bytes.Equal(again, text) {
+			t.Fatalf("%q writes back as %q, %v", text, again, err)
+		}
+		err = r.VerifyKeyring(k)
+		known(t, err)
+		if err == nil && !isVector(file, 0, text) {
+			t.Fatalf("a keyring nobody signed is authentic: %q", text)
+		}
+	})
+}
+
 func FuzzParseObjectHeader(f *testing.F) {
 	r := seeds(f, "headers", func(v vector) { f.Add(v.Sealed) })
 	f.Fuzz(func(t *testing.T, raw []byte) {

@@ -27,6 +27,8 @@ const (
 	labelObjectCommit = "byokd/v1/object/commitment"
 	labelUpload       = "byokd/v1/upload\x00" // of a hash, not of a key
 	labelObjectHeader = "byokd/v1/object/header"
+	labelKeyring      = "byokd/v1/keyring/mac"
+	labelKeyringCheck = "byokd/v1/keyring/check"
 )
 
 const (

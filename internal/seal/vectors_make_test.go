@@ -51,6 +51,7 @@ func generators() map[string]func(t *testing.T, r *Root) []vector {
 	return map[string]func(t *testing.T, r *Root) []vector{
 		"blocks": makeBlocks, "names": makeNames, "symlinks": makeSymlinks, "xattrs": makeXattrs,
 		"meta": makeMeta, "volumes": makeVolumes, "headers": makeHeaders, "segments": makeSegments,
+		"keyrings": makeKeyrings,
 	}
 }
 
@@ -212,6 +213,75 @@ func makeVolumes(t *testing.T, r *Root) []vector {
 		full.changed("truncated", "truncated", func(v *vector) { v.Sealed = v.Sealed[:bytes.Index(v.Sealed, []byte("mac:"))] }),
 		full.changed("future", "unknown version", replace("volume 1", "volume 2")),
 		full.changed("foreign", "not sealed", replace("byokd", "other")),
+	}
+}
+
+func makeKeyrings(t *testing.T, r *Root) []vector {
+	entry := func(r *Root, created int64, forms map[string][]byte) KeyringKey {
+		check, err := r.KeyringCheck(created)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return KeyringKey{ID: r.ID(), Created: created, Check: check, Forms: forms}
+	}
+	other := func(n byte) *Root {
+		id := r.ID()
+		id[0] = n
+		o, err := NewRoot(id, bytes.Repeat([]byte{n}, RootSize))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	keyring := func(name string, k Keyring) vector {
+		k, err := r.SignKeyring(k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := vector{Name: name}
+		if v.Sealed, err = k.Marshal(); err != nil {
+			t.Fatal(err)
+		}
+		if v.Plain, err = openKeyringVector(r, v); err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	first := "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+	second := "arn:aws:kms:eu-central-1:111122223333:key/9999abcd-12ab-34cd-56ef-1234567890ab"
+	moving := keyring("moving to another KMS key", Keyring{
+		Generation: 7, Binding: map[string]string{"byokd:cluster": "acme-prod", "byokd:resource": "bucket/acme-documents"},
+		Ring: entry(r, 1767225600, map[string][]byte{first: []byte("wrapped ring key"), second: []byte("the same under the second")}),
+		Keys: []KeyringKey{
+			entry(other(0xa1), 1767225601, map[string][]byte{first: []byte("wrapped key a1"), second: []byte("a1 under the second")}),
+			entry(other(0xa2), 1767229201, map[string][]byte{first: []byte("wrapped key a2")}),
+		},
+	})
+	replace := func(old, new string) func(v *vector) {
+		return func(v *vector) { v.Sealed = bytes.Replace(v.Sealed, []byte(old), []byte(new), 1) }
+	}
+	return []vector{
+		moving,
+		keyring("no data key yet", Keyring{Generation: 1, Ring: entry(r, 0, map[string][]byte{"k": []byte("w")})}),
+		moving.changed("older generation", "tampered", replace("generation: 7", "generation: 6")),
+		moving.changed("another KMS key", "tampered", replace("9999abcd", "9999abce")),
+		moving.changed("another bucket", "tampered", replace("acme-documents", "acme-document5")),
+		moving.changed("a key dropped", "tampered", func(v *vector) {
+			i := bytes.Index(v.Sealed, []byte("key: a2"))
+			v.Sealed = slices.Delete(v.Sealed, i, i+bytes.IndexByte(v.Sealed[i:], '\n')+1)
+		}),
+		moving.changed("a key twice", "tampered", func(v *vector) {
+			i := bytes.Index(v.Sealed, []byte("key: a2"))
+			v.Sealed = append(v.Sealed[:i:i], append(bytes.Clone(v.Sealed[i:i+bytes.IndexByte(v.Sealed[i:], '\n')+1]), v.Sealed[i:]...)...)
+		}),
+		moving.changed("a form changed", "tampered", replace("d3JhcHBlZCBrZXkgYTE=", "d3JhcHBlZCBrZXkgYTI=")),
+		moving.changed("a form of no KMS key", "tampered", replace(" 1=", " 2=")),
+		moving.changed("made at another time", "wrong key", replace("1767225600", "1767225599")),
+		moving.changed("spelt otherwise", "tampered", replace("generation: 7", "generation: 07")),
+		moving.changed("unknown field", "tampered", replace("ring:", "more: x\nring:")),
+		moving.changed("truncated", "truncated", func(v *vector) { v.Sealed = v.Sealed[:bytes.Index(v.Sealed, []byte("mac:"))] }),
+		moving.changed("future", "unknown version", replace("keyring 1", "keyring 2")),
+		moving.changed("foreign", "not sealed", replace("byokd", "other")),
 	}
 }
 

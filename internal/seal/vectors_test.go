@@ -66,6 +66,7 @@ func kinds() map[string]func(r *Root, v vector) ([]byte, error) {
 		"volumes":  openVolumeVector,
 		"headers":  openHeaderVector,
 		"segments": openSegmentVector,
+		"keyrings": openKeyringVector,
 	}
 }
 
@@ -97,6 +98,21 @@ func openVolumeVector(r *Root, v vector) ([]byte, error) {
 		return nil, err
 	}
 	return fmt.Appendf(nil, "%s generation %d key %s binding %v root %q probe %q", h.Volume, h.Generation, h.KeyARN, h.Binding, h.WrappedRoot, h.Probe), nil
+}
+
+func openKeyringVector(r *Root, v vector) ([]byte, error) {
+	k, err := ParseKeyring(v.Sealed)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.VerifyKeyring(k); err != nil {
+		return nil, err
+	}
+	out := fmt.Appendf(nil, "generation %d binding %v kms %v", k.Generation, k.Binding, k.KMS())
+	for _, e := range append([]KeyringKey{k.Ring}, k.Keys...) {
+		out = fmt.Appendf(out, ", %s created %d forms %q", e.ID, e.Created, e.Forms)
+	}
+	return out, nil
 }
 
 func openHeaderVector(r *Root, v vector) ([]byte, error) {

@@ -137,6 +137,13 @@ func (s *Server) Replace(bucket, key string, o *Stored) {
 	s.buckets[bucket][key] = o
 }
 
+// Remove forgets an object.
+func (s *Server) Remove(bucket, key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.buckets[bucket], key)
+}
+
 // Calls returns how many requests "METHOD" or "METHOD subresource" had.
 func (s *Server) Calls(what string) int {
 	s.mu.Lock()
