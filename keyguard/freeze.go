@@ -36,7 +36,7 @@ func (r *runner) freeze(before machine) {
 	r.publish()
 	t = r.transitioned(Draining, Frozen)
 	r.o.Observer.Froze(t, times)
-	r.audit(AuditRecord{Event: AuditFreeze, Reason: r.m.reason, RequestID: r.m.requestID,
+	r.audit(AuditRecord{Event: AuditFreeze, Reason: r.m.frozenFor, RequestID: r.m.requestID,
 		TookMS: milliseconds(times.Closed), Detail: r.m.detail})
 	r.notify(frozenLimit, "frozen", func(ctx context.Context, s Subscriber) { s.Frozen(ctx, t) })
 
@@ -161,7 +161,11 @@ func (r *runner) open(keys *Keys) {
 }
 
 func (r *runner) transition(from, to GateState) Transition {
-	return Transition{Name: r.o.Name, From: from, To: to, Key: r.m.state, Reason: r.m.reason,
+	reason := r.m.reason
+	if to == Draining || to == Frozen {
+		reason = r.m.frozenFor
+	}
+	return Transition{Name: r.o.Name, From: from, To: to, Key: r.m.state, Reason: reason,
 		Epoch: r.epoch, At: r.o.Clock.Now()}
 }
 
@@ -210,7 +214,11 @@ func (r *runner) publish() {
 		Since: last.Since, FrozenSince: r.frozenSince,
 		MultiRegion: r.desc.MultiRegion, Siblings: r.desc.Replicas, Origin: r.desc.Origin,
 		KeyMaterialID: r.desc.KeyMaterialID, MaterialExpires: r.desc.ValidTo,
+		OperatorFreeze: r.m.held, OperatorPending: r.m.pending,
 		ErasureCertain: seal.ErasureGuaranteed, Bound: r.o.ProbeInterval + time.Second}
+	if s.OperatorFreeze || s.OperatorPending != NoIntent {
+		s.OperatorBy, s.OperatorSince = r.operatorBy, r.operatorSince
+	}
 	if s.Gate != last.Gate {
 		s.Since = now
 	}

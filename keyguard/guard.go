@@ -44,6 +44,7 @@ type Options struct {
 	// Without it one is made at the first contact. A given probe also tells that
 	// the key has existed: not found then means deleted rather than mistyped.
 	Probe    []byte
+	Held     bool              // begin with the operator's freeze in force, as OperatorFreeze would have it
 	Observer Observer          // optional
 	Audit    func(AuditRecord) // optional; called by one goroutine, in order, and may block
 	Logger   *zap.Logger       // optional; transitions only, never key material
@@ -102,6 +103,9 @@ type Guard struct {
 	pokes   chan struct{} // capacity 1: one request to probe is as good as ten
 	repin   chan struct{} // capacity 1: the list of pins has changed
 	events  chan event    // answers of KMS, to Run
+
+	operator chan operatorRequest // requests of people, to Run
+
 	journal *journal
 
 	mu    sync.Mutex
@@ -126,6 +130,9 @@ func New(kms KMS, o Options) (*Guard, error) {
 		pokes:   make(chan struct{}, 1),
 		repin:   make(chan struct{}, 1),
 		events:  make(chan event, eventBuffer),
+
+		operator: make(chan operatorRequest),
+
 		journal: newJournal(o.Logger),
 		subs:    make(map[int]Subscriber),
 		probe:   append([]byte(nil), o.Probe...),

@@ -101,6 +101,7 @@ const (
 	ReasonSlow              Reason = "slow" // answers, but slower than a probe interval
 	ReasonUnknownFault      Reason = "unknown_fault"
 	ReasonStopped           Reason = "stopped"
+	ReasonOperator          Reason = "operator" // frozen or thawed on request; says nothing about the key
 )
 
 // Reasons lists every reason, for label sets and documentation.
@@ -110,7 +111,7 @@ func Reasons() []Reason {
 		ReasonKeyStoreDown, ReasonKeyCreating, ReasonWrongKey, ReasonInvalidCiphertext,
 		ReasonWrongKind, ReasonWrongRegion, ReasonBadRequest, ReasonThrottled, ReasonServiceFault,
 		ReasonTimeout, ReasonDNS, ReasonTLS, ReasonConnection, ReasonCredentials, ReasonClockSkew,
-		ReasonSlow, ReasonUnknownFault, ReasonStopped}
+		ReasonSlow, ReasonUnknownFault, ReasonStopped, ReasonOperator}
 }
 
 // KMSError is a failed KMS call, classified. Text never holds key material.

@@ -30,7 +30,7 @@ func (s Status) causeAt(now time.Time) string {
 		cause += fmt.Sprintf(" The other keys of its multi-Region set (%s) are enabled and disabled on their own; byokd does not turn to them.",
 			strings.Join(s.Siblings, ", "))
 	}
-	return cause
+	return cause + s.recorded()
 }
 
 func (s Status) causeAlone(now time.Time) string {
@@ -69,15 +69,40 @@ func (s Status) causeEnabled(now time.Time) string {
 		return fmt.Sprintf("The AWS KMS key %s is enabled and may be used.", s.KeyARN)
 	case s.Gate == Stopping:
 		return "byokd is stopping."
+	case s.OperatorFreeze:
+		return fmt.Sprintf("Access is frozen on request%s; the AWS KMS key %s is enabled. %s", s.askedBy(), s.KeyARN, s.data())
 	default:
 		return fmt.Sprintf("The AWS KMS key %s is enabled again; access is about to be restored.", s.KeyARN)
 	}
+}
+
+// recorded tells of an operator's request that waits for the key.
+func (s Status) recorded() string {
+	switch {
+	case s.Gate == Stopping || s.Key == Enabled || s.Key == Deleted || s.Ready():
+		return ""
+	case s.OperatorFreeze:
+		return fmt.Sprintf(" A freeze was asked for%s: access stays frozen when the key is back.", s.askedBy())
+	case s.OperatorPending == ThawIntent:
+		return fmt.Sprintf(" A thaw was asked for%s; it is carried out when the key is back.", s.askedBy())
+	}
+	return ""
+}
+
+func (s Status) askedBy() string {
+	if s.OperatorBy == "" {
+		return ""
+	}
+	return fmt.Sprintf(" (%s, %s)", s.OperatorBy, stamp(s.OperatorSince))
 }
 
 // data tells what the refusal means for the data.
 func (s Status) data() string {
 	switch s.Gate {
 	case Starting:
+		if s.Key == Enabled {
+			return "Nothing is mounted or served until it is taken back."
+		}
 		return "Nothing is mounted or served until the key is usable."
 	case Open, Degraded, Draining:
 		return "Access is being stopped."
@@ -206,6 +231,9 @@ func (s Status) nextStep() string {
 	case Enabled:
 		if s.Ready() && s.Warning != "" {
 			return "Allow byokd's role what the documented key policy allows: " + s.putPolicy()
+		}
+		if s.OperatorFreeze && s.Gate != Stopping {
+			return "When the reason for the freeze is gone: byokd thaw"
 		}
 	}
 	return ""

@@ -66,6 +66,17 @@ func messages() []Status {
 	add(Degraded, Unreachable, ReasonTimeout, nil)
 	add(Frozen, Unreachable, ReasonTimeout, nil)
 	add(Starting, Unreachable, ReasonConnection, func(s *Status) { s.Detail = "dial tcp 10.0.0.1:443:\nconnect: connection refused." })
+	held := func(s *Status) {
+		s.OperatorFreeze, s.OperatorBy, s.OperatorSince = true, "uid 0", messageNow.Add(-time.Minute)
+	}
+	add(Starting, Enabled, ReasonNone, held)
+	add(Draining, Enabled, ReasonNone, held)
+	add(Frozen, Enabled, ReasonNone, held)
+	add(Frozen, Disabled, ReasonKeyDisabled, held)
+	add(Frozen, Disabled, ReasonKeyDisabled, func(s *Status) {
+		held(s)
+		s.OperatorFreeze, s.OperatorPending = false, ThawIntent
+	})
 	return all
 }
 

@@ -68,6 +68,9 @@ const (
 	AuditErase   AuditEvent = "erase"   // the keys of the ended epoch are gone from memory
 	AuditThaw    AuditEvent = "thaw"    // the gate is open
 	AuditStop    AuditEvent = "stop"    // the guard ended
+
+	AuditOperatorFreeze AuditEvent = "operator_freeze" // an operator asked for a freeze, or it is carried out late
+	AuditOperatorThaw   AuditEvent = "operator_thaw"   // an operator asked for a thaw
 )
 
 // AuditRecord is one line of the audit log.

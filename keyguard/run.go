@@ -80,6 +80,9 @@ type runner struct {
 	auditedAt    instant
 	refusals     int // since auditedAt
 	frozenSince  time.Time
+
+	operatorBy    string // who asked last
+	operatorSince time.Time
 }
 
 // Run watches the key until ctx ends and is the only writer of the guard's
@@ -96,6 +99,10 @@ func (g *Guard) Run(ctx context.Context) error {
 		Guard: g, m: newMachine(len(g.o.Probe) > 0),
 		erasing: make(map[uint64]*epoch), warnings: make(map[string]string),
 		hedgeAt: never, awaiting: never, lastLaunch: never, auditedAt: never,
+	}
+	if g.o.Held {
+		r.m, _ = r.m.hold(g.o.Clock.Boot())
+		r.operatorBy, r.operatorSince = "an earlier run", g.o.Clock.Now()
 	}
 	r.calls, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	r.nextProbe = g.o.Clock.Boot()
@@ -131,6 +138,8 @@ func (r *runner) loop(ctx context.Context) error {
 			r.sooner(max(r.o.Clock.Boot(), r.lastLaunch+pokePause))
 		case <-r.repin:
 			r.loadPins()
+		case q := <-r.operator:
+			err = r.asked(q)
 		case <-timer.C:
 			err = r.tick()
 		}
@@ -231,6 +240,9 @@ func (r *runner) apply(o observation) error {
 	}
 	if act&actDescribe != 0 {
 		r.describe()
+	}
+	if act&actHeld != 0 {
+		r.tellHeld()
 	}
 	switch {
 	case act&actFreeze != 0:

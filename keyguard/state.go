@@ -132,6 +132,11 @@ type Status struct {
 	Principal     string `json:"principal,omitempty"`     // AccessDenied: role ARN that needs it
 	Warning       string `json:"warning,omitempty"`       // something is wrong that does not close the gate
 
+	OperatorFreeze  bool      `json:"operatorFreeze"`            // an operator wants the gate closed, whatever KMS says
+	OperatorPending Intent    `json:"operatorPending,omitempty"` // asked for while the key is away: carried out when it is back
+	OperatorBy      string    `json:"operatorBy,omitempty"`      // who asked
+	OperatorSince   time.Time `json:"operatorSince"`             // and when
+
 	MultiRegion     bool      `json:"multiRegion"`             // key is part of a multi-Region set
 	Siblings        []string  `json:"siblings,omitempty"`      // ARNs of the other keys of that set; byokd never turns to them
 	Origin          string    `json:"origin,omitempty"`        // AWS_KMS, EXTERNAL, AWS_CLOUDHSM, EXTERNAL_KEY_STORE

@@ -71,6 +71,10 @@ type machine struct {
 	doubtSince instant
 	doubted    verdict
 	frozenFrom instant // first refusal behind the last freeze, or the end of the lease
+	frozenFor  Reason  // why the gate is closed: KMS's reason at the last freeze, or ReasonOperator
+
+	held    bool   // the operator has asked for a freeze: granted calls do not thaw
+	pending Intent // what the operator has asked for while the key was away, until it is carried out
 
 	streak    int                    // granted calls since the last failure
 	successes [thawSuccesses]instant // arrivals of the last of them, by streak modulo
@@ -95,6 +99,8 @@ const (
 	sawUnwrapped                          // the pinned roots are unwrapped
 	sawUnwrapError                        // or not
 	sawClosed                             // draining is over, the gate is closed
+	sawHold                               // the operator asks for a freeze
+	sawRelease                            // the operator takes it back
 )
 
 // observation is one thing that happened.
@@ -108,7 +114,7 @@ type observation struct {
 }
 
 // action is what Run must do after a step.
-type action uint8
+type action uint16
 
 const (
 	actProbe    action = 1 << iota // probe at once
@@ -119,6 +125,7 @@ const (
 	actAbort                       // give up the thaw under way
 	actOpen                        // open the gate with the unwrapped roots
 	actRefuse                      // at start: Run returns ErrMisconfigured
+	actHeld                        // tell that a freeze asked for earlier is carried out now
 )
 
 // step is the transition function: pure, total, and tested over its whole table.
@@ -146,6 +153,10 @@ func step(m machine, o observation, now instant, grace time.Duration) (machine, 
 			m.gate = Frozen
 		}
 		return m, 0
+	case sawHold:
+		return m.hold(now)
+	case sawRelease:
+		return m.release()
 	default:
 		return m.tick(o, now, grace)
 	}
@@ -166,6 +177,7 @@ func (m machine) freeze(v verdict, now instant) (machine, action) {
 		m.frozenFrom = m.doubtSince
 	}
 	m.verdict = v
+	m.frozenFor = v.reason
 	m.gate = Draining
 	m.doubt = noDoubt
 	m.streak = 0
@@ -214,7 +226,7 @@ func (m machine) success(o observation, now instant) (machine, action) {
 		if m.state == Unknown || m.state == Unreachable {
 			m.verdict = granted(o) // a refusal stands until the gate opens
 		}
-		return m.mayThaw(now)
+		return m.mayThaw(granted(o), now)
 	default:
 		return m, 0
 	}
@@ -230,8 +242,9 @@ func granted(o observation) verdict {
 	return v
 }
 
-// mayThaw decides whether the successes so far suffice to unwrap the roots.
-func (m machine) mayThaw(now instant) (machine, action) {
+// mayThaw decides whether the successes so far suffice to unwrap the roots. v is
+// the verdict of the last.
+func (m machine) mayThaw(v verdict, now instant) (machine, action) {
 	if !m.contacted {
 		return m, actDescribe
 	}
@@ -240,6 +253,9 @@ func (m machine) mayThaw(now instant) (machine, action) {
 		if m.streak < thawSuccesses || now-oldest > thawWindow {
 			return m, actConfirm
 		}
+	}
+	if m.held {
+		return m.keepHolding(v)
 	}
 	m.gate = Thawing
 	return m, actThaw
@@ -256,6 +272,7 @@ func (m machine) unwrapped(o observation, now instant) (machine, action) {
 	m.lastWord = Unknown
 	m.gate = Open
 	m.opened = true
+	m.pending = NoIntent
 	return m, actOpen
 }
 
@@ -440,7 +457,7 @@ func (m machine) described(o observation, now instant) (machine, action) {
 			m.contacted = true
 		}
 		if m.streak > 0 && m.gate == Starting && m.contacted {
-			return m.mayThaw(now)
+			return m.mayThaw(verdict{state: Enabled, requestID: o.desc.RequestID}, now)
 		}
 	case Open, Degraded:
 		return m, 0

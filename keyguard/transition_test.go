@@ -25,6 +25,7 @@ type situation struct {
 	key       KeyState
 	opened    bool // the gate has been open before
 	leaseOver bool
+	held      bool // the operator wants it closed
 }
 
 type outcome struct {
@@ -34,7 +35,7 @@ type outcome struct {
 }
 
 func (c situation) String() string {
-	return fmt.Sprintf("%v/%v opened=%v leaseOver=%v", c.gate, c.key, c.opened, c.leaseOver)
+	return fmt.Sprintf("%v/%v opened=%v leaseOver=%v held=%v", c.gate, c.key, c.opened, c.leaseOver, c.held)
 }
 
 func (c situation) stays() outcome             { return outcome{c.gate, c.key, 0} }
@@ -50,7 +51,7 @@ func (c situation) closed() GateState {
 // machine builds the state behind a situation.
 func (c situation) machine() machine {
 	m := newMachine(true)
-	m.gate, m.opened, m.contacted = c.gate, c.opened, true
+	m.gate, m.opened, m.contacted, m.held = c.gate, c.opened, true, c.held
 	m.verdict = verdict{state: c.key}
 	m.lastSuccess = testNow - time.Second
 	if c.leaseOver {
@@ -70,10 +71,13 @@ func situations() []situation {
 		for _, key := range KeyStates() {
 			for _, over := range []bool{false, true} {
 				if gate != Starting {
-					all = append(all, situation{gate, key, true, over})
+					all = append(all, situation{gate, key, true, over, false})
 				}
 				if gate == Starting || gate == Thawing || gate == Stopping {
-					all = append(all, situation{gate, key, false, over})
+					all = append(all, situation{gate, key, false, over, false})
+				}
+				if gate == Starting || gate == Draining || gate == Frozen { // held, nothing else is to be had
+					all = append(all, situation{gate, key, gate != Starting, over, true})
 				}
 			}
 		}
@@ -204,6 +208,9 @@ func table() []row {
 			case Open, Degraded:
 				return outcome{Open, Enabled, 0}
 			case Starting, Frozen:
+				if c.held {
+					return outcome{c.gate, Enabled, 0}
+				}
 				if c.key == Unknown || c.key == Unreachable {
 					return outcome{Thawing, Enabled, actThaw}
 				}
@@ -220,6 +227,21 @@ func table() []row {
 		{"unwrapped", saw(sawUnwrapped, nil), only(Thawing, func(c situation) outcome { return outcome{Open, Enabled, actOpen} })},
 		{"unwrap misconfigured", saw(sawUnwrapError, refusal(Misconfigured)), only(Thawing, misconfigured)},
 		{"unwrap unreachable", saw(sawUnwrapError, refusal(Unreachable)), only(Thawing, lost(Unreachable, outcome{}))},
+		{"operator freezes", observation{kind: sawHold}, func(c situation) outcome {
+			switch c.gate {
+			case Open, Degraded:
+				return outcome{Draining, c.key, actFreeze}
+			case Thawing:
+				return outcome{c.closed(), c.key, actAbort | actProbe}
+			}
+			return c.stays()
+		}},
+		{"operator thaws", observation{kind: sawRelease}, func(c situation) outcome {
+			if c.gate.Admits() {
+				return c.stays()
+			}
+			return c.with(actProbe)
+		}},
 		{"closed", observation{kind: sawClosed}, only(Draining, func(c situation) outcome { return outcome{Frozen, c.key, 0} })},
 		{"described Enabled", sawDesc(Enabled), unchanged},
 		{"described Misconfigured", sawDesc(Misconfigured), func(c situation) outcome {
@@ -282,6 +304,9 @@ func TestStepInvariants(t *testing.T) {
 			if c.gate.Admits() && r.obs.kind == sawFailure && StateOf(r.obs.err).refuses() && m.gate.Admits() && m.doubt == noDoubt {
 				t.Errorf("%s: a refusal without consequence", name)
 			}
+			if c.held && r.obs.kind != sawRelease && (!m.held || m.gate.Admits() || m.gate == Thawing) {
+				t.Errorf("%s: what the operator froze became %v", name, m.gate)
+			}
 			if (act&actFreeze != 0) != (c.gate.Admits() && m.gate == Draining) {
 				t.Errorf("%s: draining and actFreeze do not go together", name)
 			}
@@ -311,8 +336,8 @@ func failed(started time.Duration, err error) observation {
 func TestStepSequences(t *testing.T) {
 	const ms = time.Millisecond
 	tick := observation{kind: sawTick}
-	open := situation{Open, Enabled, true, false}
-	frozen := situation{Frozen, Disabled, true, false}
+	open := situation{gate: Open, key: Enabled, opened: true}
+	frozen := situation{gate: Frozen, key: Disabled, opened: true}
 	described := func(s KeyState) observation {
 		o := sawDesc(s)
 		o.started = testNow + 1*ms
@@ -447,7 +472,7 @@ func TestStepSequences(t *testing.T) {
 // What is told of a long refusal must not grow with it, and an outage in
 // between must not hide it.
 func TestStepKeepsItsWords(t *testing.T) {
-	m := situation{Frozen, Disabled, true, false}.machine()
+	m := situation{gate: Frozen, key: Disabled, opened: true}.machine()
 	at := testNow
 	for range 100 {
 		at += 6 * time.Second

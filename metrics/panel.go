@@ -152,7 +152,11 @@ func (p *Panel) record(s keyguard.Status) {
 		if known && last.Gate == s.Gate || at.IsZero() {
 			at = p.now() // only the key changed: Since is older than that
 		}
-		p.history = append(p.history, Event{At: at, Guard: s.Name, Gate: s.Gate, Key: s.Key, Reason: s.Reason})
+		reason := s.Reason
+		if reason == keyguard.ReasonNone && s.OperatorFreeze {
+			reason = keyguard.ReasonOperator
+		}
+		p.history = append(p.history, Event{At: at, Guard: s.Name, Gate: s.Gate, Key: s.Key, Reason: reason})
 		if len(p.history) > historyLimit {
 			p.history = append([]Event(nil), p.history[1:]...)
 		}

@@ -39,6 +39,7 @@ function keyCard(k, now, alone) {
   if (k.gate === 'Degraded' && k.leaseUntil) row('Freezes', left(k.leaseUntil, now) + ' unless KMS answers');
   if (k.lastSuccess) row('Last success', when(k.lastSuccess));
   if (k.gate === 'Frozen' || k.gate === 'Starting') row('Keys in memory', k.erased ? 'none, erased' : 'being erased');
+  if (k.operator) row('On request', (k.operator.pending ? k.operator.pending + ', when the key is back' : 'frozen') + ' (' + k.operator.by + ', ' + when(k.operator.since) + ')');
   if (k.cause && !alone) row('Cause', k.cause); // alone: the summary says the same
   if (k.nextStep && !alone) row('Next step', k.nextStep);
   if (k.warning) row('Warning', k.warning);

@@ -62,14 +62,23 @@ type KeyReport struct {
 	DeletionDate  time.Time          `json:"deletionDate,omitzero"` // PendingDeletion
 	FrozenSince   time.Time          `json:"frozenSince,omitzero"`
 	Epoch         uint64             `json:"epoch"`
-	Erased        bool               `json:"erased"`       // no key is in memory
-	Waiting       int64              `json:"waiting"`      // calls that wait for the gate
-	BoundSeconds  float64            `json:"boundSeconds"` // longest time from a refusal to the last plain byte, as things stand
+	Erased        bool               `json:"erased"`             // no key is in memory
+	Operator      *OperatorReport    `json:"operator,omitempty"` // what an operator has asked for, while it matters
+	Waiting       int64              `json:"waiting"`            // calls that wait for the gate
+	BoundSeconds  float64            `json:"boundSeconds"`       // longest time from a refusal to the last plain byte, as things stand
 	MultiRegion   bool               `json:"multiRegion"`
 	Siblings      []string           `json:"siblings,omitempty"` // the other keys of a multi-Region set
 	Origin        string             `json:"origin,omitempty"`
 	KeyMaterialID string             `json:"keyMaterialId,omitempty"`  // changes with each rotation
 	MaterialEnds  time.Time          `json:"materialExpires,omitzero"` // when imported key material stops working
+}
+
+// OperatorReport is a freeze or thaw that an operator asked for.
+type OperatorReport struct {
+	Freeze  bool            `json:"freeze"`            // the gate is closed, or will stay closed, on request
+	Pending keyguard.Intent `json:"pending,omitempty"` // recorded: freeze or thaw, carried out when the key is back
+	By      string          `json:"by"`
+	Since   time.Time       `json:"since"`
 }
 
 // ResourceReport is one protected resource.
@@ -92,11 +101,15 @@ type Event struct {
 }
 
 func keyReport(s keyguard.Status) KeyReport {
+	var operator *OperatorReport
+	if s.OperatorFreeze || s.OperatorPending != keyguard.NoIntent {
+		operator = &OperatorReport{Freeze: s.OperatorFreeze, Pending: s.OperatorPending, By: s.OperatorBy, Since: s.OperatorSince}
+	}
 	return KeyReport{Name: s.Name, KeyARN: s.KeyARN, Key: s.Key, Gate: s.Gate,
 		Headline: s.Headline(), Cause: s.Cause(), NextStep: s.NextStep(), Warning: s.Warning,
 		Reason: s.Reason, Detail: s.Detail, RequestID: s.RequestID, MissingAction: s.MissingAction, Principal: s.Principal,
 		Since: s.Since, LastSuccess: s.LastSuccess, LeaseUntil: s.LeaseUntil, DeletionDate: s.DeletionDate, FrozenSince: s.FrozenSince,
-		Epoch: s.Epoch, Erased: s.Erased, Waiting: s.Waiting, BoundSeconds: s.Bound.Seconds(),
+		Epoch: s.Epoch, Erased: s.Erased, Operator: operator, Waiting: s.Waiting, BoundSeconds: s.Bound.Seconds(),
 		MultiRegion: s.MultiRegion, Siblings: s.Siblings, Origin: s.Origin, KeyMaterialID: s.KeyMaterialID, MaterialEnds: s.MaterialExpires}
 }
 

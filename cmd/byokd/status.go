@@ -261,6 +261,11 @@ func notes(k metrics.KeyReport, now time.Time) []string {
 	if !k.DeletionDate.IsZero() {
 		lines = append(lines, "KMS deletes the key, and the data with it, at "+k.DeletionDate.Format(time.RFC3339))
 	}
+	if o := k.Operator; o != nil && o.Pending != keyguard.NoIntent {
+		lines = append(lines, fmt.Sprintf("a %s was asked for (%s, %s); it is carried out when the key is back", o.Pending, o.By, o.Since.Format(time.RFC3339)))
+	} else if o != nil && o.Freeze {
+		lines = append(lines, fmt.Sprintf("frozen on request (%s, %s), whatever the key's state", o.By, o.Since.Format(time.RFC3339)))
+	}
 	if !k.Gate.Admits() && k.Erased {
 		lines = append(lines, "no key is in memory")
 	}
