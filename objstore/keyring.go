@@ -38,8 +38,8 @@ type keyring struct {
 	keys    keyringKeys
 
 	mu   sync.Mutex
-	ring seal.Keyring // guarded by mu: the newest seen, authentic; zero before
-	etag string       // guarded by mu: "" when it has to be read again
+	ring seal.Keyring       // guarded by mu: the newest seen, authentic; zero before
+	etag string             // guarded by mu: "" when it has to be read again
 	at   map[seal.KeyID]int // guarded by mu: places in ring.Keys
 }
 

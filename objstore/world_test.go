@@ -29,9 +29,9 @@ type memoryKMS struct {
 	state   keyguard.KeyState // guarded by mu
 	keys    map[string][]byte // guarded by mu; by wrapped form
 	bound   map[string]keyguard.Binding
-	arn     string            // fixed
-	created int               // guarded by mu
-	unwraps int               // guarded by mu
+	arn     string // fixed
+	created int    // guarded by mu
+	unwraps int    // guarded by mu
 }
 
 func newMemoryKMS() *memoryKMS {
