@@ -204,7 +204,7 @@ func (r *rewrap) batch(ctx context.Context, entries []seal.KeyringKey) error {
 		if !ok {
 			return fmt.Errorf("%w: data key %s is wrapped by %v, not by %s: rewrap from that key first", errOtherKMS, e.ID, slices.Sorted(maps.Keys(e.Forms)), r.o.From.ARN())
 		}
-		err := patiently(ctx, func() (err error) {
+		err := keyguard.Patiently(ctx, func() (err error) {
 			forms[e.ID], err = r.o.ReEncrypt(ctx, wrapped, r.o.Binding)
 			return err
 		})
@@ -316,7 +316,7 @@ func (d directKeys) create(ctx context.Context) (seal.KeyringKey, error) {
 		return seal.KeyringKey{}, errors.New("objstore: the bucket has no keyring")
 	}
 	var wrapped []byte
-	err := patiently(ctx, func() (err error) {
+	err := keyguard.Patiently(ctx, func() (err error) {
 		wrapped, _, err = d.creates.GenerateDataKey(ctx, d.binding, func([]byte) error { return nil })
 		return err
 	})
@@ -325,7 +325,7 @@ func (d directKeys) create(ctx context.Context) (seal.KeyringKey, error) {
 
 // unwrapDirect runs f inside seal.Do on a root that lives for the call only.
 func unwrapDirect(ctx context.Context, kms keyguard.KMS, b keyguard.Binding, id seal.KeyID, wrapped []byte, f func(root *seal.Root) error) error {
-	return patiently(ctx, func() error {
+	return keyguard.Patiently(ctx, func() error {
 		_, err := kms.Unwrap(ctx, wrapped, b, func(plain []byte) error {
 			root, err := seal.NewRoot(id, plain)
 			if err != nil {
@@ -336,22 +336,4 @@ func unwrapDirect(ctx context.Context, kms keyguard.KMS, b keyguard.Binding, id 
 		})
 		return err
 	})
-}
-
-// directAttempts bounds how often a tool asks KMS again: about a minute.
-const directAttempts = 60
-
-// patiently repeats a call of KMS that failed for want of an answer, not of a
-// permission: the KMS client leaves repeating to its caller.
-func patiently(ctx context.Context, call func() error) error {
-	for attempt := 1; ; attempt++ {
-		err := call()
-		var kms *keyguard.KMSError
-		if !errors.As(err, &kms) || keyguard.StateOf(err) != keyguard.Unreachable || attempt == directAttempts {
-			return err
-		}
-		if err := pause(ctx, attempt); err != nil {
-			return err
-		}
-	}
 }

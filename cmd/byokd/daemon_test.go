@@ -420,7 +420,7 @@ func TestExitCodesAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	codes := []int{exitOK, exitFailure, exitUsage, exitConfig, exitLower, exitMisconfigured, exitMount, exitListen, exitForced,
+	codes := []int{exitOK, exitFailure, exitUsage, exitConfig, exitLower, exitMisconfigured, exitMount, exitListen, exitForced, exitDamaged,
 		exitFrozen, exitWaiting, exitDegraded, exitStopping, exitFinal, exitNoAnswer}
 	slices.Sort(codes)
 	if len(slices.Compact(slices.Clone(codes))) != len(codes) {

@@ -25,7 +25,8 @@ const (
 	exitMount         = 6  // the mount point cannot be used, or the mount ended by itself
 	exitListen        = 7  // an address cannot be listened at
 	exitForced        = 8  // a second signal, or the time to stop ran out: stopped without flushing
-	exitFrozen        = 10 // status: frozen
+	exitDamaged       = 9  // decrypt, seal: sealed bytes are damaged, cut short, foreign or under another key
+	exitFrozen        = 10 // status: frozen; decrypt, seal: KMS refuses the key
 	exitWaiting       = 11 // status: not started yet, usually waiting for the key
 	exitDegraded      = 12 // status: serving while KMS cannot be reached, until the lease ends
 	exitStopping      = 13 // status: stopping
@@ -94,7 +95,7 @@ func newCommand(environ []string) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(newRunCommand(environ), newStatusCommand(), newConfigCommand(environ), newVersionCommand(), newSentinelCommand())
+	root.AddCommand(newRunCommand(environ), newStatusCommand(), newConfigCommand(environ), newVersionCommand(), newSentinelCommand(), newDecryptCommand(environ))
 	return root
 }
 

@@ -75,7 +75,7 @@ func newObjects(ctx context.Context, d *daemon) (*objects, error) {
 		}
 		guard := d.guards[b.Key]
 		buckets[name] = objstore.Bucket{Upstream: upstream, Guard: guard, Region: b.Upstream.Region,
-			Binding: keyguard.Binding{Cluster: d.cfg.Cluster.ID, Resource: "bucket/" + b.Upstream.Bucket, Tenant: d.cfg.Cluster.Tenant}}
+			Binding: bucketBinding(d.cfg, b)}
 		title := b.Role
 		if title != name {
 			title += " (" + name + ")"

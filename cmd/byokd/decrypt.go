@@ -1,0 +1,294 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/byokd/byokd/keyguard"
+	"github.com/byokd/byokd/objstore"
+)
+
+// decryption is one `byokd decrypt`: what the command line says, and what follows from it.
+type decryption struct {
+	source    string
+	output    string
+	recursive bool
+	resume    bool
+	parts     int
+	version   string
+	region    string
+	endpoint  string
+	keyring   string
+	from      keySource
+
+	environ []string
+	stdin   io.Reader
+	stdout  io.Writer
+	stderr  io.Writer
+}
+
+func newDecryptCommand(environ []string) *cobra.Command {
+	d := &decryption{environ: environ}
+	cmd := &cobra.Command{
+		Use: "decrypt SOURCE [-o OUTPUT]", Short: "Turn sealed objects into plain files, with the key and no running byokd", Args: cobra.ExactArgs(1),
+		Long: "SOURCE is s3://BUCKET/KEY, with --recursive s3://BUCKET/PREFIX, a file with the sealed bytes of an object, or - for\n" +
+			"standard input. Plain bytes go to standard output, or to the file or directory given with -o, which appears only\n" +
+			"when all of it is there and authentic. Needs kms:Decrypt on the key and, for s3://, s3:GetObject and s3:ListBucket.\n" +
+			"Either --config names everything (BUCKET is then a bucket as its clients call it, or the upstream one), or --key\n" +
+			"does: a KMS key that is merely named in the sealed bytes is not asked, because anybody can write that.\n" +
+			"A file of an object that was uploaded in parts does not tell how many there were: give --parts if you know.\n" +
+			"Exit code 0 only when everything was restored; 9 when sealed bytes are damaged, cut short, foreign or under\n" +
+			"another key; 10 when KMS refuses the key.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			d.source, d.stdin, d.stdout, d.stderr = args[0], cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
+			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
+			defer stop()
+			return d.run(ctx)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVarP(&d.output, "output", "o", "", "file for the plain bytes, with --recursive a directory (default: standard output)")
+	flags.BoolVarP(&d.recursive, "recursive", "r", false, "restore every object whose key begins with the given prefix")
+	flags.BoolVar(&d.resume, "resume", false, "with --recursive: leave out objects whose file is there already")
+	flags.StringVar(&d.version, "version-id", "", "restore this version of the object")
+	flags.IntVar(&d.parts, "parts", 0, "how many parts a sealed file must have")
+	flags.StringVar(&d.keyring, "keyring", "", "file with the bucket's keyring, for sealed files of a bucket that was moved to another key")
+	flags.StringVar(&d.region, "region", "", "region of the bucket (default: AWS_REGION, else that of the key)")
+	flags.StringVar(&d.endpoint, "endpoint", "", "address of S3 for a store other than AWS")
+	d.from.flags(flags)
+	return cmd
+}
+
+// run restores what was asked for.
+func (d *decryption) run(ctx context.Context) error {
+	if err := d.from.load(d.environ); err != nil {
+		return err
+	}
+	bucket, key, remote := cutS3(d.source)
+	var err error
+	switch {
+	case remote && d.recursive:
+		err = d.prefix(ctx, bucket, key)
+	case remote:
+		err = d.object(ctx, bucket, key)
+	case d.recursive:
+		return exitWith(exitUsage, errors.New("--recursive is for s3://BUCKET/PREFIX"))
+	default:
+		err = d.file(ctx)
+	}
+	return explainDecrypt(err)
+}
+
+// cutS3 splits s3://BUCKET/KEY.
+func cutS3(source string) (bucket, key string, ok bool) {
+	rest, ok := strings.CutPrefix(source, "s3://")
+	bucket, key, _ = strings.Cut(rest, "/")
+	return bucket, key, ok
+}
+
+// explainDecrypt gives an error of any depth its exit code.
+func explainDecrypt(err error) error {
+	var coded *exitError
+	switch {
+	case err == nil || errors.As(err, &coded):
+		return err
+	case objstore.Damaged(err):
+		return exitWith(exitDamaged, err)
+	}
+	var refused *keyRefusal
+	var kms *keyguard.KMSError
+	if !errors.As(err, &refused) || !errors.As(err, &kms) {
+		return exitWith(exitFailure, err)
+	}
+	s := keyguard.Status{KeyARN: refused.arn, Key: keyguard.StateOf(err), Reason: keyguard.ReasonOf(err), MissingAction: kms.Action, Principal: kms.Principal}
+	switch s.Key {
+	case keyguard.Misconfigured:
+		return exitWith(exitDamaged, fmt.Errorf("KMS cannot open the wrapped data key: the sealed bytes are damaged, or belong to another key, cluster or bucket (--key, --context): %w", err))
+	case keyguard.Unreachable:
+		return exitWith(exitFailure, fmt.Errorf("KMS cannot be asked: %w", err))
+	}
+	return exitWith(exitFrozen, fmt.Errorf("%s: %w\nNext step: %s", s.Headline(), err, s.NextStep()))
+}
+
+// upstream finds the bucket, and completes the key source from what is known of it.
+func (d *decryption) upstream(ctx context.Context, bucket string) (objstore.Upstream, error) {
+	if bucket == "" {
+		return nil, exitWith(exitUsage, fmt.Errorf("%q names no bucket", d.source))
+	}
+	u := UpstreamConfig{Bucket: bucket, Region: d.region, Endpoint: d.endpoint}
+	if d.from.loaded {
+		configured, err := d.from.bucket(bucket)
+		if err != nil {
+			return nil, err
+		}
+		u = configured.Upstream
+	}
+	if u.Region == "" {
+		ambient, err := config.LoadDefaultConfig(ctx)
+		if err != nil {
+			return nil, err
+		}
+		u.Region = ambient.Region
+	}
+	if u.Region == "" {
+		u.Region = d.from.region()
+	}
+	up, err := newUpstream(ctx, u)
+	if err != nil {
+		return nil, err
+	}
+	text, err := objstore.ReadKeyring(ctx, up)
+	if err != nil {
+		return nil, err
+	}
+	return up, d.from.adopt(ctx, text)
+}
+
+func (d *decryption) object(ctx context.Context, bucket, key string) error {
+	if key == "" {
+		return exitWith(exitUsage, fmt.Errorf("%q names no object; to restore many, give --recursive and -o DIRECTORY", d.source))
+	}
+	up, err := d.upstream(ctx, bucket)
+	if err != nil {
+		return err
+	}
+	return d.write(func(w io.Writer) (objstore.Restored, error) {
+		return objstore.RestoreObject(ctx, up, objstore.Ref{Key: key, VersionID: d.version}, w, &d.from)
+	})
+}
+
+// file restores a sealed file, or standard input.
+func (d *decryption) file(ctx context.Context) error {
+	src := d.stdin
+	if d.source != "-" {
+		f, err := os.Open(d.source)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if info, err := f.Stat(); err == nil && info.IsDir() {
+			return exitWith(exitUsage, fmt.Errorf("%s is a directory: byokd decrypt opens sealed objects, one file each", d.source))
+		}
+		src = f
+	}
+	var text []byte
+	if d.keyring != "" {
+		var err error
+		if text, err = os.ReadFile(d.keyring); err != nil {
+			return err
+		}
+	}
+	if err := d.from.adopt(ctx, text); err != nil {
+		return err
+	}
+	return d.write(func(w io.Writer) (objstore.Restored, error) {
+		done, err := objstore.Restore(ctx, src, w, &d.from, d.parts)
+		if err == nil && done.Multipart && d.parts == 0 {
+			fmt.Fprintf(d.stderr, "byokd: the object has %d parts; whether more followed, the file does not tell (--parts)\n", done.Parts)
+		}
+		return done, err
+	})
+}
+
+// write gives restore its output: standard output, or a file that appears when it is complete.
+func (d *decryption) write(restore func(io.Writer) (objstore.Restored, error)) error {
+	if d.output == "" || d.output == "-" {
+		done, err := restore(d.stdout)
+		if err != nil && done.Plain > 0 {
+			return fmt.Errorf("after %d bytes: %w", done.Plain, err)
+		}
+		return err
+	}
+	file, err := newOutputFile(d.output)
+	if err != nil {
+		return err
+	}
+	done, err := restore(file)
+	if err != nil {
+		file.Abort()
+		return fmt.Errorf("%s is not written: %w", d.output, err)
+	}
+	if err := file.Commit(); err != nil {
+		return err
+	}
+	fmt.Fprintf(d.stderr, "byokd: %s: %s\n", d.output, bytesInWords(done.Plain))
+	return nil
+}
+
+// progressEvery is how often progress is told.
+const progressEvery = time.Second
+
+// prefix restores every object below a prefix into a directory.
+func (d *decryption) prefix(ctx context.Context, bucket, prefix string) error {
+	if d.output == "" || d.output == "-" {
+		return exitWith(exitUsage, errors.New("--recursive needs -o DIRECTORY"))
+	}
+	tree, err := newOutputTree(d.output, prefix, d.resume)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	up, err := d.upstream(ctx, bucket)
+	if err != nil {
+		return err
+	}
+	told := time.Now()
+	progress, failures, err := objstore.RestoreAll(ctx, objstore.RestoreAllOptions{
+		Upstream: up, Prefix: prefix, Keys: &d.from, Target: tree.target,
+		Progress: func(p objstore.RestoreProgress) {
+			if time.Since(told) >= progressEvery {
+				told = time.Now()
+				d.tell(p)
+			}
+		},
+	})
+	d.tell(progress)
+	for _, f := range failures {
+		fmt.Fprintf(d.stderr, "byokd: %s: %v\n", f.Key, f.Err)
+	}
+	if err != nil {
+		return err
+	}
+	if progress.Failed > 0 {
+		all := fmt.Errorf("%d of %d objects could not be restored; the others are in %s", progress.Failed, progress.Failed+progress.Objects+progress.Skipped, d.output)
+		if objstore.Damaged(failures[0].Err) {
+			return exitWith(exitDamaged, all)
+		}
+		return exitWith(exitFailure, all)
+	}
+	return nil
+}
+
+func (d *decryption) tell(p objstore.RestoreProgress) {
+	line := fmt.Sprintf("%d objects, %s", p.Objects, bytesInWords(p.Plain))
+	if p.Skipped > 0 {
+		line += fmt.Sprintf(", %d there already", p.Skipped)
+	}
+	if p.Failed > 0 {
+		line += fmt.Sprintf(", %d failed", p.Failed)
+	}
+	fmt.Fprintf(d.stderr, "byokd: restored %s\n", line)
+}
+
+// bytesInWords is a size for people.
+func bytesInWords(n int64) string {
+	if n < 1<<10 {
+		return fmt.Sprintf("%d B", n)
+	}
+	value, unit := float64(n), -1
+	for value >= 1<<10 && unit < 4 {
+		value /= 1 << 10
+		unit++
+	}
+	return fmt.Sprintf("%.1f %ciB", value, "KMGTP"[unit])
+}

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/byokd/byokd/internal/seal"
+	"github.com/byokd/byokd/objstore"
+)
+
+// partialSuffix ends the name of a file that is not complete yet.
+const partialSuffix = ".byokd-partial"
+
+// emptySealed is the sealed length of an empty object.
+var emptySealed = seal.SealedObjectSize(0)
+
+// outputFile is a file that appears under its name when it is complete.
+type outputFile struct {
+	*os.File
+	root *os.Root // nil: name is relative to the working directory
+	name string
+}
+
+// newOutputFile begins a file that must not exist yet.
+func newOutputFile(name string) (*outputFile, error) {
+	if _, err := os.Lstat(name); err == nil {
+		return nil, fmt.Errorf("%s exists already; byokd decrypt writes over nothing", name)
+	}
+	f, err := os.OpenFile(name+partialSuffix, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return &outputFile{File: f, name: name}, nil
+}
+
+// Commit implements objstore.RestoreTarget: what is there under its name is all of it, also after a crash.
+func (o *outputFile) Commit() error {
+	err := o.Sync()
+	if err = errors.Join(err, o.Close()); err == nil {
+		err = o.rename()
+	}
+	if err != nil {
+		o.remove()
+	}
+	return err
+}
+
+// Abort implements objstore.RestoreTarget.
+func (o *outputFile) Abort() {
+	_ = o.Close() // nothing of it is kept
+	o.remove()
+}
+
+func (o *outputFile) rename() error {
+	if o.root != nil {
+		return o.root.Rename(o.name+partialSuffix, o.name)
+	}
+	return os.Rename(o.name+partialSuffix, o.name)
+}
+
+// remove is best effort: a file that is left says by its name what it is.
+func (o *outputFile) remove() {
+	if o.root != nil {
+		_ = o.root.Remove(o.name + partialSuffix)
+		return
+	}
+	_ = os.Remove(o.name + partialSuffix)
+}
+
+// outputTree is a directory for the objects below a prefix. Keys come from the storage: none of them may
+// lead out of it, not by its name and not over a symlink.
+type outputTree struct {
+	root   *os.Root
+	prefix string
+	resume bool
+}
+
+func newOutputTree(dir, prefix string, resume bool) (*outputTree, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	// What follows the last slash of the prefix begins the names, as with a file copy.
+	return &outputTree{root: root, prefix: prefix[:strings.LastIndex(prefix, "/")+1], resume: resume}, nil
+}
+
+// Close ends the use of the directory.
+func (t *outputTree) Close() { _ = t.root.Close() }
+
+// target begins the file of an object.
+func (t *outputTree) target(e objstore.Entry) (objstore.RestoreTarget, error) {
+	name := strings.TrimPrefix(e.Key, t.prefix)
+	if dir, found := strings.CutSuffix(name, "/"); found && e.Size == emptySealed && filepath.IsLocal(dir) {
+		return nil, t.root.MkdirAll(dir, 0o700) // how consoles write a folder down
+	}
+	if name != filepath.Clean(name) || !filepath.IsLocal(name) || strings.HasSuffix(name, partialSuffix) {
+		return nil, fmt.Errorf("the key cannot be a file name below %s: restore this object alone, with -o", t.root.Name())
+	}
+	if _, err := t.root.Lstat(name); err == nil {
+		if t.resume {
+			return nil, nil
+		}
+		return nil, errors.New("its file exists already; byokd decrypt writes over nothing (--resume leaves such objects out)")
+	}
+	if dir := filepath.Dir(name); dir != "." {
+		if err := t.root.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	f, err := t.root.OpenFile(name+partialSuffix, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return &outputFile{File: f, root: t.root, name: name}, nil
+}

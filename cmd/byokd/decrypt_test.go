@@ -1,0 +1,176 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"golang.org/x/sys/unix"
+
+	"github.com/byokd/byokd/keyguard/kmstest"
+	"github.com/byokd/byokd/objstore"
+	"github.com/byokd/byokd/objstore/s3test"
+)
+
+// bucketSite is a site with an upstream and no volume.
+type bucketSite struct {
+	*site
+	up *s3test.Server
+}
+
+func newBucketSite(t *testing.T) *bucketSite {
+	t.Helper()
+	for name, value := range map[string]string{"AWS_ACCESS_KEY_ID": kmstest.TenantAccessKey, "AWS_SECRET_ACCESS_KEY": kmstest.TenantSecret,
+		"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.DevNull, "AWS_SHARED_CREDENTIALS_FILE": os.DevNull, "AWS_REGION": "eu-central-1"} {
+		t.Setenv(name, value)
+	}
+	s := &bucketSite{site: newSite(t), up: s3test.New("sealed-documents")}
+	t.Cleanup(s.up.Close)
+	s.configure(t, map[string]string{
+		fmt.Sprintf("volume: {lower: %q, mount: %q}\n", s.lower, s.mount): "",
+		"http://127.0.0.1:9": s.up.URL(),
+	})
+	return s
+}
+
+// fill lets a byokd seal some objects, and stops it.
+func (s *bucketSite) fill(t *testing.T, bodies map[string][]byte) {
+	t.Helper()
+	p := s.start(t)
+	p.awaitState(t, exitOK)
+	_, endpoint := p.addresses()
+	client := s3.New(s3.Options{BaseEndpoint: aws.String(endpoint), UsePathStyle: true, Region: "eu-central-1",
+		Credentials: credentials.NewStaticCredentialsProvider("id", "secret", "")})
+	for key, body := range bodies {
+		if _, err := client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: aws.String("documents"), Key: &key, Body: bytes.NewReader(body)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.signal(t, unix.SIGTERM)
+	p.awaitEnd(t, exitOK)
+}
+
+// decrypt runs the command and expects its exit code.
+func (s *bucketSite) decrypt(t *testing.T, code int, args ...string) (stdout, stderr string) {
+	t.Helper()
+	var out, messages strings.Builder
+	if got := run(t.Context(), append([]string{"decrypt"}, args...), nil, &out, &messages); got != code {
+		t.Errorf("byokd decrypt %v ends with %d, want %d\n%s", args, got, code, &messages)
+	}
+	return out.String(), messages.String()
+}
+
+func TestDecrypt(t *testing.T) {
+	s := newBucketSite(t)
+	bodies := map[string][]byte{}
+	for i, n := range []int{0, 5, 70000, 1 << 20} {
+		bodies[fmt.Sprintf("backup/%d/data", i)] = bytes.Repeat([]byte{byte('a' + i)}, n)
+	}
+	bodies["backup/../escape"], bodies["backup/folder/"], bodies["other"] = []byte("x"), nil, []byte("other")
+	s.fill(t, bodies)
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	direct := []string{"--key", s.arn, "--kms-endpoint", s.endpoint, "--endpoint", s.up.URL()}
+
+	// One object, by the configuration, by the key alone, and as a file.
+	if got, _ := s.decrypt(t, exitOK, "s3://documents/backup/2/data", "--config", s.config); got != string(bodies["backup/2/data"]) {
+		t.Errorf("%d bytes", len(got))
+	}
+	if got, _ := s.decrypt(t, exitOK, append(direct, "s3://sealed-documents/other")...); got != "other" {
+		t.Errorf("%q", got)
+	}
+	sealed := s.up.Object("sealed-documents", "backup/3/data").Data
+	s.write(t, at("sealed"), string(sealed), 0o600)
+	s.write(t, at("ring"), string(s.up.Object("sealed-documents", objstore.KeyringObject).Data), 0o600)
+	file := []string{at("sealed"), "--key", s.arn, "--kms-endpoint", s.endpoint}
+	s.decrypt(t, exitOK, append(file, "--keyring", at("ring"), "-o", at("plain"))...)
+	if got, err := os.ReadFile(at("plain")); err != nil || !bytes.Equal(got, bodies["backup/3/data"]) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	s.decrypt(t, exitOK, append(file, "--context", "byokd:cluster=test-cluster,byokd:resource=bucket/sealed-documents")...)
+
+	// Refusals, each with its code and without an output.
+	s.decrypt(t, exitUsage, file...)
+	s.decrypt(t, exitUsage, at("sealed"))
+	s.decrypt(t, exitFailure, append(file, "--keyring", at("ring"), "-o", at("plain"))...)
+	s.decrypt(t, exitFailure, append(direct, "s3://sealed-documents/absent")...)
+	s.decrypt(t, exitDamaged, append(file, "--context", "byokd:cluster=another,byokd:resource=bucket/sealed-documents")...)
+	other, err := s.kms.CreateKey("", "", "", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, messages := s.decrypt(t, exitDamaged, at("sealed"), "--keyring", at("ring"), "--key", other, "--kms-endpoint", s.endpoint); !strings.Contains(messages, "--key "+s.arn) {
+		t.Errorf("it does not say which key the object names: %s", messages)
+	}
+	for name, damaged := range map[string][]byte{"cut": sealed[:len(sealed)-1], "cut at a segment": sealed[:1024+65564], "empty": nil, "plain": []byte("hello"), "flipped": append(bytes.Clone(sealed[:5000]), bytes.Repeat([]byte{7}, len(sealed)-5000)...)} {
+		s.write(t, at("damaged"), string(damaged), 0o600)
+		if _, messages := s.decrypt(t, exitDamaged, at("damaged"), "--keyring", at("ring"), "--key", s.arn, "--kms-endpoint", s.endpoint, "-o", at("short")); messages == "" {
+			t.Errorf("%s: nothing is said", name)
+		}
+		if left, err := filepath.Glob(at("short*")); err != nil || len(left) > 0 {
+			t.Errorf("%s: %v is left, %v", name, left, err)
+		}
+	}
+	s.decryptPrefix(t, at("tree"), bodies)
+
+	if err := s.kms.Disable(s.arn); err != nil {
+		t.Fatal(err)
+	}
+	if _, messages := s.decrypt(t, exitFrozen, "s3://documents/other", "--config", s.config); !strings.Contains(messages, "External encryption key is not ready") || !strings.Contains(messages, "enable-key --key-id "+s.arn) {
+		t.Errorf("a disabled key: %s", messages)
+	}
+}
+
+// decryptPrefix restores a prefix that holds a key which leads out of the directory, twice, the second time
+// with one object damaged.
+func (s *bucketSite) decryptPrefix(t *testing.T, dir string, bodies map[string][]byte) {
+	t.Helper()
+	_, messages := s.decrypt(t, exitFailure, "s3://documents/backup/", "--config", s.config, "--recursive", "-o", dir)
+	if !strings.Contains(messages, "1 of 6 objects could not be restored") || !strings.Contains(messages, "backup/../escape") {
+		t.Errorf("it says: %s", messages)
+	}
+	for i := range 4 {
+		got, err := os.ReadFile(filepath.Join(dir, fmt.Sprint(i), "data"))
+		if err != nil || !bytes.Equal(got, bodies[fmt.Sprintf("backup/%d/data", i)]) {
+			t.Errorf("%d: %d bytes, %v", i, len(got), err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(filepath.Dir(dir), "escape")); err == nil {
+		t.Error("an object was written outside of the directory")
+	}
+	o := s.up.Object("sealed-documents", "backup/1/data")
+	o.Data[len(o.Data)-1] ^= 1
+	s.up.Replace("sealed-documents", "backup/1/data", o)
+	s.up.Remove("sealed-documents", "backup/../escape")
+	if err := os.Remove(filepath.Join(dir, "1", "data")); err != nil {
+		t.Fatal(err)
+	}
+	if _, messages = s.decrypt(t, exitDamaged, "s3://documents/backup/", "--config", s.config, "-r", "--resume", "-o", dir); !strings.Contains(messages, "4 there already, 1 failed") {
+		t.Errorf("it says: %s", messages)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "1", "data")); err == nil {
+		t.Error("a damaged object was restored")
+	}
+}
+
+// A key source asks KMS once for each data key, however many objects are restored.
+func TestDecryptAsksOncePerDataKey(t *testing.T) {
+	s := newBucketSite(t)
+	bodies := map[string][]byte{}
+	for i := range 30 {
+		bodies[fmt.Sprint(i)] = []byte("x")
+	}
+	s.fill(t, bodies)
+	before := s.kms.LastCall()
+	s.decrypt(t, exitOK, "s3://documents/", "--config", s.config, "-r", "-o", t.TempDir())
+	// The keyring's key and one data key, which the first of the workers may ask for at once.
+	if n := len(s.kms.CallsSince(before)); n < 2 || n > 5 {
+		t.Errorf("%d calls of KMS for %d objects under one data key", n, len(bodies))
+	}
+}
