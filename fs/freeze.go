@@ -71,7 +71,9 @@ func (f *Filesystem) Draining(ctx context.Context, _ keyguard.Transition) {
 func (f *Filesystem) Frozen(ctx context.Context, _ keyguard.Transition) {
 	if l := f.loop.Load(); l != nil {
 		f.drop(ctx, l, f.touched(f.nodes.all()))
-		if left := len(f.touched(f.nodes.all())); left > 0 {
+		left := len(f.touched(f.nodes.all()))
+		f.leftover.Store(int64(left))
+		if left > 0 {
 			f.undrained.Add(uint64(left))
 			f.log.Warn("the drain ran out of time: the kernel may hold pages of files until the thaw", zap.Int("files", left))
 		}

@@ -137,7 +137,7 @@ var (
 	deletionAt  = guardDesc("byokd_key_deletion_timestamp_seconds", "When KMS will delete the key and the data with it; absent unless scheduled.")
 	erased      = guardDesc("byokd_keys_erased", "1 when no key of this guard is in memory.")
 	bound       = guardDesc("byokd_freeze_bound_seconds", "Longest time from a refusal by KMS to the last plain byte, as things stand.")
-	operator    = guardDesc("byokd_operator_freeze", "1 when an operator has asked for a freeze: the gate is closed, or stays closed when the key is back.")
+	heldGate    = guardDesc("byokd_operator_freeze", "1 when an operator has asked for a freeze: the gate is closed, or stays closed when the key is back.")
 	pending     = guardDesc("byokd_operator_pending", "1 when the operator's request waits for the key.", "request")
 	waiting     = guardDesc("byokd_gate_waiting", "Calls that wait for the gate.")
 )
@@ -178,7 +178,7 @@ func (c guardCollector) Collect(ch chan<- prometheus.Metric) {
 	timestamp(deletionAt, s.DeletionDate)
 	gauge(erased, oneIf(s.Erased))
 	gauge(bound, s.Bound.Seconds())
-	gauge(operator, oneIf(s.OperatorFreeze))
+	gauge(heldGate, oneIf(s.OperatorFreeze))
 	for _, intent := range []keyguard.Intent{keyguard.FreezeIntent, keyguard.ThawIntent} {
 		gauge(pending, oneIf(s.OperatorPending == intent), intent.String())
 	}

@@ -128,6 +128,10 @@ type AdminConfig struct {
 	// Names under which browsers may ask for the panel besides localhost and plain IP addresses; others
 	// are refused, so that a web page cannot reach it by rebinding a name.
 	Hosts []string `yaml:"hosts"`
+	// A unix socket for `byokd freeze`, `byokd thaw` and `byokd key rewrap`, mode 0600, for root and the user
+	// that byokd runs as. Its directory must exist. Absolute path. Left out, there is none and these
+	// commands cannot reach a running byokd.
+	Socket string `yaml:"socket"`
 }
 
 // AuditConfig is the audit trail.
@@ -155,6 +159,7 @@ const (
 	defaultHoldFor       = 20 * time.Second
 	defaultObjectsListen = "127.0.0.1:9000"
 	defaultAdminListen   = "127.0.0.1:9180"
+	defaultSocket        = "/run/byokd/control.sock" // where the commands look; byokd run makes it only when told
 )
 
 // withDefaults returns c with everything filled in that was left out.

@@ -31,7 +31,8 @@ const (
 	exitDegraded      = 12 // status: serving while KMS cannot be reached, until the lease ends
 	exitStopping      = 13 // status: stopping
 	exitFinal         = 14 // status: frozen for good, the key is deleted
-	exitNoAnswer      = 20 // status: no byokd answers at the address
+	exitRecorded      = 15 // freeze, thaw: recorded, carried out when the key is back
+	exitNoAnswer      = 20 // status, freeze, thaw: no byokd answers at the address or socket
 )
 
 // exitError carries an exit code with an error.
@@ -94,8 +95,16 @@ func newCommand(environ []string) *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(newRunCommand(environ), newStatusCommand(), newConfigCommand(environ), newVersionCommand(), newSentinelCommand(), newDecryptCommand(environ))
+	root.AddCommand(
+		newRunCommand(environ),
+		newStatusCommand(),
+		newFreezeCommand(),
+		newThawCommand(),
+		newDecryptCommand(environ),
+		newConfigCommand(environ),
+		newVersionCommand(),
+		newSentinelCommand(),
+	)
 	return root
 }
 

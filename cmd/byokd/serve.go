@@ -33,6 +33,7 @@ type daemon struct {
 	objects  *objects                   // nil without one; fixed after build
 	audit    *auditTrail
 	admin    net.Listener
+	operator *operator  // nil without a control socket; fixed after build
 	failures chan error // the first thing that ends the run
 }
 
@@ -71,6 +72,9 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	if d.volume != nil {
 		working.Go(func() { d.fail(d.volume.serve(work)) })
+	}
+	if d.operator != nil {
+		working.Go(func() { d.fail(exitWith(exitFailure, d.operator.serve(work))) })
 	}
 	d.log.Info("started", zap.String("version", buildVersion()), zap.String("admin", "http://"+d.admin.Addr().String()))
 
@@ -117,6 +121,9 @@ func (d *daemon) build(ctx context.Context) (err error) {
 	if d.admin, err = listen("admin", d.cfg.Admin.Listen); err != nil {
 		return failure(d.log, "the admin listener cannot start", exitListen, err)
 	}
+	if d.operator, err = newOperator(d); err != nil {
+		return failure(d.log, "admin.socket", exitListen, err)
+	}
 	if err := d.buildGuards(ctx); err != nil {
 		return err
 	}
@@ -141,6 +148,7 @@ func (d *daemon) buildGuards(ctx context.Context) error {
 		options := keyguard.Options{
 			Name: name, ProbeInterval: key.ProbeInterval.Duration, OutageGrace: key.OutageGrace.Duration,
 			ProbeBinding: keyguard.Binding{Cluster: d.cfg.Cluster.ID, Resource: "probe/" + name, Tenant: d.cfg.Cluster.Tenant},
+			Held:         d.operator != nil && d.operator.held[name],
 			Observer:     observers.Observer(name), Audit: d.audit.record, Logger: d.log.Named("keyguard"),
 		}
 		if d.volume != nil && d.cfg.Volume.Key == name {

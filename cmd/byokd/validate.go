@@ -62,6 +62,9 @@ func (c Config) validate() []problem {
 		v.objects(c)
 	}
 	v.listen("admin", c.Admin.Listen, c.Admin.AllowRemote)
+	if c.Admin.Socket != "" && !filepath.IsAbs(c.Admin.Socket) {
+		v.fail("admin.socket", "must be an absolute path, not %q", c.Admin.Socket)
+	}
 	if c.Objects != nil && c.Objects.Listen == c.Admin.Listen {
 		v.fail("objects.listen", "the same as admin.listen (%s)", c.Admin.Listen)
 	}
