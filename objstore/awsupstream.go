@@ -30,6 +30,7 @@ const upstreamConns = 128
 func TuneClient(o *s3.Options) {
 	o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
 	o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
+	o.APIOptions = append(o.APIOptions, passThrough)
 	if c, ok := o.HTTPClient.(*awshttp.BuildableClient); ok {
 		o.HTTPClient = c.WithTransportOptions(func(t *http.Transport) {
 			t.MaxIdleConnsPerHost = upstreamConns

@@ -50,11 +50,6 @@ func bucketError(err error) error {
 	return err
 }
 
-// createBucket answers CreateBucket: every bucket that byokd knows is there.
-func (p *Proxy) createBucket(_ context.Context, c *call) error {
-	return refuse(http.StatusConflict, "BucketAlreadyOwnedByYou", "Your previous request to create the named bucket succeeded and you already own it.")
-}
-
 // getBucketLocation answers GetBucketLocation; us-east-1 is spelt as nothing.
 func (p *Proxy) getBucketLocation(_ context.Context, c *call) error {
 	region := c.bucket.Region
@@ -77,37 +72,6 @@ func (p *Proxy) getBucketVersioning(ctx context.Context, c *call) error {
 		XMLName xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ VersioningConfiguration"`
 		Status  string   `xml:",omitempty"`
 	}{Status: status})
-}
-
-type xmlGrantee struct {
-	XSI  string `xml:"xmlns:xsi,attr"`
-	Type string `xml:"xsi:type,attr"`
-	xmlOwner
-}
-
-// getACL answers GetBucketAcl and GetObjectAcl: whoever holds a credential of the
-// proxy may do everything.
-func (p *Proxy) getACL(ctx context.Context, c *call) error {
-	if c.key != "" {
-		if _, err := c.bucket.Upstream.Head(ctx, GetRequest{Ref: c.ref()}); err != nil {
-			return err
-		}
-	}
-	type grant struct {
-		Grantee    xmlGrantee
-		Permission string
-	}
-	var doc struct {
-		XMLName           xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ AccessControlPolicy"`
-		Owner             *xmlOwner
-		AccessControlList struct{ Grant []grant }
-	}
-	doc.Owner = proxyOwner()
-	doc.AccessControlList.Grant = []grant{{
-		Grantee:    xmlGrantee{XSI: "http://www.w3.org/2001/XMLSchema-instance", Type: "CanonicalUser", xmlOwner: *proxyOwner()},
-		Permission: "FULL_CONTROL",
-	}}
-	return writeXML(c.w, http.StatusOK, doc)
 }
 
 // maxTagXML bounds the body of PutObjectTagging: ten tags of 128 and 256

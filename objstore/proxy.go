@@ -254,7 +254,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // serve runs the ordering rules of doc.go.
 func (p *Proxy) serve(ctx context.Context, c *call) error {
 	unknown := p.route(c) // names the operation also for a request that is refused
-	grant, err := p.authenticate(c.r)
+	grant, err := &grant{kind: payloadUnsigned}, error(nil)
+	if !unsigned(c.r) {
+		grant, err = p.authenticate(c.r)
+	}
 	if err == nil {
 		err = unknown
 	}
@@ -277,6 +280,7 @@ func (p *Proxy) serve(ctx context.Context, c *call) error {
 		return err
 	}
 	defer c.body.releaseUnlessLent()
+	ctx, c.w.passing = withPassing(ctx, c.op, c.r.Header)
 	return handlers[c.op](p, ctx, c)
 }
 
@@ -318,11 +322,15 @@ type response struct {
 	status  int
 	started bool
 	sent    int64
+	passing *passedThrough // headers of the upstream's answer; nil before it is asked
 }
 
 // begin sends the status line and headers.
 func (w *response) begin(status int) {
 	w.status, w.started = status, true
+	if w.passing != nil {
+		w.passing.answer(w.header())
+	}
 	w.w.WriteHeader(status)
 }
 

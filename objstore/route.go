@@ -21,7 +21,6 @@ const (
 	OpCreateBucket            Op = "CreateBucket"
 	OpGetBucketLocation       Op = "GetBucketLocation"
 	OpGetBucketVersioning     Op = "GetBucketVersioning"
-	OpGetBucketAcl            Op = "GetBucketAcl"
 	OpListObjects             Op = "ListObjects"
 	OpListObjectsV2           Op = "ListObjectsV2"
 	OpListObjectVersions      Op = "ListObjectVersions"
@@ -32,7 +31,6 @@ const (
 	OpPutObject               Op = "PutObject"
 	OpCopyObject              Op = "CopyObject"
 	OpDeleteObject            Op = "DeleteObject"
-	OpGetObjectAcl            Op = "GetObjectAcl"
 	OpGetObjectAttributes     Op = "GetObjectAttributes"
 	OpGetObjectTagging        Op = "GetObjectTagging"
 	OpPutObjectTagging        Op = "PutObjectTagging"
@@ -50,13 +48,12 @@ const (
 type handler func(p *Proxy, ctx context.Context, c *call) error
 
 // handlers is read only.
-var handlers = map[Op]handler{
+var handlers = withSettings(map[Op]handler{
 	OpListBuckets:             (*Proxy).listBuckets,
 	OpHeadBucket:              (*Proxy).headBucket,
 	OpCreateBucket:            (*Proxy).createBucket,
 	OpGetBucketLocation:       (*Proxy).getBucketLocation,
 	OpGetBucketVersioning:     (*Proxy).getBucketVersioning,
-	OpGetBucketAcl:            (*Proxy).getACL,
 	OpListObjects:             (*Proxy).listObjects,
 	OpListObjectsV2:           (*Proxy).listObjectsV2,
 	OpListObjectVersions:      (*Proxy).listObjectVersions,
@@ -67,7 +64,6 @@ var handlers = map[Op]handler{
 	OpPutObject:               (*Proxy).putObject,
 	OpCopyObject:              (*Proxy).copyObject,
 	OpDeleteObject:            (*Proxy).deleteObject,
-	OpGetObjectAcl:            (*Proxy).getACL,
 	OpGetObjectAttributes:     (*Proxy).getObjectAttributes,
 	OpGetObjectTagging:        (*Proxy).getObjectTagging,
 	OpPutObjectTagging:        (*Proxy).putObjectTagging,
@@ -78,12 +74,12 @@ var handlers = map[Op]handler{
 	OpCompleteMultipartUpload: (*Proxy).completeMultipartUpload,
 	OpAbortMultipartUpload:    (*Proxy).abortMultipartUpload,
 	OpListParts:               (*Proxy).listParts,
-}
+})
 
 // routes maps method and subresource to an operation, for buckets and objects.
 // The subresource "" is the bucket or object itself.
 var (
-	bucketRoutes = map[string]Op{
+	bucketRoutes = withRoutes(map[string]Op{
 		"HEAD ":          OpHeadBucket,
 		"PUT ":           OpCreateBucket,
 		"GET ":           OpListObjects,
@@ -92,15 +88,13 @@ var (
 		"GET uploads":    OpListMultipartUploads,
 		"GET location":   OpGetBucketLocation,
 		"GET versioning": OpGetBucketVersioning,
-		"GET acl":        OpGetBucketAcl,
 		"POST delete":    OpDeleteObjects,
-	}
-	objectRoutes = map[string]Op{
+	}, bucketSettings)
+	objectRoutes = withRoutes(map[string]Op{
 		"GET ":            OpGetObject,
 		"HEAD ":           OpHeadObject,
 		"PUT ":            OpPutObject,
 		"DELETE ":         OpDeleteObject,
-		"GET acl":         OpGetObjectAcl,
 		"GET attributes":  OpGetObjectAttributes,
 		"GET tagging":     OpGetObjectTagging,
 		"PUT tagging":     OpPutObjectTagging,
@@ -110,7 +104,7 @@ var (
 		"POST uploadId":   OpCompleteMultipartUpload,
 		"DELETE uploadId": OpAbortMultipartUpload,
 		"GET uploadId":    OpListParts,
-	}
+	}, objectSettings)
 )
 
 // plainArgs are the query parameters that select no operation. Others are
@@ -278,10 +272,7 @@ func hidden(key string) bool { return strings.HasPrefix(key, hiddenPrefix) }
 
 // refusedHeaders carry promises that byokd would break by ignoring them.
 var refusedHeaders = []string{
-	"X-Amz-Write-Offset-Bytes", "X-Amz-Object-Lock-Mode", "X-Amz-Object-Lock-Retain-Until-Date",
-	"X-Amz-Object-Lock-Legal-Hold", "X-Amz-Website-Redirect-Location", "X-Amz-Grant-Read",
-	"X-Amz-Grant-Write", "X-Amz-Grant-Full-Control", "X-Amz-Grant-Read-Acp", "X-Amz-Grant-Write-Acp",
-	"X-Amz-Rename-Source", "X-Amz-If-Match-Size", "X-Amz-If-Match-Last-Modified-Time", "X-Amz-Mfa",
+	"X-Amz-Write-Offset-Bytes", "X-Amz-Rename-Source", "X-Amz-If-Match-Size", "X-Amz-If-Match-Last-Modified-Time",
 	"X-Amz-Server-Side-Encryption-Context", "X-Amz-If-Match-Initiated-Time",
 }
 
@@ -291,7 +282,7 @@ func refuseHeaders(c *call) error {
 		if strings.Contains(name, "Server-Side-Encryption-Customer-") {
 			return refuse(http.StatusNotImplemented, "NotImplemented", "SSE-C is refused: byokd encrypts with the bucket's own key, and would store the object under another key than the one you sent. Remove the customer key from the client's configuration.")
 		}
-		if slices.Contains(refusedHeaders, name) && c.op != OpCreateBucket {
+		if slices.Contains(refusedHeaders, name) {
 			return refuse(http.StatusNotImplemented, "NotImplemented", "byokd does not support the header %s.", name)
 		}
 	}

@@ -16,6 +16,7 @@ type Upstream interface {
 	Uploads
 	Lists
 	Tags
+	Settings
 }
 
 // Objects reads and writes whole objects.

@@ -52,21 +52,19 @@ func TestUnknownOperations(t *testing.T) {
 		}
 		asked++
 	}
-	for _, sub := range []string{"select&select-type=2", "restore", "torrent", "legal-hold", "retention", "annotation=x", "append&position=0", "renameObject", "brandnew", "x-amz-brandnew", "cors", "acl&tagging", "uploads&acl", "object-lock", "encryption", "session"} {
+	for _, sub := range []string{"select&select-type=2", "restore", "torrent", "annotation=x", "append&position=0", "renameObject", "brandnew", "x-amz-brandnew", "acl&tagging", "uploads&acl", "analytics", "inventory", "metadataTable", "session"} {
 		for _, method := range []string{"GET", "HEAD", "PUT", "POST", "DELETE"} {
 			try(method, "/documents/o?"+sub)
 			try(method, "/documents?"+sub)
 		}
 	}
-	for _, method := range []string{"POST", "PATCH", "OPTIONS", "PROPFIND"} {
+	for _, method := range []string{"POST", "PATCH", "PROPFIND"} {
 		try(method, "/documents/o")
 		try(method, "/documents")
 		try(method, "/")
 	}
-	try("PUT", "/documents/o?acl")
-	try("DELETE", "/documents")
 	try("GET", "/documents?list-type=3")
-	for _, header := range [][]string{{"X-Amz-Write-Offset-Bytes", "1"}, {"X-Amz-Object-Lock-Mode", "GOVERNANCE"}, {"X-Amz-Grant-Read", "id=x"}, {"X-Amz-Website-Redirect-Location", "/x"},
+	for _, header := range [][]string{{"X-Amz-Write-Offset-Bytes", "1"}, {"X-Amz-Rename-Source", "/x"}, {"X-Amz-If-Match-Size", "1"}, {"X-Amz-Server-Side-Encryption-Context", "e30="},
 		{"X-Amz-Server-Side-Encryption-Customer-Algorithm", "AES256"}, {"X-Amz-Copy-Source-Server-Side-Encryption-Customer-Algorithm", "AES256"}} {
 		try("PUT", "/documents/o", header...)
 	}

@@ -1,0 +1,119 @@
+package objstore
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
+	"github.com/aws/smithy-go/middleware"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+)
+
+// passedThrough are the headers of one client request that go through unchanged, and
+// those of the upstream's answer. Safe for concurrent use.
+type passedThrough struct {
+	op   string
+	sent http.Header // fixed
+
+	mu  sync.Mutex
+	got http.Header // guarded by mu
+}
+
+// passedHeaders says which headers of a client go up with which operations of the
+// upstream; "" stands for all. They concern rights and rules, not bytes.
+var passedHeaders = map[string][]string{
+	"": {"Origin", "X-Amz-Expected-Bucket-Owner", "X-Amz-Request-Payer"},
+	"PutObject": {
+		"X-Amz-Grant-Read", "X-Amz-Grant-Full-Control", "X-Amz-Grant-Read-Acp", "X-Amz-Grant-Write-Acp",
+		"X-Amz-Object-Lock-Mode", "X-Amz-Object-Lock-Retain-Until-Date", "X-Amz-Object-Lock-Legal-Hold",
+		"X-Amz-Website-Redirect-Location", "X-Amz-Server-Side-Encryption-Bucket-Key-Enabled",
+	},
+	"DeleteObject":  {"X-Amz-Bypass-Governance-Retention", "X-Amz-Mfa"},
+	"DeleteObjects": {"X-Amz-Bypass-Governance-Retention", "X-Amz-Mfa"},
+}
+
+// passedBack are the headers of an answer that are the client's as they are.
+var passedBack = []string{
+	"X-Amz-Object-Lock-Mode", "X-Amz-Object-Lock-Retain-Until-Date", "X-Amz-Object-Lock-Legal-Hold",
+	"X-Amz-Website-Redirect-Location", "X-Amz-Expiration", "X-Amz-Replication-Status", "X-Amz-Request-Charged",
+	"X-Amz-Abort-Date", "X-Amz-Abort-Rule-Id", "X-Amz-Server-Side-Encryption-Bucket-Key-Enabled",
+}
+
+// createsLike are the operations that take the headers of PutObject.
+var createsLike = []string{"CopyObject", "CreateMultipartUpload"}
+
+type passingKey struct{}
+
+// withPassing gives the upstream's client the headers that op passes through.
+func withPassing(ctx context.Context, op Op, h http.Header) (context.Context, *passedThrough) {
+	p := &passedThrough{op: string(op), sent: http.Header{}, got: http.Header{}}
+	for _, names := range passedHeaders {
+		for _, name := range names {
+			if values := h.Values(name); len(values) > 0 {
+				p.sent[name] = values
+			}
+		}
+	}
+	return context.WithValue(ctx, passingKey{}, p), p
+}
+
+// send adds the headers that one request to the upstream takes.
+func (p *passedThrough) send(operation string, h http.Header) {
+	if slices.Contains(createsLike, operation) {
+		operation = "PutObject"
+	}
+	for _, name := range slices.Concat(passedHeaders[""], passedHeaders[operation]) {
+		if values := p.sent[name]; len(values) > 0 {
+			h[name] = values
+		}
+	}
+}
+
+// receive notes what one answer of the upstream says.
+func (p *passedThrough) receive(operation string, h http.Header) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name, values := range h {
+		cors := strings.HasPrefix(name, "Access-Control-") || name == "Vary" && p.sent.Get("Origin") != ""
+		if cors || operation == p.op && slices.Contains(passedBack, name) {
+			p.got[name] = values
+		}
+	}
+}
+
+// answer adds what was received to the answer to the client.
+func (p *passedThrough) answer(h http.Header) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name, values := range p.got {
+		if h.Get(name) == "" {
+			h[name] = values
+		}
+	}
+}
+
+// passThrough makes the client send and receive the headers of withPassing.
+func passThrough(stack *middleware.Stack) error {
+	send := middleware.BuildMiddlewareFunc("byokd:send", func(ctx context.Context, in middleware.BuildInput, next middleware.BuildHandler) (middleware.BuildOutput, middleware.Metadata, error) {
+		p, _ := ctx.Value(passingKey{}).(*passedThrough)
+		if r, ok := in.Request.(*smithyhttp.Request); ok && p != nil {
+			p.send(awsmiddleware.GetOperationName(ctx), r.Header)
+		}
+		return next.HandleBuild(ctx, in)
+	})
+	receive := middleware.DeserializeMiddlewareFunc("byokd:receive", func(ctx context.Context, in middleware.DeserializeInput, next middleware.DeserializeHandler) (middleware.DeserializeOutput, middleware.Metadata, error) {
+		out, meta, err := next.HandleDeserialize(ctx, in)
+		p, _ := ctx.Value(passingKey{}).(*passedThrough)
+		if r, ok := out.RawResponse.(*smithyhttp.Response); ok && p != nil {
+			p.receive(awsmiddleware.GetOperationName(ctx), r.Header)
+		}
+		return out, meta, err
+	})
+	if err := stack.Build.Add(send, middleware.After); err != nil {
+		return err
+	}
+	return stack.Deserialize.Add(receive, middleware.After)
+}

@@ -1,0 +1,350 @@
+package objstore
+
+import (
+	"bytes"
+	"context"
+	"crypto/md5"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/xml"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// Settings hands requests on that concern a bucket or the rules of an object, and
+// never its bytes.
+type Settings interface {
+	// Forward sends one request. An answer that is no success is an *UpstreamError.
+	Forward(ctx context.Context, req ForwardRequest) (*Forwarded, error)
+}
+
+// ForwardRequest is a request as the client meant it. Its body is a document of
+// settings.
+type ForwardRequest struct {
+	Method string
+	Key    string // empty for the bucket itself
+	Query  url.Values
+	Header http.Header
+	Body   []byte
+}
+
+// Forwarded is a successful answer.
+type Forwarded struct {
+	Status int
+	Header http.Header
+	Body   []byte
+}
+
+const (
+	// maxSettings bounds a document of settings: policies have 20 KB, CORS and
+	// lifecycle rules 64 KB, at most a thousand rules.
+	maxSettings = 1 << 20
+	// optionsMethod asks what a browser may do; such a request is never signed.
+	optionsMethod = http.MethodOptions
+)
+
+// settingRoutes are the operations that are handed on as they are. Each was looked
+// at: neither its request nor its answer holds bytes of an object. Whatever is not
+// here stays unknown.
+var (
+	bucketSettings = map[string]Op{
+		"DELETE ":                   "DeleteBucket",
+		"GET accelerate":            "GetBucketAccelerateConfiguration",
+		"GET acl":                   "GetBucketAcl",
+		"PUT acl":                   "PutBucketAcl",
+		"GET cors":                  "GetBucketCors",
+		"PUT cors":                  "PutBucketCors",
+		"DELETE cors":               "DeleteBucketCors",
+		"GET encryption":            "GetBucketEncryption",
+		"GET lifecycle":             "GetBucketLifecycleConfiguration",
+		"PUT lifecycle":             "PutBucketLifecycleConfiguration",
+		"DELETE lifecycle":          "DeleteBucketLifecycle",
+		"GET logging":               "GetBucketLogging",
+		"GET notification":          "GetBucketNotificationConfiguration",
+		"GET object-lock":           "GetObjectLockConfiguration",
+		"PUT object-lock":           "PutObjectLockConfiguration",
+		"GET ownershipControls":     "GetBucketOwnershipControls",
+		"PUT ownershipControls":     "PutBucketOwnershipControls",
+		"DELETE ownershipControls":  "DeleteBucketOwnershipControls",
+		"GET policy":                "GetBucketPolicy",
+		"PUT policy":                "PutBucketPolicy",
+		"DELETE policy":             "DeleteBucketPolicy",
+		"GET policyStatus":          "GetBucketPolicyStatus",
+		"GET publicAccessBlock":     "GetPublicAccessBlock",
+		"PUT publicAccessBlock":     "PutPublicAccessBlock",
+		"DELETE publicAccessBlock":  "DeletePublicAccessBlock",
+		"GET replication":           "GetBucketReplication",
+		"GET requestPayment":        "GetBucketRequestPayment",
+		"GET tagging":               "GetBucketTagging",
+		"PUT tagging":               "PutBucketTagging",
+		"DELETE tagging":            "DeleteBucketTagging",
+		"PUT versioning":            "PutBucketVersioning",
+		"GET website":               "GetBucketWebsite",
+		"PUT website":               "PutBucketWebsite",
+		"DELETE website":            "DeleteBucketWebsite",
+		optionsMethod + " ":         opPreflight,
+		optionsMethod + " acl":      opPreflight,
+		optionsMethod + " delete":   opPreflight,
+		optionsMethod + " tagging":  opPreflight,
+		optionsMethod + " uploads":  opPreflight,
+		optionsMethod + " versions": opPreflight,
+	}
+	objectSettings = map[string]Op{
+		"GET acl":                   "GetObjectAcl",
+		"PUT acl":                   "PutObjectAcl",
+		"GET legal-hold":            "GetObjectLegalHold",
+		"PUT legal-hold":            "PutObjectLegalHold",
+		"GET retention":             "GetObjectRetention",
+		"PUT retention":             "PutObjectRetention",
+		optionsMethod + " ":         opPreflight,
+		optionsMethod + " acl":      opPreflight,
+		optionsMethod + " tagging":  opPreflight,
+		optionsMethod + " uploads":  opPreflight,
+		optionsMethod + " uploadId": opPreflight,
+	}
+)
+
+// opPreflight is what a browser asks before it sends a request from another site.
+const opPreflight Op = "Preflight"
+
+// forwardedHeaders go up with a request of settings, forwardedBack come back.
+var (
+	forwardedHeaders = []string{
+		"Content-Type", "X-Amz-Acl", "X-Amz-Grant-Read", "X-Amz-Grant-Write", "X-Amz-Grant-Full-Control",
+		"X-Amz-Grant-Read-Acp", "X-Amz-Grant-Write-Acp", "X-Amz-Bucket-Object-Lock-Enabled", "X-Amz-Bucket-Object-Lock-Token",
+		"X-Amz-Object-Ownership", "X-Amz-Bypass-Governance-Retention", "X-Amz-Confirm-Remove-Self-Bucket-Access",
+		"X-Amz-Skip-Destination-Validation", "X-Amz-Transition-Default-Minimum-Object-Size", "X-Amz-Mfa",
+		"Access-Control-Request-Method", "Access-Control-Request-Headers",
+	}
+	forwardedBack = []string{
+		"Content-Type", "X-Amz-Version-Id", "X-Amz-Transition-Default-Minimum-Object-Size", "X-Amz-Bucket-Arn",
+		"Access-Control-Allow-Origin", "Access-Control-Allow-Methods", "Access-Control-Allow-Headers",
+		"Access-Control-Expose-Headers", "Access-Control-Max-Age", "Access-Control-Allow-Credentials", "Vary",
+	}
+)
+
+// settingRoots are the elements that documents of settings begin with, by
+// subresource; a policy is JSON.
+var settingRoots = map[string]string{
+	"accelerate": "AccelerateConfiguration", "acl": "AccessControlPolicy", "cors": "CORSConfiguration",
+	"encryption": "ServerSideEncryptionConfiguration", "legal-hold": "LegalHold", "lifecycle": "LifecycleConfiguration",
+	"logging": "BucketLoggingStatus", "notification": "NotificationConfiguration", "object-lock": "ObjectLockConfiguration",
+	"ownershipControls": "OwnershipControls", "policyStatus": "PolicyStatus", "publicAccessBlock": "PublicAccessBlockConfiguration",
+	"replication": "ReplicationConfiguration", "requestPayment": "RequestPaymentConfiguration", "retention": "Retention",
+	"tagging": "Tagging", "website": "WebsiteConfiguration",
+}
+
+// errIgnored: the upstream took a request of settings for one of bytes.
+var errIgnored = refuse(http.StatusNotImplemented, "NotImplemented", "The S3 service below byokd does not know this operation.")
+
+// forward answers an operation of settings with the upstream's word. There are
+// S3 services that overlook a subresource they do not know: the answer to a GET
+// would then be sealed bytes, and a PUT would replace the object by the document.
+// So an answer has to be the document that was asked for, and before something is
+// set on an object the upstream is asked for it once.
+func (p *Proxy) forward(ctx context.Context, c *call) error {
+	req, err := c.forwardRequest()
+	if err != nil {
+		return err
+	}
+	sub, err := subresourceOf(c.query)
+	if err != nil {
+		return err
+	}
+	if c.key != "" && req.Method == http.MethodPut {
+		if err := c.bucket.understands(ctx, req, sub); err != nil {
+			return err
+		}
+	}
+	answer, err := c.bucket.Upstream.Forward(ctx, req)
+	if err != nil {
+		return err
+	}
+	if req.Method == http.MethodGet && !isSetting(answer.Body, sub) {
+		return errIgnored
+	}
+	return c.relay(answer)
+}
+
+// isSetting reports whether a document is what a subresource consists of.
+func isSetting(document []byte, sub string) bool {
+	if sub == "policy" {
+		return json.Valid(document)
+	}
+	decoder := xml.NewDecoder(bytes.NewReader(document))
+	for {
+		token, err := decoder.Token()
+		if err != nil {
+			return false
+		}
+		if start, ok := token.(xml.StartElement); ok {
+			return start.Name.Local == settingRoots[sub]
+		}
+	}
+}
+
+// understands asks the upstream for what is about to be set on an object. That it
+// is not set yet is an answer; that the object is not there, or may not be asked
+// about, ends the request.
+func (b *bucket) understands(ctx context.Context, req ForwardRequest, sub string) error {
+	if len(req.Body) > 0 && !isSetting(req.Body, sub) {
+		return refuse(http.StatusBadRequest, "MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema.")
+	}
+	req.Method, req.Body, req.Header = http.MethodGet, nil, http.Header{}
+	answer, err := b.Upstream.Forward(ctx, req)
+	up, refused := asUpstream(err)
+	switch {
+	case err == nil && !isSetting(answer.Body, sub):
+		return errIgnored
+	case err == nil, refused && up.Status == http.StatusBadRequest, refused && up.Code == "NoSuchObjectLockConfiguration":
+		return nil
+	}
+	return err
+}
+
+// forwardRequest is the client's request without what only concerns its own way.
+func (c *call) forwardRequest() (ForwardRequest, error) {
+	body, err := c.body.readAll(maxSettings)
+	if err != nil {
+		return ForwardRequest{}, err
+	}
+	req := ForwardRequest{Method: c.r.Method, Key: c.key, Query: url.Values{}, Header: http.Header{}, Body: body}
+	for name, values := range c.query {
+		if slices.Contains(subresources, name) || name == "versionId" {
+			req.Query[name] = values
+		}
+	}
+	for _, name := range forwardedHeaders {
+		if values := c.r.Header.Values(name); len(values) > 0 {
+			req.Header[name] = values
+		}
+	}
+	if len(body) > 0 {
+		sum := md5.Sum(body) // S3 demands it for some of these, and takes it for all
+		req.Header.Set("Content-Md5", base64.StdEncoding.EncodeToString(sum[:]))
+	}
+	return req, nil
+}
+
+// relay answers with what the upstream said.
+func (c *call) relay(answer *Forwarded) error {
+	h := c.w.header()
+	for _, name := range forwardedBack {
+		if values := answer.Header.Values(name); len(values) > 0 {
+			h[name] = values
+		}
+	}
+	if len(answer.Body) == 0 {
+		h.Del("Content-Type")
+		return ok(c, answer.Status)
+	}
+	c.w.begin(answer.Status)
+	_, err := c.w.Write(answer.Body)
+	return err
+}
+
+// createBucket answers CreateBucket. A bucket that byokd serves can be created
+// where it is missing upstream.
+func (p *Proxy) createBucket(ctx context.Context, c *call) error {
+	err := c.bucket.Upstream.Check(ctx)
+	if up, is := asUpstream(err); is && up.Status == http.StatusNotFound {
+		req, err := c.forwardRequest()
+		if err != nil {
+			return err
+		}
+		answer, err := c.bucket.Upstream.Forward(ctx, req)
+		if err != nil {
+			return err
+		}
+		c.w.header().Set("Location", "/"+c.bucket.name)
+		return c.relay(answer)
+	}
+	if err != nil {
+		return err
+	}
+	return refuse(http.StatusConflict, "BucketAlreadyOwnedByYou", "Your previous request to create the named bucket succeeded and you already own it.")
+}
+
+// deleteBucket answers DeleteBucket. What byokd keeps for itself in a bucket that
+// holds nothing else does not keep the bucket alive.
+func (p *Proxy) deleteBucket(ctx context.Context, c *call) error {
+	req, err := c.forwardRequest()
+	if err != nil {
+		return err
+	}
+	answer, err := c.bucket.Upstream.Forward(ctx, req)
+	if up, is := asUpstream(err); is && up.Code == "BucketNotEmpty" {
+		own, listErr := c.bucket.ownOnly(ctx)
+		if listErr != nil || len(own) == 0 {
+			return err
+		}
+		for _, ref := range own {
+			if _, err := c.bucket.Upstream.Delete(ctx, ref, ""); err != nil {
+				return err
+			}
+		}
+		answer, err = c.bucket.Upstream.Forward(ctx, req)
+	}
+	if err != nil {
+		return err
+	}
+	return c.relay(answer)
+}
+
+// preflight answers a browser's question with the upstream's word.
+func (p *Proxy) preflight(ctx context.Context, c *call) error {
+	req, err := c.forwardRequest()
+	if err != nil {
+		return err
+	}
+	answer, err := c.bucket.Upstream.Forward(ctx, req)
+	if err != nil {
+		return err
+	}
+	answer.Body = nil
+	return c.relay(answer)
+}
+
+// ownOnly lists the versions of byokd's own objects in a bucket, or nothing when
+// there are others.
+func (b *bucket) ownOnly(ctx context.Context) ([]Ref, error) {
+	page, err := b.Upstream.List(ctx, ListQuery{Kind: ListVersions, Limit: maxListed})
+	if err != nil || page.Truncated {
+		return nil, err
+	}
+	var own []Ref
+	for _, e := range page.Entries {
+		if !hidden(e.Key) {
+			return nil, nil
+		}
+		own = append(own, Ref{Key: e.Key, VersionID: e.VersionID})
+	}
+	return own, nil
+}
+
+// withSettings adds the operations that are handed on to a table of handlers.
+func withSettings(table map[Op]handler) map[Op]handler {
+	for _, routes := range []map[string]Op{bucketSettings, objectSettings} {
+		for _, op := range routes {
+			table[op] = (*Proxy).forward
+		}
+	}
+	table["DeleteBucket"], table[opPreflight] = (*Proxy).deleteBucket, (*Proxy).preflight
+	return table
+}
+
+// withRoutes joins two tables of routes.
+func withRoutes(routes, settings map[string]Op) map[string]Op {
+	maps.Copy(routes, settings)
+	return routes
+}
+
+// unsigned reports whether a request may come without a signature: browsers ask
+// what they may do before they know whether they may sign. The answer says what
+// the bucket's CORS rules say, nothing about its objects.
+func unsigned(r *http.Request) bool {
+	return r.Method == optionsMethod && !strings.HasPrefix(r.Header.Get("Authorization"), sigAlgorithm)
+}
