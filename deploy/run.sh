@@ -125,7 +125,7 @@ objects:
   buckets:
     documents: {upstream: {bucket: acme-documents, endpoint: "http://$cloud"}, key: primary}
     backups: {upstream: {bucket: acme-backups, endpoint: "http://$cloud"}, key: primary}
-admin: {listen: $admin}
+admin: {listen: $admin, socket: "$run/control.sock"}
 audit: {file: "$run/audit.jsonl"}
 log: {format: console}
 YAML

@@ -21,7 +21,7 @@ keys are erased from memory, until ` + "`byokd thaw`" + `. The key in AWS is not
 plain leaves any more.
 
 With --quiesce it also sees to it that all data, acknowledged or still dirty, is on the disk of the lower directory
-before it returns: then a snapshot of that disk may be taken, and it opens without any repair. Where that cannot be
+before it returns: then a snapshot of that disk may be taken, and nothing written before is missing in it. Where that cannot be
 done, nothing stays frozen and the command fails.
 
 While a key is away, the request is recorded: access stays frozen when the key is back. A request outlives a restart

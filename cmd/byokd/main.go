@@ -105,6 +105,7 @@ func newCommand(environ []string) *cobra.Command {
 		newVersionCommand(),
 		newSentinelCommand(),
 	)
+	root.InitDefaultCompletionCmd() // byokd completion bash|zsh|fish|powershell
 	return root
 }
 
