@@ -175,7 +175,10 @@ func (o *Options) setDefaults() {
 // caller sets TLSConfig, serves and shuts it down. There is no ReadTimeout or
 // WriteTimeout: a transfer may pause as long as its key is frozen.
 func (p *Proxy) Server() *http.Server {
+	var protocols http.Protocols
+	protocols.SetHTTP1(true) // as S3; a stream of HTTP/2 has no connection to watch
 	return &http.Server{
+		Protocols:         &protocols,
 		Handler:           p,
 		ConnContext:       p.ConnContext,
 		ReadHeaderTimeout: readHeaderTimeout,

@@ -79,8 +79,13 @@ type ObjectsConfig struct {
 	// Address and port of the S3 endpoint that the pod's own clients use.
 	Listen string `yaml:"listen"`
 	// Allows an address of `listen` that other machines can reach. Plain text travels on it, so the
-	// network between must be trusted.
+	// network between must be trusted unless tls is given.
 	AllowRemote bool `yaml:"allowRemote"`
+	// Serves TLS. Left out, the endpoint is plain http: enough on loopback.
+	TLS *TLSConfig `yaml:"tls"`
+	// Names below which buckets are addressed by host: with s3.internal, documents.s3.internal is the
+	// bucket documents. Buckets can always be addressed by path.
+	Domains []string `yaml:"domains"`
 	// What clients of the proxy sign their requests with. Required.
 	Credentials CredentialsConfig `yaml:"credentials"`
 	// How long a request is held while frozen before it is answered 503 SlowDown with Retry-After, from
@@ -88,6 +93,15 @@ type ObjectsConfig struct {
 	HoldFor Duration `yaml:"holdFor"`
 	// The buckets, under the names that clients use. Required.
 	Buckets map[string]BucketConfig `yaml:"buckets"`
+}
+
+// TLSConfig is the certificate of the S3 endpoint.
+type TLSConfig struct {
+	// A PEM file with the certificate and those between it and its authority. It and the key are read
+	// again when they change. Required.
+	Certificate string `yaml:"certificate"`
+	// A PEM file with its private key. Required.
+	Key string `yaml:"key"`
 }
 
 // CredentialsConfig says where the S3 credentials of the proxy's clients are.

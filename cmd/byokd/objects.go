@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"maps"
 	"net"
@@ -84,7 +85,7 @@ func newObjects(ctx context.Context, d *daemon) (*objects, error) {
 		o.buckets = append(o.buckets, protected{guard, d.panel.AddResource(title, "bucket", where, guard)})
 	}
 	proxy, err := objstore.New(objstore.Options{Buckets: buckets, Credentials: objstore.StaticCredentials(credentials),
-		HoldFor: settings.HoldFor.Duration, Observer: d.registry.NewObjects(names), Logger: o.log})
+		BaseDomains: settings.Domains, HoldFor: settings.HoldFor.Duration, Observer: d.registry.NewObjects(names), Logger: o.log})
 	if err != nil {
 		return nil, failure(d.log, "the S3 proxy cannot start", exitConfig, err)
 	}
@@ -92,6 +93,13 @@ func newObjects(ctx context.Context, d *daemon) (*objects, error) {
 		return nil, failure(d.log, "the S3 proxy cannot start", exitListen, err)
 	}
 	o.server = proxy.Server()
+	if settings.TLS != nil {
+		pair, err := newCertificate(*settings.TLS, o.log)
+		if err != nil {
+			return nil, failure(d.log, "the S3 proxy cannot start", exitConfig, err)
+		}
+		o.listener = tls.NewListener(o.listener, pair.config())
+	}
 	return o, nil
 }
 

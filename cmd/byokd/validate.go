@@ -123,13 +123,27 @@ func (c *checker) volume(cfg Config) {
 	}
 }
 
+// file demands the absolute path of a file.
+func (c *checker) file(field, path, what string) {
+	if c.required(field, path, what) && !filepath.IsAbs(path) {
+		c.fail(field, "must be an absolute path, not %q", path)
+	}
+}
+
 func (c *checker) objects(cfg Config) {
 	o := cfg.Objects
 	c.listen("objects", o.Listen, o.AllowRemote)
-	if c.required("objects.credentials.file", o.Credentials.File, "a file with ACCESS_KEY_ID:SECRET_ACCESS_KEY lines for the clients of the proxy") && !filepath.IsAbs(o.Credentials.File) {
-		c.fail("objects.credentials.file", "must be an absolute path, not %q", o.Credentials.File)
-	}
+	c.file("objects.credentials.file", o.Credentials.File, "a file with ACCESS_KEY_ID:SECRET_ACCESS_KEY lines for the clients of the proxy")
 	c.within("objects.holdFor", o.HoldFor, 0, 5*time.Minute)
+	if o.TLS != nil {
+		c.file("objects.tls.certificate", o.TLS.Certificate, "a PEM file with the certificate")
+		c.file("objects.tls.key", o.TLS.Key, "a PEM file with the private key")
+	}
+	for _, domain := range o.Domains {
+		if domain == "" || strings.ContainsAny(domain, ":/ ") || strings.HasPrefix(domain, ".") {
+			c.fail("objects.domains", "must hold plain host names, not %q", domain)
+		}
+	}
 	if len(o.Buckets) == 0 {
 		c.fail("objects.buckets", "missing: at least one bucket")
 	}
