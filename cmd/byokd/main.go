@@ -101,6 +101,7 @@ func newCommand(environ []string) *cobra.Command {
 		newFreezeCommand(),
 		newThawCommand(),
 		newDecryptCommand(environ),
+		newSealCommand(environ),
 		newConfigCommand(environ),
 		newVersionCommand(),
 		newSentinelCommand(),

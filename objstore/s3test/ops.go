@@ -91,7 +91,10 @@ func kept(h http.Header) http.Header {
 }
 
 // writable checks the preconditions of a write. mu is held.
-func writable(r *http.Request, old *Stored) (int, string) {
+func (s *Server) writable(r *http.Request, old *Stored) (int, string) {
+	if s.careless {
+		return 0, ""
+	}
 	match, none := r.Header.Get("If-Match"), r.Header.Get("If-None-Match")
 	switch {
 	case none == "*" && old != nil, match != "" && old != nil && old.ETag != match:
@@ -110,7 +113,7 @@ func (s *Server) put(w http.ResponseWriter, r *http.Request, bucket, key string)
 	o.Header, o.Tags = kept(r.Header), r.Header.Get("X-Amz-Tagging")
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if status, code := writable(r, s.buckets[bucket][key]); status != 0 {
+	if status, code := s.writable(r, s.buckets[bucket][key]); status != 0 {
 		refuse(w, status, code)
 		return
 	}
@@ -199,7 +202,7 @@ func (s *Server) copy(w http.ResponseWriter, r *http.Request, bucket, key string
 		refuse(w, http.StatusPreconditionFailed, "PreconditionFailed")
 		return
 	}
-	if status, code := writable(r, s.buckets[bucket][key]); status != 0 {
+	if status, code := s.writable(r, s.buckets[bucket][key]); status != 0 {
 		refuse(w, status, code)
 		return
 	}
@@ -302,7 +305,7 @@ func (s *Server) serveUpload(w http.ResponseWriter, r *http.Request, bucket, key
 		defer s.mu.Unlock()
 		s.serial++
 		id := fmt.Sprintf("upload-%06d", s.serial)
-		s.uploads[id] = &upload{bucket: bucket, key: key, header: kept(r.Header), parts: map[int]*Stored{}}
+		s.uploads[id] = &upload{bucket: bucket, key: key, header: kept(r.Header), tags: r.Header.Get("X-Amz-Tagging"), parts: map[int]*Stored{}}
 		answer(w, struct {
 			XMLName  xml.Name `xml:"InitiateMultipartUploadResult"`
 			UploadID string   `xml:"UploadId"`
@@ -354,11 +357,11 @@ func (s *Server) complete(w http.ResponseWriter, r *http.Request, id string, u *
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if status, code := writable(r, s.buckets[u.bucket][u.key]); status != 0 {
+	if status, code := s.writable(r, s.buckets[u.bucket][u.key]); status != 0 {
 		refuse(w, status, code)
 		return
 	}
-	o := &Stored{Header: u.header, Modified: time.Now().UTC().Truncate(time.Second)}
+	o := &Stored{Header: u.header, Tags: u.tags, Modified: time.Now().UTC().Truncate(time.Second)}
 	var data bytes.Buffer
 	all := newSum()
 	for _, p := range doc.Parts {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
@@ -30,6 +31,8 @@ type Server struct {
 	serial  int                           // guarded by mu
 	// discard forgets the bytes of objects, for tests of large ones.
 	discard bool // guarded by mu
+	// careless ignores the preconditions of writes.
+	careless bool // guarded by mu
 }
 
 // Stored is one object.
@@ -45,6 +48,7 @@ type Stored struct {
 type upload struct {
 	bucket, key string
 	header      http.Header
+	tags        string
 	parts       map[int]*Stored
 }
 
@@ -90,6 +94,8 @@ func (s *Server) Client(tune ...func(*s3.Options)) *s3.Client {
 	o := s3.Options{
 		BaseEndpoint: aws.String(s.URL()), UsePathStyle: true, Region: "eu-central-1",
 		Credentials: credentials.NewStaticCredentialsProvider("upstream", "upstream-secret", ""),
+		// As many attempts as by default, without the seconds between them.
+		Retryer: retry.NewStandard(func(o *retry.StandardOptions) { o.MaxBackoff = 20 * time.Millisecond }),
 	}
 	return s3.New(o, tune...)
 }
@@ -135,6 +141,20 @@ func (s *Server) Replace(bucket, key string, o *Stored) {
 	defer s.mu.Unlock()
 	o.Size = int64(len(o.Data))
 	s.buckets[bucket][key] = o
+}
+
+// ReplaceLocked is Replace for a Fault's Match, which runs under the server's lock.
+func (s *Server) ReplaceLocked(bucket, key string, o *Stored) {
+	o.Size = int64(len(o.Data))
+	s.buckets[bucket][key] = o
+}
+
+// IgnoreConditions makes the server one that does not know the preconditions of
+// writes, as some stores do.
+func (s *Server) IgnoreConditions() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.careless = true
 }
 
 // Remove forgets an object.
