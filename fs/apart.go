@@ -7,8 +7,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/byokd/byokd/keyguard"
 )
 
 // apart runs work in a goroutine on a thread of its own that shares no
@@ -43,8 +46,11 @@ func (f *Filesystem) apart(dev int, work func(dev int)) {
 		close(started)
 		// A signal that came in the middle of a cipher has left round keys on this
 		// thread's signal stack. The collector has it wiped by a signal that does
-		// nothing, which a thread that hangs does not take: so now.
+		// nothing, which a thread that hangs does not take: so now, and the name
+		// tells the guard that it need not wait for this one.
 		_ = unix.Tgkill(unix.Getpid(), unix.Gettid(), unix.SIGURG)
+		name := append([]byte(keyguard.HangingThread), 0)
+		_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
 		work(ownDescriptors(dev, f.runtimeFDs))
 	}()
 	<-started

@@ -52,7 +52,9 @@ func (r *runner) erase(ended *epoch, from instant) {
 			return // Run is over, stop takes it from here
 		}
 		ended.keys.erase()
-		collect()
+		if collect(r.calls) != nil {
+			return
+		}
 		r.send(event{kind: eventErased, epoch: ended.n, took: r.o.Clock.Boot() - from})
 	})
 }
@@ -62,12 +64,16 @@ func (r *runner) erase(ended *epoch, from instant) {
 //
 // Last, what is free goes back to the kernel, which hands out zeroed pages only:
 // stacks of goroutines that have ended, and whatever the runtime may have moved,
-// are wiped by nobody else.
-func collect() {
+// are wiped by nobody else. The error is ctx's: the keys may then not be gone.
+func collect(ctx context.Context) error {
 	for range 3 {
 		runtime.GC()
 	}
 	debug.FreeOSMemory()
+	if !seal.ErasureGuaranteed {
+		return nil
+	}
+	return awaitSignals(ctx)
 }
 
 func (r *runner) erased(e event) error {
@@ -130,8 +136,9 @@ func (r *runner) unwrapped(e event) error {
 	}
 	r.wg.Go(func() {
 		e.attempt.keys.erase()
-		collect()
-		r.send(event{kind: eventErased})
+		if collect(r.calls) == nil {
+			r.send(event{kind: eventErased})
+		}
 	})
 	r.publish()
 	return err
@@ -150,7 +157,12 @@ func (r *runner) open(keys *Keys) {
 	r.unopened--
 	r.frozenSince = time.Time{}
 	r.audited = verdict{}
-	clear(r.warnings)
+	for op := range r.warnings {
+		if op != describeOp { // which an open gate says nothing about
+			delete(r.warnings, op)
+		}
+	}
+	r.siblingsEnabled, r.siblingsAsked = nil, never
 	r.nextProbe = r.o.Clock.Boot() + r.interval()
 	r.publish()
 	t = r.transitioned(from, Open)
@@ -158,6 +170,7 @@ func (r *runner) open(keys *Keys) {
 	r.o.Observer.Thawed(t, took)
 	r.audit(AuditRecord{Event: AuditThaw, RequestID: r.m.requestID, TookMS: milliseconds(took)})
 	r.loadPins() // roots pinned while the attempt was under way
+	r.describe() // what has changed meanwhile: rotation, expiry, siblings
 }
 
 func (r *runner) transition(from, to GateState) Transition {
@@ -212,7 +225,7 @@ func (r *runner) publish() {
 		Reason: r.m.reason, Detail: r.m.detail, RequestID: r.m.requestID,
 		MissingAction: r.m.action, Principal: r.m.principal, Warning: r.warning(),
 		Since: last.Since, FrozenSince: r.frozenSince,
-		MultiRegion: r.desc.MultiRegion, Siblings: r.desc.Replicas, Origin: r.desc.Origin,
+		MultiRegion: r.desc.MultiRegion, Siblings: r.desc.Replicas, SiblingsEnabled: r.siblingsEnabled, Origin: r.desc.Origin,
 		KeyMaterialID: r.desc.KeyMaterialID, MaterialExpires: r.desc.ValidTo,
 		OperatorFreeze: r.m.held, OperatorPending: r.m.pending,
 		ErasureCertain: seal.ErasureGuaranteed, Bound: r.o.ProbeInterval + time.Second}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -67,6 +68,24 @@ type KMS interface {
 	Unwrap(ctx context.Context, wrapped []byte, b Binding, use func(plain []byte) error) (Receipt, error)
 	// Describe explains the key's state.
 	Describe(ctx context.Context) (Description, error)
+}
+
+// SiblingDescriber is what a KMS may do besides: tell the state of another key of
+// the same multi-Region set. Calls go to that key's Region.
+type SiblingDescriber interface {
+	DescribeSibling(ctx context.Context, keyARN string) (Description, error)
+}
+
+// SameKey reports whether two ARNs name keys that decrypt each other's
+// ciphertexts: the same key, or the primary and a replica of one multi-Region key,
+// which share their material and the id mrk-… in one account.
+func SameKey(a, b string) bool {
+	if a == b {
+		return true
+	}
+	x, y := strings.SplitN(a, ":", 6), strings.SplitN(b, ":", 6) // arn:partition:kms:region:account:key/id
+	return len(x) == 6 && len(y) == 6 && x[1] == y[1] && x[2] == "kms" && y[2] == "kms" && x[4] == y[4] &&
+		x[5] == y[5] && strings.HasPrefix(x[5], "key/mrk-")
 }
 
 // Reason is a short stable word for why a key is in its state: a metric label

@@ -61,3 +61,25 @@ func TestBindingIsTheEncryptionContext(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+func TestSameKey(t *testing.T) {
+	const primary = "arn:aws:kms:eu-central-1:111122223333:key/mrk-1234"
+	tests := map[string]bool{
+		primary: true,
+		"arn:aws:kms:eu-west-1:111122223333:key/mrk-1234":     true,
+		"arn:aws:kms:eu-west-1:111122223333:key/mrk-9999":     false,
+		"arn:aws:kms:eu-west-1:999922223333:key/mrk-1234":     false, // multi-Region sets stay in one account
+		"arn:aws-cn:kms:cn-north-1:111122223333:key/mrk-1234": false,
+		"arn:aws:s3:eu-west-1:111122223333:key/mrk-1234":      false,
+		"mrk-1234": false, "": false,
+	}
+	for other, want := range tests {
+		if SameKey(primary, other) != want || SameKey(other, primary) != want {
+			t.Errorf("SameKey(%q, %q) is not %v", primary, other, want)
+		}
+	}
+	single := "arn:aws:kms:eu-central-1:111122223333:key/1234"
+	if !SameKey(single, single) || SameKey(single, "arn:aws:kms:eu-west-1:111122223333:key/1234") {
+		t.Error("a key that is in one Region only has no other ARN")
+	}
+}

@@ -29,6 +29,10 @@ func (s Status) causeAt(now time.Time) string {
 	if s.Key.refuses() && len(s.Siblings) > 0 {
 		cause += fmt.Sprintf(" The other keys of its multi-Region set (%s) are enabled and disabled on their own; byokd does not turn to them.",
 			strings.Join(s.Siblings, ", "))
+		if len(s.SiblingsEnabled) > 0 {
+			cause += fmt.Sprintf(" Still enabled: %s. Whoever may use it can still decrypt this data; to take that away as well, disable it, too.",
+				strings.Join(s.SiblingsEnabled, ", "))
+		}
 	}
 	return cause + s.recorded()
 }

@@ -31,6 +31,12 @@ type Subscriber interface {
 	Thawed(t Transition)
 }
 
+// HangingThread is the name (PR_SET_NAME) of threads that hang in a call of the
+// kernel during a freeze, for as long as it lasts. Such a thread runs nothing
+// inside seal.Do and has had a signal since it last did, so that its signal stack
+// holds no key; the erasure does not wait for it.
+const HangingThread = "byokd-hanging"
+
 // FreezeTimes are the parts of one freeze, each from the first refusal (or the
 // end of the lease), so that they can be compared with the promise of one second.
 type FreezeTimes struct {
@@ -67,6 +73,7 @@ const (
 	AuditFreeze  AuditEvent = "freeze"  // the gate is closed
 	AuditErase   AuditEvent = "erase"   // the keys of the ended epoch are gone from memory
 	AuditThaw    AuditEvent = "thaw"    // the gate is open
+	AuditRotate  AuditEvent = "rotate"  // KMS has new key material for new ciphertexts; nothing changes for the old
 	AuditStop    AuditEvent = "stop"    // the guard ended
 
 	AuditOperatorFreeze AuditEvent = "operator_freeze" // an operator asked for a freeze, or it is carried out late

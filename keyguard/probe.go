@@ -60,10 +60,10 @@ func (r *runner) launchDue(now instant) {
 // interval is the jittered time until the next probe.
 func (r *runner) interval() time.Duration {
 	switch {
+	case r.m.gate != Open && r.m.reason == ReasonThrottled:
+		return jitter(throttledPause, closedJitter)
 	case r.m.gate == Open || r.o.ProbeInterval <= closedPause:
 		return jitter(r.o.ProbeInterval, openJitter)
-	case r.m.reason == ReasonThrottled:
-		return jitter(throttledPause, closedJitter)
 	default:
 		return jitter(closedPause, closedJitter)
 	}

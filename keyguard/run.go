@@ -29,6 +29,8 @@ const (
 
 	auditAgain  = time.Minute // a lasting refusal is recorded again after this
 	eventBuffer = 64
+
+	describeOp = "DescribeKey"
 )
 
 type eventKind uint8
@@ -39,6 +41,7 @@ const (
 	eventUnwrap                    // a thaw attempt ended
 	eventErased                    // the keys of an ended epoch are gone
 	eventSideCall                  // a call for Create or Load ended
+	eventSiblings                  // the other keys of a multi-Region set were asked about
 )
 
 // event is an answer on its way to Run.
@@ -48,8 +51,9 @@ type event struct {
 	attempt *thawAttempt // eventUnwrap
 	epoch   uint64       // eventErased
 	took    time.Duration
-	op      string // eventSideCall
-	err     error  // eventSideCall
+	op      string   // eventSideCall
+	err     error    // eventSideCall
+	enabled []string // eventSiblings: ARNs
 }
 
 // runner is the state of Run; everything in it belongs to Run's goroutine.
@@ -83,6 +87,9 @@ type runner struct {
 
 	operatorBy    string // who asked last
 	operatorSince time.Time
+
+	siblingsAsked   instant
+	siblingsEnabled []string // of a refused key; replaced, never changed
 }
 
 // Run watches the key until ctx ends and is the only writer of the guard's
@@ -98,7 +105,7 @@ func (g *Guard) Run(ctx context.Context) error {
 	r := &runner{
 		Guard: g, m: newMachine(len(g.o.Probe) > 0),
 		erasing: make(map[uint64]*epoch), warnings: make(map[string]string),
-		hedgeAt: never, awaiting: never, lastLaunch: never, auditedAt: never,
+		hedgeAt: never, awaiting: never, lastLaunch: never, auditedAt: never, siblingsAsked: never,
 	}
 	if g.o.Held {
 		r.m, _ = r.m.hold(g.o.Clock.Boot())
@@ -195,10 +202,20 @@ func (r *runner) handle(e event) error {
 		return r.probed(e.obs)
 	case eventDescribe:
 		r.describes--
-		r.warn("DescribeKey", e.obs.err)
+		r.warn(describeOp, e.obs.err)
 		if e.obs.err == nil {
+			r.rotated(e.obs.desc)
 			r.desc = e.obs.desc
 		}
+		if err := r.apply(e.obs); err != nil {
+			return err
+		}
+		r.askSiblings()
+		return nil
+	case eventSiblings:
+		r.siblingsEnabled = e.enabled
+		r.publish()
+		return nil
 	case eventUnwrap:
 		return r.unwrapped(e)
 	case eventErased:
@@ -331,7 +348,7 @@ func (r *runner) stop(cause error) {
 			delete(r.erasing, n)
 		}
 	}
-	collect()
+	_ = collect(ctx) // the process ends: what a hanging thread holds goes with it
 	r.publish()
 	r.transitioned(from, Stopping)
 	r.audit(AuditRecord{Event: AuditStop, Reason: r.m.reason})

@@ -137,15 +137,16 @@ type Status struct {
 	OperatorBy      string    `json:"operatorBy,omitempty"`      // who asked
 	OperatorSince   time.Time `json:"operatorSince"`             // and when
 
-	MultiRegion     bool      `json:"multiRegion"`             // key is part of a multi-Region set
-	Siblings        []string  `json:"siblings,omitempty"`      // ARNs of the other keys of that set; byokd never turns to them
-	Origin          string    `json:"origin,omitempty"`        // AWS_KMS, EXTERNAL, AWS_CLOUDHSM, EXTERNAL_KEY_STORE
-	KeyMaterialID   string    `json:"keyMaterialId,omitempty"` // changes with each rotation
-	MaterialExpires time.Time `json:"materialExpires"`         // when imported key material stops working
-	Erased          bool      `json:"erased"`                  // no key is referenced any more and the collector has run
-	ErasureCertain  bool      `json:"erasureCertain"`          // built with runtimesecret: Erased covers every copy
-	Stragglers      int       `json:"stragglers,omitempty"`    // passes of ended epochs still in use
-	Waiting         int64     `json:"waiting"`                 // calls waiting to enter, at the time of Status()
+	MultiRegion     bool      `json:"multiRegion"`               // key is part of a multi-Region set
+	Siblings        []string  `json:"siblings,omitempty"`        // ARNs of the other keys of that set; byokd never turns to them
+	SiblingsEnabled []string  `json:"siblingsEnabled,omitempty"` // while refused: those of them that still decrypt the data
+	Origin          string    `json:"origin,omitempty"`          // AWS_KMS, EXTERNAL, AWS_CLOUDHSM, EXTERNAL_KEY_STORE
+	KeyMaterialID   string    `json:"keyMaterialId,omitempty"`   // changes with each rotation
+	MaterialExpires time.Time `json:"materialExpires"`           // when imported key material stops working
+	Erased          bool      `json:"erased"`                    // no key is referenced any more and the collector has run
+	ErasureCertain  bool      `json:"erasureCertain"`            // built with runtimesecret: Erased covers every copy
+	Stragglers      int       `json:"stragglers,omitempty"`      // passes of ended epochs still in use
+	Waiting         int64     `json:"waiting"`                   // calls waiting to enter, at the time of Status()
 
 	Bound time.Duration `json:"bound"` // longest time from a refusal by KMS to the last plaintext byte, as things stand
 }

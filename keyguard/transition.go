@@ -494,6 +494,9 @@ func (m machine) refine(v verdict, o observation, now instant) machine {
 		return m
 	}
 	m.explained, m.explainedAt = v, now
+	if m.requestID == "" { // heard of before any probe was refused
+		m.requestID = v.requestID
+	}
 	switch {
 	case m.state == AccessDenied && v.state != Deleted:
 		// KMS checks permission first, so both may be true; the missing

@@ -67,7 +67,8 @@ type KeyReport struct {
 	Waiting       int64              `json:"waiting"`            // calls that wait for the gate
 	BoundSeconds  float64            `json:"boundSeconds"`       // longest time from a refusal to the last plain byte, as things stand
 	MultiRegion   bool               `json:"multiRegion"`
-	Siblings      []string           `json:"siblings,omitempty"` // the other keys of a multi-Region set
+	Siblings      []string           `json:"siblings,omitempty"`        // the other keys of a multi-Region set
+	SiblingsOn    []string           `json:"siblingsEnabled,omitempty"` // while refused: those that still decrypt the data
 	Origin        string             `json:"origin,omitempty"`
 	KeyMaterialID string             `json:"keyMaterialId,omitempty"`  // changes with each rotation
 	MaterialEnds  time.Time          `json:"materialExpires,omitzero"` // when imported key material stops working
@@ -110,7 +111,7 @@ func keyReport(s keyguard.Status) KeyReport {
 		Reason: s.Reason, Detail: s.Detail, RequestID: s.RequestID, MissingAction: s.MissingAction, Principal: s.Principal,
 		Since: s.Since, LastSuccess: s.LastSuccess, LeaseUntil: s.LeaseUntil, DeletionDate: s.DeletionDate, FrozenSince: s.FrozenSince,
 		Epoch: s.Epoch, Erased: s.Erased, Operator: operator, Waiting: s.Waiting, BoundSeconds: s.Bound.Seconds(),
-		MultiRegion: s.MultiRegion, Siblings: s.Siblings, Origin: s.Origin, KeyMaterialID: s.KeyMaterialID, MaterialEnds: s.MaterialExpires}
+		MultiRegion: s.MultiRegion, Siblings: s.Siblings, SiblingsOn: s.SiblingsEnabled, Origin: s.Origin, KeyMaterialID: s.KeyMaterialID, MaterialEnds: s.MaterialExpires}
 }
 
 // stateOf translates a guard's two states into the one word.

@@ -67,7 +67,7 @@ func (v *volume) inspect() error {
 
 // belongs compares what the volume remembers with what the configuration says.
 func (v *volume) belongs() error {
-	if arn := v.cfg.Keys[v.cfg.Volume.Key].ARN; v.header.KeyARN != arn {
+	if arn := v.cfg.Keys[v.cfg.Volume.Key].ARN; !keyguard.SameKey(v.header.KeyARN, arn) {
 		return fmt.Errorf("the volume in %s was made with the key\n  %s\nthe configuration names (keys.%s.arn)\n  %s\n"+
 			"A volume's key is final in this version of byokd: it cannot be replaced. Name the first key again, or start with an empty directory",
 			v.cfg.Volume.Lower, v.header.KeyARN, v.cfg.Volume.Key, arn)

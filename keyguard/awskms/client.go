@@ -30,11 +30,15 @@ type Options struct {
 // one attempt, honours ctx, and fails with a *keyguard.KMSError.
 type Client struct {
 	arn    string
-	pooled *kms.Client // for what carries no secret
-	direct *kms.Client // for what carries a plaintext key, inside seal.Do only
+	pooled *kms.Client              // for what carries no secret
+	region func(string) *kms.Client // pooled, for another Region
+	direct *kms.Client              // for what carries a plaintext key, inside seal.Do only
 }
 
-var _ keyguard.KMS = (*Client)(nil)
+var (
+	_ keyguard.KMS              = (*Client)(nil)
+	_ keyguard.SiblingDescriber = (*Client)(nil)
+)
 
 // New makes a client for the key with this ARN (an alias will not do: it can be
 // pointed at another key). cfg comes from config.LoadDefaultConfig: credentials
@@ -57,7 +61,10 @@ func New(cfg aws.Config, keyARN string, o Options) (*Client, error) {
 		}
 	}
 	return &Client{
-		arn:    keyARN,
+		arn: keyARN,
+		region: func(region string) *kms.Client {
+			return kms.NewFromConfig(cfg, options(pooled), func(k *kms.Options) { k.Region = region })
+		},
 		pooled: kms.NewFromConfig(cfg, options(pooled)),
 		direct: kms.NewFromConfig(cfg, options(direct)),
 	}, nil
@@ -185,6 +192,27 @@ func (c *Client) Describe(ctx context.Context) (keyguard.Description, error) {
 			Reason: keyguard.ReasonUnknownFault, RequestID: id, Err: fmt.Errorf("incomplete answer")}
 	}
 	return c.describe(out.KeyMetadata, id), nil
+}
+
+// DescribeSibling explains the state of another key of the same multi-Region set,
+// by a call to that key's Region (or to Options.Endpoint, if that is set).
+func (c *Client) DescribeSibling(ctx context.Context, keyARN string) (keyguard.Description, error) {
+	const op = "DescribeKey"
+	parsed, err := parseKeyARN(keyARN)
+	if err != nil {
+		return keyguard.Description{}, &keyguard.KMSError{Op: op, State: keyguard.Misconfigured, Reason: keyguard.ReasonBadRequest, Err: err}
+	}
+	out, err := c.region(parsed.Region).DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: aws.String(keyARN)})
+	if err != nil {
+		return keyguard.Description{}, classify(op, err)
+	}
+	id, _ := awsmiddleware.GetRequestIDMetadata(out.ResultMetadata)
+	if out.KeyMetadata == nil || aws.ToString(out.KeyMetadata.Arn) != keyARN {
+		return keyguard.Description{}, &keyguard.KMSError{Op: op, State: keyguard.Unreachable,
+			Reason: keyguard.ReasonUnknownFault, RequestID: id, Err: fmt.Errorf("incomplete answer")}
+	}
+	state, reason := describedState(out.KeyMetadata.KeyState)
+	return keyguard.Description{State: state, Reason: reason, Raw: string(out.KeyMetadata.KeyState), RequestID: id}, nil
 }
 
 func (c *Client) describe(m *types.KeyMetadata, requestID string) keyguard.Description {
