@@ -106,7 +106,8 @@ type Guard struct {
 
 	operator chan operatorRequest // requests of people, to Run
 
-	journal *journal
+	trail *journal // audit records
+	lines *journal // log lines, apart: a trail that hangs must not silence the log
 
 	mu    sync.Mutex
 	pins  []pin              // mu
@@ -133,10 +134,11 @@ func New(kms KMS, o Options) (*Guard, error) {
 
 		operator: make(chan operatorRequest),
 
-		journal: newJournal(o.Logger),
-		subs:    make(map[int]Subscriber),
-		probe:   append([]byte(nil), o.Probe...),
+		subs:  make(map[int]Subscriber),
+		probe: append([]byte(nil), o.Probe...),
 	}
+	g.trail = newJournal(o.Logger, g.auditLost)
+	g.lines = newJournal(o.Logger, func(int64) {})
 	g.status.Store(&Status{Name: o.Name, KeyARN: kms.ARN(), Gate: Starting, Since: o.Clock.Now(),
 		Erased: true, ErasureCertain: seal.ErasureGuaranteed, Bound: o.ProbeInterval + time.Second})
 	return g, nil
@@ -349,7 +351,7 @@ func (g *Guard) load(ctx context.Context, k *Keys, w pin) error {
 	if err != nil {
 		return g.judge(err)
 	}
-	g.audit(AuditRecord{Event: AuditUnwrap, RequestID: receipt.RequestID, DataKey: w.id.String(),
+	g.audit(AuditRecord{Event: AuditUnwrap, Operation: "Decrypt", RequestID: receipt.RequestID, DataKey: w.id.String(),
 		Binding: w.binding.Context(), TookMS: milliseconds(g.o.Clock.Boot() - began)})
 	return nil
 }
@@ -365,7 +367,7 @@ func (g *Guard) create(ctx context.Context, k *Keys, f *flight, b Binding) error
 		return g.judge(err)
 	}
 	f.wrapped = wrapped
-	g.audit(AuditRecord{Event: AuditCreate, RequestID: receipt.RequestID, DataKey: f.id.String(),
+	g.audit(AuditRecord{Event: AuditCreate, Operation: "GenerateDataKey", RequestID: receipt.RequestID, DataKey: f.id.String(),
 		Binding: b.Context(), TookMS: milliseconds(g.o.Clock.Boot() - began)})
 	return nil
 }
@@ -413,13 +415,24 @@ func (g *Guard) told(op string, ctx context.Context, err error) {
 }
 
 func (g *Guard) audit(r AuditRecord) {
+	r = g.complete(r)
+	g.trail.add(func() { g.o.Audit(r) })
+}
+
+// auditLost records a gap, at its place; the journal calls it.
+func (g *Guard) auditLost(n int64) {
+	g.o.Audit(g.complete(AuditRecord{Event: AuditLost, Count: int(n), Detail: "records that could not be written in time"}))
+}
+
+// complete fills in what every record has.
+func (g *Guard) complete(r AuditRecord) AuditRecord {
 	s := g.status.Load()
 	r.Time, r.Guard, r.KeyARN = g.o.Clock.Now(), g.o.Name, g.kms.ARN()
 	r.Key, r.Gate = s.Key, s.Gate
 	if r.Epoch == 0 {
 		r.Epoch = s.Epoch
 	}
-	g.journal.add(func() { g.o.Audit(r) })
+	return r
 }
 
 func (g *Guard) logLater(level zapcore.Level, text string, fields ...zap.Field) {
@@ -427,7 +440,7 @@ func (g *Guard) logLater(level zapcore.Level, text string, fields ...zap.Field) 
 	if entry == nil {
 		return
 	}
-	g.journal.add(func() { entry.Write(fields...) })
+	g.lines.add(func() { entry.Write(fields...) })
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -10,18 +10,19 @@ import (
 // per transition and ten unwraps a second this is minutes of a stuck disk.
 const journalSize = 4096
 
-// journal writes audit records and log lines in a goroutine of its own. A log
+// journal writes audit records or log lines in a goroutine of its own. A log
 // pipe that nobody empties or a disk that hangs must not keep Run from freezing:
 // it would hold the gate open. What does not fit is dropped, counted and told.
 type journal struct {
 	log     *zap.Logger
+	lost    func(n int64) // writes how many records were lost; called by write
 	queue   chan func()
 	ended   chan struct{}
 	dropped atomic.Int64
 }
 
-func newJournal(log *zap.Logger) *journal {
-	return &journal{log: log, queue: make(chan func(), journalSize), ended: make(chan struct{})}
+func newJournal(log *zap.Logger, lost func(n int64)) *journal {
+	return &journal{log: log, lost: lost, queue: make(chan func(), journalSize), ended: make(chan struct{})}
 }
 
 // add never blocks.
@@ -55,7 +56,8 @@ func (j *journal) write() {
 func (j *journal) do(f func()) {
 	f()
 	if n := j.dropped.Swap(0); n != 0 {
-		j.log.Error("audit records and log lines were lost while writing was stuck", zap.Int64("lost", n))
+		j.log.Error("audit records or log lines were lost while writing was stuck", zap.Int64("lost", n))
+		j.lost(n)
 	}
 }
 

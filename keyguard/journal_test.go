@@ -9,7 +9,8 @@ import (
 
 func TestJournalNeverBlocksAndTellsWhatItLost(t *testing.T) {
 	core, logs := observer.New(zap.InfoLevel)
-	j := newJournal(zap.New(core))
+	told := int64(0)
+	j := newJournal(zap.New(core), func(n int64) { told += n })
 	written := 0
 	for range journalSize + 7 { // nobody writes: a blocking add would end here
 		j.add(func() { written++ })
@@ -20,7 +21,7 @@ func TestJournalNeverBlocksAndTellsWhatItLost(t *testing.T) {
 		t.Errorf("%d records written, want %d", written, journalSize)
 	}
 	lost := logs.FilterField(zap.Int64("lost", 7)).Len()
-	if lost != 1 {
-		t.Errorf("the loss was told %d times, want once: %v", lost, logs.All())
+	if lost != 1 || told != 7 {
+		t.Errorf("the loss was told %d times, want once, and %d records recorded as lost: %v", lost, told, logs.All())
 	}
 }

@@ -183,6 +183,15 @@ func ReasonOf(err error) Reason {
 	}
 }
 
+// operationOf gives the KMS operation behind err, or "".
+func operationOf(err error) string {
+	var k *KMSError
+	if errors.As(err, &k) {
+		return k.Op
+	}
+	return ""
+}
+
 // RequestIDOf gives the KMS request id behind err, or "".
 func RequestIDOf(err error) string {
 	var k *KMSError

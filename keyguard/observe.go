@@ -78,7 +78,15 @@ const (
 
 	AuditOperatorFreeze AuditEvent = "operator_freeze" // an operator asked for a freeze, or it is carried out late
 	AuditOperatorThaw   AuditEvent = "operator_thaw"   // an operator asked for a thaw
+
+	AuditLost AuditEvent = "lost" // records could not be written and are missing
 )
+
+// AuditEvents lists every event, for the documentation of the schema.
+func AuditEvents() []AuditEvent {
+	return []AuditEvent{AuditUnwrap, AuditCreate, AuditRefusal, AuditOutage, AuditRecover, AuditFreeze, AuditErase,
+		AuditThaw, AuditRotate, AuditStop, AuditOperatorFreeze, AuditOperatorThaw, AuditLost}
+}
 
 // AuditRecord is one line of the audit log.
 type AuditRecord struct {
@@ -89,11 +97,12 @@ type AuditRecord struct {
 	Key       KeyState          `json:"key"`
 	Gate      GateState         `json:"gate"`
 	Epoch     uint64            `json:"epoch"`
+	Operation string            `json:"operation,omitempty"` // of KMS, as CloudTrail names it
 	Reason    Reason            `json:"reason,omitempty"`
 	RequestID string            `json:"requestId,omitempty"`
 	DataKey   string            `json:"dataKey,omitempty"` // id of the data or root key concerned
 	Binding   map[string]string `json:"encryptionContext,omitempty"`
 	TookMS    float64           `json:"tookMs,omitempty"`
-	Count     int               `json:"count,omitempty"` // refusals since the last record
+	Count     int               `json:"count,omitempty"` // refusals since the last record; records lost
 	Detail    string            `json:"detail,omitempty"`
 }

@@ -109,7 +109,7 @@ func (r *runner) ask(ctx context.Context, ciphertext []byte) (Receipt, error) {
 		if err != nil {
 			return receipt, err
 		}
-		r.audit(AuditRecord{Event: AuditCreate, RequestID: receipt.RequestID,
+		r.audit(AuditRecord{Event: AuditCreate, Operation: "GenerateDataKeyWithoutPlaintext", RequestID: receipt.RequestID,
 			Binding: r.o.ProbeBinding.Context(), Detail: "probe ciphertext"})
 		ciphertext = r.keepProbe(made)
 	}

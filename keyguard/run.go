@@ -113,15 +113,19 @@ func (g *Guard) Run(ctx context.Context) error {
 	}
 	r.calls, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	r.nextProbe = g.o.Clock.Boot()
-	written := make(chan struct{})
-	go func() {
-		g.journal.write()
-		close(written)
-	}()
+	var writers sync.WaitGroup
+	writers.Go(g.trail.write)
+	writers.Go(g.lines.write)
 	r.describe()
 	err := r.loop(ctx)
 	r.stop(err)
-	g.journal.end()
+	g.trail.end()
+	g.lines.end()
+	written := make(chan struct{})
+	go func() {
+		writers.Wait()
+		close(written)
+	}()
 	select {
 	case <-written:
 	case <-time.After(stopLimit): // whatever the log hangs on must not hold up the end
@@ -303,7 +307,7 @@ func (r *runner) recordRefusal(err error) {
 	if v.same(r.audited) && now-r.auditedAt < auditAgain {
 		return
 	}
-	r.audit(AuditRecord{Event: AuditRefusal, Reason: v.reason, RequestID: v.requestID,
+	r.audit(AuditRecord{Event: AuditRefusal, Operation: operationOf(err), Reason: v.reason, RequestID: v.requestID,
 		Detail: v.detail, Count: r.refusals, Binding: r.o.ProbeBinding.Context()})
 	r.audited, r.auditedAt, r.refusals = v, now, 0
 }
@@ -320,7 +324,7 @@ func (r *runner) warn(op string, err error) {
 		return
 	}
 	r.warnings[op] = warning
-	r.audit(AuditRecord{Event: AuditRefusal, Reason: ReasonOf(err), RequestID: RequestIDOf(err), Detail: judgement(err).detail, Count: 1})
+	r.audit(AuditRecord{Event: AuditRefusal, Operation: op, Reason: ReasonOf(err), RequestID: RequestIDOf(err), Detail: judgement(err).detail, Count: 1})
 	r.logLater(zapcore.WarnLevel, "a call was refused", zap.String("operation", op), zap.Error(err))
 }
 

@@ -151,8 +151,12 @@ type AdminConfig struct {
 // AuditConfig is the audit trail.
 type AuditConfig struct {
 	// A file that gets one line of JSON for each unwrap, refusal, freeze and thaw, with the KMS request
-	// id that also stands in CloudTrail. Appended to, mode 0600. Left out, the lines go to the log.
+	// id that also stands in CloudTrail; docs/AUDIT.md has the schema. Appended to, mode 0600. Left out,
+	// the lines go to the log.
 	File string `yaml:"file"`
+	// The size at which a new file is begun, from 1MiB to 16GiB. Ten full ones are kept as FILE.1, the
+	// youngest, to FILE.10.
+	MaxSize Size `yaml:"maxSize"`
 }
 
 // LogConfig is the log.
@@ -170,6 +174,7 @@ const (
 	defaultProbeInterval = time.Second
 	defaultOutageGrace   = 60 * time.Second
 	defaultStopTimeout   = 25 * time.Second
+	defaultAuditSize     = 64 << 20
 	defaultHoldFor       = 20 * time.Second
 	defaultObjectsListen = "127.0.0.1:9000"
 	defaultAdminListen   = "127.0.0.1:9180"
@@ -215,6 +220,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.Admin.Listen, defaultAdminListen)
 	setDefault(&c.Log.Level, "info")
 	setDefault(&c.Log.Format, "json")
+	c.Audit.MaxSize.setDefault(defaultAuditSize)
 	c.StopTimeout.setDefault(defaultStopTimeout)
 	return c
 }

@@ -175,7 +175,7 @@ var referenceValues = map[string]string{
 	"objects.buckets.documents.upstream.region": "eu-central-1", "objects.buckets.documents.upstream.endpoint": `""`,
 	"objects.buckets.documents.key": "primary", "objects.buckets.documents.role": "documents",
 	"admin.listen": "127.0.0.1:9180", "admin.allowRemote": "false", "admin.hosts": "[]", "admin.socket": "/run/byokd/control.sock",
-	"audit.file": "/var/log/byokd/audit.jsonl", "log.level": "info", "log.format": "json", "stopTimeout": "25s",
+	"audit.file": "/var/log/byokd/audit.jsonl", "audit.maxSize": "64MiB", "log.level": "info", "log.format": "json", "stopTimeout": "25s",
 }
 
 func renderReference(t *testing.T) string {
@@ -221,7 +221,7 @@ func renderReference(t *testing.T) string {
 				example := map[string]string{"keys": "primary", "objects.buckets": "documents"}[at]
 				fmt.Fprintf(&b, "%s%s:\n%s  %s:\n", indent, name, indent, example)
 				walk(inner.Elem(), join(at, example), indent+"    ")
-			case inner.Kind() == reflect.Struct && inner != reflect.TypeFor[Duration]():
+			case inner.Kind() == reflect.Struct && inner != reflect.TypeFor[Duration]() && inner != reflect.TypeFor[Size]():
 				fmt.Fprintf(&b, "%s%s:\n", indent, name)
 				walk(inner, at, indent+"  ")
 			default:

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -121,6 +122,14 @@ stopTimeout: 30s
 		text = strings.ReplaceAll(text, old, new)
 	}
 	s.write(t, s.config, text, 0o644)
+}
+
+// withoutVolume configures the proxy alone, which needs no FUSE.
+func (s *site) withoutVolume(t *testing.T, replace map[string]string) {
+	t.Helper()
+	all := map[string]string{fmt.Sprintf("volume: {lower: %q, mount: %q}\n", s.lower, s.mount): ""}
+	maps.Copy(all, replace)
+	s.configure(t, all)
 }
 
 // process is a running byokd.

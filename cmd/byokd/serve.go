@@ -110,7 +110,7 @@ func (d *daemon) fail(err error) {
 
 // build checks everything that can be checked before the key is asked, listens, and connects the parts.
 func (d *daemon) build(ctx context.Context) (err error) {
-	if d.audit, err = openAudit(d.cfg.Audit.File, d.log); err != nil {
+	if d.audit, err = openAudit(d.cfg.Audit.File, d.cfg.Audit.MaxSize.Bytes, d.log); err != nil {
 		return failure(d.log, "the audit file cannot be opened", exitConfig, err)
 	}
 	if d.volume != nil {

@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -22,6 +24,38 @@ func (d *Duration) parse(text string) error {
 	}
 	*d = Duration{Duration: v, given: true}
 	return nil
+}
+
+// Size is a number of bytes in the configuration, written with its unit (64MiB). It knows whether it was
+// given.
+type Size struct {
+	Bytes int64
+	given bool
+}
+
+var errSize = errors.New("not a size: write a whole number and a unit, such as 512KiB, 64MiB or 1GiB")
+
+// parse reads text into s.
+func (s *Size) parse(text string) error {
+	for unit, shift := range map[string]uint{"KiB": 10, "MiB": 20, "GiB": 30} {
+		number, ok := strings.CutSuffix(text, unit)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseUint(number, 10, 31)
+		if err != nil {
+			return errSize
+		}
+		*s = Size{Bytes: int64(n) << shift, given: true}
+		return nil
+	}
+	return errSize
+}
+
+func (s *Size) setDefault(bytes int64) {
+	if !s.given {
+		*s = Size{Bytes: bytes}
+	}
 }
 
 func (d *Duration) setDefault(v time.Duration) {

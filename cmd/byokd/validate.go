@@ -71,6 +71,9 @@ func (c Config) validate() []problem {
 	if c.Audit.File != "" && !filepath.IsAbs(c.Audit.File) {
 		v.fail("audit.file", "must be an absolute path, not %q", c.Audit.File)
 	}
+	if c.Audit.MaxSize.Bytes < 1<<20 || c.Audit.MaxSize.Bytes > 16<<30 {
+		v.fail("audit.maxSize", "must be between 1MiB and 16GiB")
+	}
 	v.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	v.oneOf("log.format", c.Log.Format, "json", "console")
 	v.within("stopTimeout", c.StopTimeout, time.Second, time.Hour)

@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -100,7 +101,7 @@ func (w *rig) serve() {
 		}
 		return nil, nil
 	}}
-	w.front.Config.ErrorLog = zap.NewStdLog(zap.NewNop()) // refused handshakes are what some rows are about
+	w.front.Config.ErrorLog = log.New(io.Discard, "", 0) // refused handshakes are what some rows are about
 	w.front.StartTLS()
 	w.t.Cleanup(func() {
 		w.front.CloseClientConnections()
