@@ -28,7 +28,7 @@ type auditTrail struct {
 
 	mu     sync.Mutex
 	file   *os.File // nil without a name; guarded by mu
-	size   int64    // of file, if it is a regular one; guarded by mu
+	size   int64    // of file before the present record, if it is a regular one; guarded by mu
 	failed bool     // the last write failed, and that was logged; guarded by mu
 	stuck  bool     // the last change of files failed, and that was logged; guarded by mu
 }
@@ -92,11 +92,12 @@ func (t *auditTrail) record(r keyguard.AuditRecord) {
 // write appends a line as a whole or not at all.
 func (t *auditTrail) write(line []byte) error {
 	n, err := t.file.Write(line)
-	if err != nil && n > 0 {
-		err = errors.Join(err, t.file.Truncate(t.size)) // a full disk took the beginning of it
+	if err == nil || n == 0 {
+		return err
 	}
-	if err == nil {
-		t.size += int64(n)
+	// A full disk took the beginning of it. Another byokd (byokd seal) may write to the same file.
+	if info, statErr := t.file.Stat(); statErr == nil && info.Size() == t.size+int64(n) {
+		err = errors.Join(err, t.file.Truncate(t.size))
 	}
 	return err
 }
@@ -108,6 +109,7 @@ func (t *auditTrail) makeRoom(more int64) {
 	if err != nil || !own.Mode().IsRegular() {
 		return // a pipe, /dev/stdout
 	}
+	t.size = own.Size()
 	there, err := os.Stat(t.name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), err == nil && !os.SameFile(own, there):

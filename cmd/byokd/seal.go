@@ -74,7 +74,7 @@ func (s *sealing) run(ctx context.Context) error {
 		return exitWith(exitConfig, fmt.Errorf("the configuration knows no bucket %q (objects.buckets)", s.bucket))
 	}
 	log := newLogger(LogConfig{Level: "warn", Format: s.cfg.Log.Format}, s.stderr)
-	audit, err := openAudit(s.cfg.Audit.File, log)
+	audit, err := openAudit(s.cfg.Audit.File, s.cfg.Audit.MaxSize.Bytes, log)
 	if err != nil {
 		return exitWith(exitConfig, err)
 	}
