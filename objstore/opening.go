@@ -138,7 +138,7 @@ func (o *opening) next(ctx context.Context) error {
 	}
 	n := o.plan()
 	if err := o.readFull(ctx, o.buf.sealed[:n]); err != nil {
-		return err
+		return fmt.Errorf("part %d, segments from %d: %w", o.part.index+1, o.segment, err)
 	}
 	o.sealed = o.buf.sealed[:n]
 	o.first = o.segment

@@ -309,7 +309,7 @@ func (p *Proxy) finish(ctx context.Context, c *call, err error, broken bool, too
 	p.opts.Observer.Done(e)
 	ordinary := e.Status == http.StatusNotImplemented || errors.Is(err, errHeld)
 	if err != nil && (e.Status == 0 || e.Status >= 500) && !ordinary {
-		p.log.Warn("request failed", zap.String("op", string(c.op)), zap.String("bucket", e.Bucket),
+		p.log.Warn("request failed", zap.String("op", string(c.op)), zap.String("bucket", e.Bucket), zap.String("key", c.key),
 			zap.String("request", c.id), zap.Int("status", e.Status), zap.Error(err))
 	}
 	if errorIsTampering(err) {

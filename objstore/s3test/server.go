@@ -62,6 +62,8 @@ type Fault struct {
 	Code   string
 	// Persist carries the request out all the same, and fails afterwards.
 	Persist bool
+	// Reset breaks the connection instead of answering.
+	Reset bool
 	// CutAt breaks the connection after so many bytes of the answer, StallAt stops
 	// there until Release is closed. 0 is off; use 1 for "at once".
 	CutAt, StallAt int64
@@ -213,12 +215,13 @@ func (s *Server) Holds(plain []byte) string {
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fault := s.faultFor(r)
-	if fault != nil && fault.Status != 0 && !fault.Persist {
-		refuse(w, fault.Status, fault.Code)
-		return
-	}
 	if fault != nil && fault.Persist {
 		s.serve(discardAnswer{http.Header{}}, r)
+	}
+	if fault != nil && fault.Reset {
+		panic(http.ErrAbortHandler)
+	}
+	if fault != nil && fault.Status != 0 {
 		refuse(w, fault.Status, fault.Code)
 		return
 	}
