@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,32 +16,38 @@ import (
 // which is logged.
 type bdi struct {
 	dir string // /sys/class/bdi/MAJOR:MINOR, "" when there is none
+
+	mu        sync.Mutex
+	budget    int64 // bytes; guarded by mu
+	throttled bool  // guarded by mu
 }
 
 const (
 	// dirtyBytes is the most the mount may hold dirty, and so what a freeze has
-	// to flush within its 500 ms: 2,048 scattered pages at 50 to 200 µs each.
-	dirtyBytes = "8388608"
+	// to flush within its 500 ms: 2,048 scattered pages at 50 to 200 µs each. The
+	// reserve below (reserve.go) is made for it.
+	dirtyBytes = 8 << 20
 
 	// throttleBytes is the most during a drain: less than a request, so that a
 	// writer in the middle of a large write() stops in balance_dirty_pages
 	// (drain 300 ms → 30 ms, measured).
-	throttleBytes = "65536"
+	throttleBytes = 64 << 10
 
 	// readAheadKB is the read-ahead window; the default of 128 costs 8 % of
 	// sequential reads.
 	readAheadKB = "1024"
 )
 
-// newBDI sets the limits of the mount at mountpoint.
-func newBDI(mountpoint string) (*bdi, error) {
+// newBDI sets the limits of the mount at mountpoint, which may hold budget bytes
+// dirty.
+func newBDI(mountpoint string, budget int64) (*bdi, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(mountpoint, &st); err != nil {
 		return &bdi{}, err
 	}
 	dir := fmt.Sprintf("/sys/class/bdi/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
-	b := &bdi{dir: dir}
-	if err := b.write("max_bytes", dirtyBytes); err != nil {
+	b := &bdi{dir: dir, budget: -1}
+	if err := b.setBudget(budget); err != nil {
 		return &bdi{}, err
 	}
 	_ = b.write("read_ahead_kb", readAheadKB) // slower without, and nothing else
@@ -53,7 +61,37 @@ func (b *bdi) write(name, value string) error {
 	return os.WriteFile(filepath.Join(b.dir, name), []byte(value), 0)
 }
 
-// throttle stops writers that are inside a write() until restore.
-func (b *bdi) throttle() error { return b.write("max_bytes", throttleBytes) }
+// limit writes the bound in force; mu is held.
+func (b *bdi) limit() error {
+	bytes := max(b.budget, throttleBytes)
+	if b.throttled {
+		bytes = throttleBytes
+	}
+	return b.write("max_bytes", strconv.FormatInt(bytes, 10))
+}
 
-func (b *bdi) restore() error { return b.write("max_bytes", dirtyBytes) }
+// setBudget sets what the mount may hold dirty while it is not throttled.
+func (b *bdi) setBudget(bytes int64) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.budget == bytes {
+		return nil
+	}
+	b.budget = bytes
+	return b.limit()
+}
+
+// throttle stops writers that are inside a write() until restore.
+func (b *bdi) throttle() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.throttled = true
+	return b.limit()
+}
+
+func (b *bdi) restore() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.throttled = false
+	return b.limit()
+}

@@ -14,6 +14,9 @@ func (c *call) fallocate(n *node, mode uint32, off, length int64) error {
 	}
 	switch mode {
 	case 0, unix.FALLOC_FL_KEEP_SIZE:
+		if !c.fs.reserve.refilled() {
+			return unix.ENOSPC
+		}
 		if err := c.preallocate(n, off, end); err != nil {
 			return err
 		}

@@ -65,9 +65,11 @@ type Filesystem struct {
 	nodes      *nodeTable
 	handles    *handleTable
 	turns      turns
-	stable     bool   // pages under writeback do not change below
-	privileged bool   // may give files to other users
-	umask      uint32 // of this process: what it takes from a caller's mode is given back
+	reserve    *reserve
+	refilling  atomic.Bool // refill is at work
+	stable     bool        // pages under writeback do not change below
+	privileged bool        // may give files to other users
+	umask      uint32      // of this process: what it takes from a caller's mode is given back
 
 	serving  context.Context // ends when waiting calls must go
 	dismiss  context.CancelFunc
@@ -131,6 +133,7 @@ func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options) (*Fil
 		f.log = zap.NewNop()
 	}
 	f.bdi.Store(&bdi{})
+	f.openReserve()
 	f.rootAttr.Store(rootAttr(&st))
 	f.serving, f.dismiss = context.WithCancel(context.Background())
 	f.follow()
@@ -232,7 +235,7 @@ func (f *Filesystem) Stats() Stats {
 }
 
 // statfs asks the lower filesystem, which needs no key. The space is what is
-// left for plain bytes.
+// left for plain bytes; the reserve is none of it.
 func (f *Filesystem) statfs() fuse.StatfsOut {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(f.root, &st); err != nil {
@@ -242,8 +245,10 @@ func (f *Filesystem) statfs() fuse.StatfsOut {
 	plain := func(blocks uint64) uint64 {
 		return blocks * uint64(st.Frsize) / block * seal.BlockPayload / block
 	}
+	owed := uint64(f.reserve.missing()) / uint64(st.Frsize)
+	free := func(blocks uint64) uint64 { return plain(blocks - min(blocks, owed)) }
 	return fuse.StatfsOut{
-		Blocks: plain(st.Blocks), Bfree: plain(st.Bfree), Bavail: plain(st.Bavail),
+		Blocks: plain(st.Blocks), Bfree: free(st.Bfree), Bavail: free(st.Bavail),
 		Files: st.Files, Ffree: st.Ffree, Bsize: block, Frsize: block, NameLen: seal.NameMax,
 	}
 }
@@ -288,5 +293,6 @@ func (f *Filesystem) Close() error {
 	f.dismiss()
 	f.handles.close()
 	f.nodes.close()
+	f.reserve.close()
 	return unix.Close(f.root)
 }

@@ -8,7 +8,8 @@ import (
 
 // handle is an open file or directory of the kernel's.
 type handle struct {
-	node *node
+	node   *node
+	writes bool // opened for writing
 
 	seen uint64 // failures this handle was told of; guarded by handleTable.mu
 

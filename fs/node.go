@@ -23,6 +23,10 @@ type node struct {
 	// freeze that the kernel may hold pages of this inode.
 	touched atomic.Bool
 
+	// grew is the shortage (reserve.shortages) during which the last write needed
+	// lower space that was not the file's, 0 for none.
+	grew atomic.Uint32
+
 	// meta guards the opening and closing of the descriptors.
 	meta   sync.Mutex
 	path   atomic.Int32 // O_PATH descriptor + 1, or 0

@@ -17,6 +17,9 @@ func (c *call) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut)
 	if err := c.attr(n, &out.Attr); err != nil {
 		return c.fail(err)
 	}
+	if out.Mode&unix.S_IFMT == unix.S_IFREG && c.refusedByFullDisk(n, in.Fh(), in.Flags()&fuse.FUSE_GETATTR_FH != 0) {
+		return c.fail(unix.ENOSPC)
+	}
 	out.SetTimeout(cacheFor)
 	if in.NodeId == fuse.FUSE_ROOT_ID {
 		root := *out
@@ -106,6 +109,7 @@ func (c *call) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut)
 	if err == nil {
 		err = c.attr(n, &out.Attr)
 	}
+	c.askAgain(n)
 	out.SetTimeout(cacheFor)
 	return c.fail(err)
 }

@@ -12,14 +12,15 @@ func (c *call) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.
 		return c.fail(err)
 	}
 	n.content.RUnlock()
-	c.handle(n, out)
+	c.askAgain(n)
+	c.handle(n, in.Flags, out)
 	return fuse.OK
 }
 
 // handle opens a handle on a node.
-func (c *call) handle(n *node, out *fuse.OpenOut) {
+func (c *call) handle(n *node, flags uint32, out *fuse.OpenOut) {
 	c.fs.nodes.opened(n)
-	out.Fh = c.fs.handles.add(&handle{node: n})
+	out.Fh = c.fs.handles.add(&handle{node: n, writes: flags&unix.O_ACCMODE != unix.O_RDONLY})
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
 }
 
@@ -32,11 +33,11 @@ func (c *call) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fu
 	if err != nil {
 		return c.fail(err)
 	}
-	return c.fail(c.openNew(fd, id, dir, sealed, out))
+	return c.fail(c.openNew(fd, id, dir, sealed, in.Flags, out))
 }
 
 // openNew makes a node and a handle of a file just created; fd becomes theirs.
-func (c *call) openNew(fd int, id seal.FileID, dir int, sealed string, out *fuse.CreateOut) error {
+func (c *call) openNew(fd int, id seal.FileID, dir int, sealed string, flags uint32, out *fuse.CreateOut) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		unix.Close(fd)
@@ -68,7 +69,7 @@ func (c *call) openNew(fd int, id seal.FileID, dir int, sealed string, out *fuse
 	out.NodeId, out.Generation = n.id, 1
 	out.SetEntryTimeout(cacheFor)
 	out.SetAttrTimeout(cacheFor)
-	c.handle(n, &out.OpenOut)
+	c.handle(n, flags, &out.OpenOut)
 	return nil
 }
 
@@ -88,7 +89,7 @@ func (c *call) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut
 		unix.Close(fd)
 		return c.fail(err)
 	}
-	return c.fail(c.openNew(fd, id, -1, "", out))
+	return c.fail(c.openNew(fd, id, -1, "", in.Flags, out))
 }
 
 // readFile serves READ into dst and returns how much there was.
@@ -117,7 +118,12 @@ func (c *call) writeFile(in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 	if in.Offset > seal.MaxFileSize-uint64(len(data)) {
 		return 0, c.fail(unix.EFBIG)
 	}
-	if err := c.write(n, data, int64(in.Offset)); err != nil {
+	flush := in.WriteFlags&fuse.WRITE_CACHE != 0
+	written, err := c.write(n, data, int64(in.Offset), flush)
+	for flush && err != nil && c.fs.yieldReserve(err, len(data)) {
+		written, err = c.write(n, data, int64(in.Offset), flush)
+	}
+	if err != nil {
 		return 0, c.fail(err)
 	}
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
@@ -125,32 +131,55 @@ func (c *call) writeFile(in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 			return 0, c.fail(err)
 		}
 	}
-	c.bytes = len(data)
-	if in.WriteFlags&fuse.WRITE_CACHE != 0 {
+	c.bytes = written
+	if flush {
 		c.fs.flushed.Add(1)
 	}
-	return uint32(len(data)), fuse.OK
+	return uint32(written), fuse.OK
 }
 
-// write shares the file with others where it can.
-func (c *call) write(n *node, data []byte, off int64) error {
+// write shares the file with others where it can. What is not a flush leaves a
+// reserve that was drawn on to those. It returns how much was written.
+func (c *call) write(n *node, data []byte, off int64, flush bool) (int, error) {
 	if err := c.share(n); err != nil {
-		return err
+		return 0, err
 	}
 	if n.inPlace(off, len(data)) {
 		defer n.content.RUnlock()
-		return c.overwrite(n, data, off)
+		n.grew.Store(0)
+		return len(data), c.overwrite(n, data, off)
 	}
 	n.content.RUnlock()
+	if !flush && !c.fs.reserve.refilled() {
+		return 0, unix.ENOSPC
+	}
 	if err := c.sealAhead(n, data, off); err != nil {
-		return err
+		return 0, err
 	}
 	defer func() { c.ahead = ahead{} }()
 	if err := c.own(n); err != nil {
-		return err
+		return 0, err
 	}
 	defer n.content.Unlock()
-	return c.writePlain(n, data, off)
+	size, lower := n.size, n.lower
+	err := c.writePlain(n, data, off)
+	if err != nil || n.lower > lower {
+		n.grew.Store(c.fs.reserve.shortage())
+	}
+	if err != nil && !flush && off >= size {
+		return c.appended(n, off, err)
+	}
+	return len(data), err
+}
+
+// appended returns how much of an append that failed with err is in the file: the
+// rest of the block that was the last, when the next found no space. The file is
+// as long as that, so the caller must know.
+func (c *call) appended(n *node, off int64, err error) (int, error) {
+	if c.load(n) != nil || n.size <= off {
+		return 0, err
+	}
+	return int(n.size - off), nil
 }
 
 func (c *call) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {

@@ -132,8 +132,9 @@ func (c *call) fail(err error) fuse.Status {
 func (c *call) String() string { return "byokd" }
 
 // Attributes and names are cached by the kernel until we take them back: at a
-// freeze, and nobody else changes the lower tree.
-const cacheFor = 24 * time.Hour
+// freeze, and nobody else changes the lower tree. They never lapse by themselves:
+// a read(2) beyond the end would ask for them as a write(2) does (reserve.go).
+const cacheFor = 10 * 365 * 24 * time.Hour
 
 // inHeaderSize is checked against the library at compile time.
 const inHeaderSize = 40

@@ -90,6 +90,8 @@ var victimOps = map[string]func(dir, file string) (func() (string, error), error
 	"make-open":      makeOpen,
 	"differential":   prepareDifferential,
 	"append-lines":   appendLines,
+	"fill":           fill,
+	"fill-verify":    verifyFill,
 	"semantics":      prepareSemantics,
 	"try-locks":      prepareTryLocks,
 	"read-forever":   readForever,
