@@ -120,6 +120,10 @@ type BucketConfig struct {
 	// What the bucket holds: documents, backups or another short name, shown on the status page. Left
 	// out, the bucket's name.
 	Role string `yaml:"role"`
+	// What becomes of user metadata (x-amz-meta-*: names of documents, say): sealed, in one entry that
+	// leaves about 1.3 KB of names and values, or clear, readable upstream and up to S3's 2 KB. Objects
+	// keep what they were written with.
+	Metadata string `yaml:"metadata"`
 }
 
 // UpstreamConfig is one bucket below the proxy.
@@ -210,6 +214,7 @@ func (c Config) withDefaults() Config {
 		for name, b := range o.Buckets {
 			setDefault(&b.Key, only)
 			setDefault(&b.Role, name)
+			setDefault(&b.Metadata, metadataSealed)
 			setDefault(&b.Upstream.Region, c.Cluster.Region)
 			setDefault(&b.Upstream.Region, regionOfARN(c.Keys[b.Key].ARN))
 			buckets[name] = b
@@ -228,6 +233,8 @@ func (c Config) withDefaults() Config {
 const (
 	cacheWriteback    = "writeback"
 	cacheWritethrough = "writethrough"
+	metadataSealed    = "sealed"
+	metadataClear     = "clear"
 )
 
 func setDefault(field *string, value string) {

@@ -160,6 +160,7 @@ func (c *checker) objects(cfg Config) {
 			c.fail(path+".role", "%q: lower-case letters, digits and dashes only, at most 63", b.Role)
 		}
 		c.keyRef(path+".key", b.Key, cfg)
+		c.oneOf(path+".metadata", b.Metadata, metadataSealed, metadataClear)
 		c.endpoint(path+".upstream.endpoint", b.Upstream.Endpoint, true)
 		if !c.required(path+".upstream.bucket", b.Upstream.Bucket, "the name of the upstream bucket") {
 			continue
