@@ -3,6 +3,7 @@ package fs
 import (
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/byokd/byokd/internal/seal"
 	"golang.org/x/sys/unix"
@@ -160,8 +161,8 @@ func (c *call) readPlain(n *node, dst []byte, off int64) (int, error) {
 
 // openBlock opens one block into dst and returns its length, or -1 for a hole.
 func (c *call) openBlock(n *node, index int64, dst []byte) (int, error) {
-	if n.tail.valid && n.tail.index == index {
-		return copy(dst, n.tail.plain[:n.tail.n]), nil
+	if length, ok := c.fs.hot.get(n.id, index, dst); ok {
+		return length, nil
 	}
 	one := c.block[:block]
 	if err := c.readLower(n, one, index*block); err != nil {
@@ -197,8 +198,8 @@ func (c *call) writePlain(n *node, data []byte, off int64) error {
 	return nil
 }
 
-// inPlace reports whether a write changes neither a size nor the remembered
-// tail, so that it may share the file with others.
+// inPlace reports whether a write changes no size, so that it may share the file
+// with others.
 func (n *node) inPlace(off int64, length int) bool {
 	end := off + int64(length)
 	if length == 0 || end > n.size {
@@ -206,8 +207,7 @@ func (n *node) inPlace(off int64, length int) bool {
 	}
 	first, _ := seal.BlockAt(off)
 	last, _ := seal.BlockAt(end - 1)
-	remembered := n.tail.valid && first <= n.tail.index && n.tail.index <= last
-	return (last+1)*block <= n.lower && !remembered && last-first < scratchBlocks
+	return (last+1)*block <= n.lower && last-first < scratchBlocks
 }
 
 // overwrite writes data over what is there; inPlace has said that it may.
@@ -216,11 +216,15 @@ func (c *call) overwrite(n *node, data []byte, off int64) error {
 	last, _ := seal.BlockAt(off + int64(len(data)) - 1)
 	n.ranges.lock(first, last, true)
 	defer n.ranges.unlock(first, last, true)
-	sealed, e, err := c.sealPiece(n, data, off, first, last, skip)
+	sealed, err := c.sealPiece(n, data, off, first, last, skip)
 	if err != nil {
 		return err
 	}
-	return c.store(n, sealed, first, e)
+	if err := c.store(n, sealed, first); err != nil {
+		return err
+	}
+	c.remember(n, first, last)
+	return nil
 }
 
 // ensureFirst writes an empty block 0 where a write to a later block would
@@ -234,31 +238,39 @@ func (c *call) ensureFirst(n *node, off int64) error {
 
 func (c *call) writePiece(n *node, data []byte, off, first int64, skip int) error {
 	last, _ := seal.BlockAt(off + int64(len(data)) - 1)
-	sealed, e, err := c.sealPiece(n, data, off, first, last, skip)
+	sealed, err := c.sealPiece(n, data, off, first, last, skip)
 	if err != nil {
 		return err
 	}
-	n.tail.drop()
-	if err := c.store(n, sealed, first, e); err != nil {
+	if err := c.store(n, sealed, first); err != nil {
 		return c.withdraw(n, err)
 	}
 	n.lower = max(n.lower, (last+1)*block)
 	n.size = max(n.size, off+int64(len(data)))
-	if e.tail != nil {
-		n.tail.remember(last, e.tail[:e.tailLen])
-	}
+	c.remember(n, first, last)
 	return nil
 }
 
-// sealPiece seals the blocks that data touches, as they will be.
-func (c *call) sealPiece(n *node, data []byte, off, first, last int64, skip int) ([]byte, edges, error) {
-	sealed := c.sealed[:(last-first+1)*block]
-	e, err := c.readEdges(n, data, off, first, last, skip)
-	if err != nil {
-		return nil, e, err
+// remember keeps the blocks at the edges of a small write at hand, and the last
+// of a large one: the next write probably begins there.
+func (c *call) remember(n *node, first, last int64) {
+	head, tail := &c.edges[0], &c.edges[1]
+	if tail.plain != nil {
+		c.fs.hot.put(n.id, last, tail.plain[:tail.n])
 	}
-	err = c.crypt(n, job{kind: sealRange, src: data, sealed: sealed, index: first, skip: skip, edges: e, ahead: c.ahead})
-	return sealed, e, err
+	if head.plain != nil && last-first <= 1 {
+		c.fs.hot.put(n.id, first, head.plain[:head.n])
+	}
+}
+
+// sealPiece seals the blocks that data touches, as they will be.
+func (c *call) sealPiece(n *node, data []byte, off, first, last int64, skip int) ([]byte, error) {
+	sealed := c.sealed[:(last-first+1)*block]
+	if err := c.readEdges(n, data, off, first, last, skip); err != nil {
+		return nil, err
+	}
+	err := c.crypt(n, job{kind: sealRange, src: data, sealed: sealed, index: first, skip: skip, head: c.edges[0], tail: c.edges[1], ahead: c.ahead})
+	return sealed, err
 }
 
 // aheadBlocks is how many whole blocks make it worth sealing them apart.
@@ -285,50 +297,65 @@ func (c *call) sealAhead(n *node, data []byte, off int64) error {
 	return err
 }
 
-// edges holds the plain content of the first and last block of a write, where
-// the write does not replace them whole: what was there, with the new bytes
-// laid over it.
-type edges struct {
-	head, tail         []byte // nil where the data alone is the block
-	headLen, tailLen   int
-	headHole, tailHole bool // nothing was there: the page below is not under writeback
-	shortTail          bool // the last block ends the file and is not full: it will be written again
+// edge is the first or the last block of a write that does not replace it whole:
+// what was there, with the new bytes laid over it.
+type edge struct {
+	plain []byte // room for the block; nil where the data alone is the block
+	n     int    // length of what was there, or of all once sealed
+	open  bool   // what was there lies sealed in the block's place and is to be opened first
+	full  bool   // it is the last block, where a hole counts as full
+	at    int    // where the new bytes go
+	data  []byte // the new bytes
 }
 
-// readEdges prepares the first and last block of a write.
-func (c *call) readEdges(n *node, data []byte, off, first, last int64, skip int) (edges, error) {
-	var e edges
+// readEdges prepares the edges of a write: their sealed blocks are read into
+// their places, where they are not at hand in the clear.
+func (c *call) readEdges(n *node, data []byte, off, first, last int64, skip int) error {
 	end := off + int64(len(data))
+	c.edges = [2]edge{}
+	head, tail := &c.edges[0], &c.edges[1]
 	if skip > 0 || first == last && end < seal.BlockStart(first+1) {
-		length, hole, err := c.existing(n, first, c.head[:])
-		if err != nil {
-			return e, err
-		}
-		covered := copy(c.head[skip:seal.PayloadOf(first)], data)
-		e.head, e.headLen, e.headHole = c.head[:], max(length, skip+covered), hole
+		head.plain, head.at, head.data = c.head[:], skip, data[:min(len(data), seal.PayloadOf(first)-skip)]
+		c.prepare(n, head, first)
 	}
-	if first == last {
-		e.tail, e.tailLen, e.tailHole = e.head, e.headLen, e.headHole
-	} else if inLast := int(end - seal.BlockStart(last)); inLast < seal.PayloadOf(last) {
-		length, hole, err := c.existing(n, last, c.plain[:])
-		if err != nil {
-			return e, err
-		}
-		copy(c.plain[:inLast], data[len(data)-inLast:])
-		e.tail, e.tailLen, e.tailHole = c.plain[:], max(length, inLast), hole
+	if inLast := int(end - seal.BlockStart(last)); first < last && inLast < seal.PayloadOf(last) {
+		tail.plain, tail.data = c.plain[:], data[len(data)-inLast:]
+		c.prepare(n, tail, last)
 	}
-	e.shortTail = e.tail != nil && e.tailLen < seal.PayloadOf(last) && end >= n.size
-	return e, nil
+	if head.open && tail.open && last == first+1 {
+		return c.readLower(n, c.sealed[:2*block], first*block)
+	}
+	if head.open {
+		if err := c.readLower(n, c.sealed[:block], first*block); err != nil {
+			return err
+		}
+	}
+	if tail.open {
+		return c.readLower(n, c.sealed[(last-first)*block:][:block], last*block)
+	}
+	return nil
+}
+
+// prepare finds out how an edge comes by what was there.
+func (c *call) prepare(n *node, e *edge, index int64) {
+	if index*block >= n.lower {
+		return // nothing
+	}
+	if length, ok := c.fs.hot.get(n.id, index, e.plain); ok {
+		e.n = length
+		return
+	}
+	e.open, e.full = true, (index+1)*block == n.lower
 }
 
 // existing reads the block that a write will change in part, zeros where there
-// is none, and returns its length and whether it is a hole.
-func (c *call) existing(n *node, index int64, dst []byte) (length int, hole bool, err error) {
+// is none, and returns its length.
+func (c *call) existing(n *node, index int64, dst []byte) (length int, err error) {
 	if index*block < n.lower {
 		if length, err = c.openBlock(n, index, dst); err != nil {
-			return 0, false, err
+			return 0, err
 		}
-		hole = length < 0
+		hole := length < 0
 		length = max(length, 0)
 		if hole && (index+1)*block == n.lower { // a hole as the last block counts as full
 			length = seal.PayloadOf(index)
@@ -336,23 +363,17 @@ func (c *call) existing(n *node, index int64, dst []byte) (length int, hole bool
 		}
 	}
 	clear(dst[length:seal.BlockPayload])
-	return length, hole, nil
+	return length, nil
 }
 
 // writeBlock seals plain as the whole of one block.
 func (c *call) writeBlock(n *node, index int64, plain []byte) error {
 	c.ahead = ahead{} // it lies there
 	sealed := c.sealed[:block]
-	e := edges{head: plain, headLen: len(plain), shortTail: len(plain) < seal.PayloadOf(index)}
-	if e.head == nil {
-		e.head = []byte{}
-	}
-	e.tail, e.tailLen = e.head, e.headLen
-	if err := c.crypt(n, job{kind: sealRange, sealed: sealed, index: index, edges: e}); err != nil {
+	if err := c.crypt(n, job{kind: sealOne, sealed: sealed, index: index, src: plain}); err != nil {
 		return err
 	}
-	n.tail.drop()
-	if err := c.store(n, sealed, index, e); err != nil {
+	if err := c.store(n, sealed, index); err != nil {
 		return err
 	}
 	n.lower = max(n.lower, (index+1)*block)
@@ -360,41 +381,41 @@ func (c *call) writeBlock(n *node, index int64, plain []byte) error {
 }
 
 // store writes sealed blocks from block index first on, in runs: through the
-// page cache those that did not exist, through O_DIRECT those that did and the
-// short tail of a file that grows, which will be written again. (If the short
-// tail of a new file is, O_DIRECT waits for its page.)
-func (c *call) store(n *node, sealed []byte, first int64, e edges) error {
-	last := int64(len(sealed))/block - 1
-	existing := n.lower/block - first // blocks of the run below this may exist
-	direct := func(i int64) bool {
-		switch {
-		case i == last && e.shortTail:
-			return n.lower > 0 // a new file is often written once: it need not wait for the disk
-		case i == 0 && e.headHole, i == last && e.tailHole:
-			return false
-		}
-		return i < existing
+// page cache those whose pages are clean, with O_DIRECT those whose pages may be
+// under writeback (dirty.go).
+func (c *call) store(n *node, sealed []byte, first int64) error {
+	last := first + int64(len(sealed))/block - 1
+	c.fs.hot.drop(n.id, first, last)
+	if c.fs.track {
+		n.dirty.ask(n.file.buffered())
 	}
-	for from := int64(0); from <= last; {
-		to := from + 1
-		for to <= last && direct(to) == direct(from) {
-			to++
-		}
-		run, at := sealed[from*block:to*block], (first+from)*block
-		var err error
-		c.fs.turns.take()
-		if direct(from) {
-			err = c.rewrite(n, run, at)
-		} else {
-			err = n.file.writeFresh(run, at)
-		}
-		c.fs.turns.give()
-		if err != nil {
+	for from := first; from <= last; {
+		length, dirty := n.dirty.run(from, last, n.lower/block)
+		to := from + length
+		run := sealed[(from-first)*block : (to-first)*block]
+		if err := c.storeRun(n, run, from, dirty); err != nil {
 			return err
 		}
 		from = to
 	}
 	return nil
+}
+
+func (c *call) storeRun(n *node, run []byte, index int64, dirty bool) error {
+	if dirty {
+		c.fs.turns.take()
+		defer c.fs.turns.give()
+		return c.rewrite(n, run, index*block)
+	}
+	n.writing.Lock()
+	c.fs.turns.take()
+	err := n.file.writeClean(run, index*block)
+	c.fs.turns.give()
+	n.writing.Unlock()
+	if n.dirty.note(index, index+int64(len(run))/block-1) { // also after an error: a part may be written
+		c.fs.settleLower(n)
+	}
+	return err
 }
 
 // withdraw takes back what a write that failed (with err, which is returned) has
@@ -434,7 +455,7 @@ func (c *call) truncate(n *node, size int64) error {
 	case size == n.size:
 		return nil
 	case size == 0:
-		n.tail.drop()
+		c.fs.hot.drop(n.id, 0, math.MaxInt64)
 		if err := n.file.truncate(0); err != nil {
 			return err
 		}
@@ -452,7 +473,7 @@ func (c *call) truncate(n *node, size int64) error {
 func (c *call) shrink(n *node, size int64) error {
 	last, _ := seal.BlockAt(size - 1)
 	length := int(size - seal.BlockStart(last))
-	was, _, err := c.existing(n, last, c.plain[:])
+	was, err := c.existing(n, last, c.plain[:])
 	if err != nil {
 		return err
 	}
@@ -460,11 +481,11 @@ func (c *call) shrink(n *node, size int64) error {
 		if err := c.writeBlock(n, last, c.plain[:length]); err != nil {
 			return err
 		}
-		if err := n.file.sync(true); err != nil {
+		if err := n.sync(true); err != nil {
 			return err
 		}
 	}
-	n.tail.drop()
+	c.fs.hot.drop(n.id, last+1, math.MaxInt64)
 	if err := n.file.truncate((last + 1) * block); err != nil {
 		return err
 	}
@@ -480,7 +501,7 @@ func (c *call) grow(n *node, size int64) error {
 	if err := c.ensureFirst(n, seal.BlockStart(last)); err != nil {
 		return err
 	}
-	was, _, err := c.existing(n, last, c.plain[:])
+	was, err := c.existing(n, last, c.plain[:])
 	if err != nil {
 		return err
 	}

@@ -14,8 +14,9 @@ type job struct {
 	sealed []byte // whole blocks
 	index  int64  // of the first block
 	skip   int    // plain bytes of the first block that are not asked for
-	edges  edges  // first and last block of a sealRange where src is not the whole
-	ahead  ahead  // blocks of a sealRange that are sealed already
+	head   edge   // of a sealRange
+	tail   edge
+	ahead  ahead // blocks of a sealRange that are sealed already
 
 	n   int   // openOne: the block's length
 	bad int64 // the block that failed
@@ -32,12 +33,14 @@ const (
 	openRange jobKind = iota // holes and short blocks read as zeros
 	openOne
 	sealRange
+	sealOne // src is the whole of one block
 )
 
 // crypt runs a job with the keys of the call's pass.
 func (c *call) crypt(n *node, j job) error {
 	c.job, c.jobFile = j, n.fileID
 	seal.Do(c.runJob) // a method value bound once: a closure here would allocate for each request
+	c.edges = [2]edge{c.job.head, c.job.tail}
 	c.job.dst, c.job.src = nil, nil
 	if c.job.err != nil {
 		c.fs.damaged(n, c.job.bad, c.job.err)
@@ -61,6 +64,8 @@ func (c *call) run() {
 		j.bad = j.index
 	case sealRange:
 		j.seal(cipher)
+	case sealOne:
+		cipher.SealBlock(j.sealed, uint64(j.index), j.src)
 	}
 }
 
@@ -113,23 +118,70 @@ func wholeBlocks(index int64, skip, length int) int64 {
 	return last - index
 }
 
+// seal seals the whole blocks of src and the edges.
 func (j *job) seal(cipher *seal.FileCipher) {
-	blocks := int64(len(j.sealed)) / block
-	for i := range blocks {
-		index := j.index + i
-		if j.ahead.from <= index && index < j.ahead.to {
-			continue
+	from, to := j.index, j.index+int64(len(j.sealed))/block // whole blocks: [from, to)
+	if j.head.plain != nil {
+		if j.err = j.head.seal(cipher, from, j.sealed[:block]); j.err != nil {
+			j.bad = from
+			return
 		}
-		var plain []byte
-		switch {
-		case i == 0 && j.edges.head != nil:
-			plain = j.edges.head[:j.edges.headLen]
-		case i == blocks-1 && j.edges.tail != nil:
-			plain = j.edges.tail[:j.edges.tailLen]
-		default:
-			from := seal.BlockStart(index) - seal.BlockStart(j.index) - int64(j.skip)
-			plain = j.src[from:][:seal.PayloadOf(index)]
-		}
-		cipher.SealBlock(j.sealed[i*block:][:block], uint64(index), plain)
+		from++
 	}
+	if j.tail.plain != nil {
+		to--
+		if j.err = j.tail.seal(cipher, to, j.sealed[(to-j.index)*block:]); j.err != nil {
+			j.bad = to
+			return
+		}
+	}
+	if j.ahead.from < j.ahead.to {
+		j.sealWhole(cipher, from, min(j.ahead.from, to))
+		from = max(from, j.ahead.to)
+	}
+	j.sealWhole(cipher, from, to)
+}
+
+// sealWhole seals the blocks [from, to) of src. All but one are sealed from where
+// they are: room is made for their length before them, which src has for all but
+// its first byte.
+func (j *job) sealWhole(cipher *seal.FileCipher, from, to int64) {
+	at := func(index int64) int64 { return seal.BlockStart(index) - seal.BlockStart(j.index) - int64(j.skip) }
+	place := func(from, to int64) []byte { return j.sealed[(from-j.index)*block : (to-j.index)*block] }
+	if from < to && (from == 0 || at(from) < roomBefore) {
+		cipher.SealBlock(place(from, from+1), uint64(from), j.src[at(from):][:seal.PayloadOf(from)])
+		from++
+	}
+	if from < to {
+		cipher.SealBlocks(place(from, to), uint64(from), j.src[at(from)-roomBefore:at(to)])
+	}
+}
+
+// roomBefore is what SealBlocks asks for before the first block.
+const roomBefore = 2
+
+// seal lays the new bytes of an edge over what was there and seals it into its
+// place.
+func (e *edge) seal(cipher *seal.FileCipher, index int64, place []byte) error {
+	payload := seal.PayloadOf(index)
+	if e.open {
+		switch {
+		case !seal.IsHole(place):
+			n, err := cipher.OpenBlock(e.plain, uint64(index), place)
+			if err != nil {
+				return err
+			}
+			e.n = n
+		case e.full:
+			e.n = payload
+			clear(e.plain)
+		default:
+			e.n = 0
+		}
+	}
+	clear(e.plain[e.n:])
+	copy(e.plain[e.at:], e.data)
+	e.n = max(e.n, e.at+len(e.data))
+	cipher.SealBlock(place, uint64(index), e.plain[:e.n])
+	return nil
 }

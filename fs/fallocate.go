@@ -73,13 +73,13 @@ func (c *call) zero(n *node, off, end int64) error {
 	if holeFrom >= holeTo {
 		return nil
 	}
-	n.tail.drop()
+	c.fs.hot.drop(n.id, holeFrom, holeTo-1)
 	return n.file.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, holeFrom*block, (holeTo-holeFrom)*block)
 }
 
 // zeroWithin rewrites one block with [off, end) of the file zeroed in it.
 func (c *call) zeroWithin(n *node, index, off, end int64) error {
-	length, _, err := c.existing(n, index, c.plain[:])
+	length, err := c.existing(n, index, c.plain[:])
 	if err != nil {
 		return err
 	}

@@ -67,9 +67,12 @@ type Filesystem struct {
 	turns      turns
 	reserve    *reserve
 	refilling  atomic.Bool // refill is at work
-	stable     bool        // pages under writeback do not change below
-	privileged bool        // may give files to other users
-	umask      uint32      // of this process: what it takes from a caller's mode is given back
+	hot        hotBlocks
+	background sync.WaitGroup // syncs of our own
+	stable     bool           // pages under writeback do not change below
+	track      bool           // clean pages may be told from dirty ones, see dirty.go
+	privileged bool           // may give files to other users
+	umask      uint32         // of this process: what it takes from a caller's mode is given back
 
 	serving  context.Context // ends when waiting calls must go
 	dismiss  context.CancelFunc
@@ -127,7 +130,7 @@ func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options) (*Fil
 	f := &Filesystem{
 		guard: g, header: header, options: o, log: o.Logger,
 		root: root, nodes: newNodeTable(newLowerIDs(root), root), handles: newHandleTable(), turns: newTurns(),
-		stable: stablePages(&st), privileged: unix.Geteuid() == 0, umask: processUmask(),
+		stable: stablePages(&st), track: tracksBlocks(root), privileged: unix.Geteuid() == 0, umask: processUmask(),
 	}
 	if f.log == nil {
 		f.log = zap.NewNop()
@@ -291,6 +294,7 @@ func (f *Filesystem) foreignName(dir *node, sealed string) {
 func (f *Filesystem) Close() error {
 	f.unwatch()
 	f.dismiss()
+	f.background.Wait()
 	f.handles.close()
 	f.nodes.close()
 	f.reserve.close()

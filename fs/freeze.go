@@ -79,15 +79,12 @@ func (f *Filesystem) Frozen(ctx context.Context, _ keyguard.Transition) {
 		}
 		l.wipe()
 	}
-	for _, n := range f.nodes.all() {
-		n.content.Lock()
-		n.tail.drop()
-		n.content.Unlock()
-	}
+	f.hot.freeze()
 }
 
 // Thawed implements keyguard.Subscriber.
 func (f *Filesystem) Thawed(keyguard.Transition) {
+	f.hot.thaw()
 	f.holdReads.Store(false)
 	f.closed.Store(false)
 	if err := f.bdi.Load().restore(); err != nil {

@@ -37,6 +37,16 @@ const (
 	// takes the next request while the others serve theirs.
 	idleReaders = 2
 
+	// flushWorkers is how many WRITEs of the kernel's flush are served at a time
+	// before the device is read no further. The kernel hands over a thousand at
+	// once, which all want the two or three locks of one lower file: more of them
+	// at work would only wait for each other, each with a slot of its own.
+	flushWorkers = 8
+
+	// lateAfter is when a reader is started all the same: those WRITEs wait for a
+	// slow disk, and other requests should not.
+	lateAfter = 20 * time.Millisecond
+
 	// keepSlots bounds the idle slots: 3 MiB of address space each, of which is
 	// resident what requests have used since the last freeze.
 	keepSlots = 32
@@ -48,6 +58,11 @@ type slot struct {
 	server  *fuse.ProtocolServer
 	call    call
 	memory  []byte // one mapping, in | out | sealed | block
+
+	// lone is set while this slot's goroutine serves a WRITE and nobody reads
+	// the device meanwhile; late then fires after lateAfter.
+	lone atomic.Bool
+	late *time.Timer
 }
 
 type loop struct {
@@ -64,11 +79,12 @@ type loop struct {
 	mu   sync.Mutex
 	free []*slot // guarded by mu; last in, first out, so that few slots' memory is warm
 
-	waiting atomic.Int32 // goroutines in read(2)
-	left    atomic.Bool  // close gave up on the readers: nothing is served any more
-	serving sync.WaitGroup
-	ended   chan struct{} // closed when the connection is gone
-	end     sync.Once
+	waiting  atomic.Int32 // goroutines in read(2)
+	flushing atomic.Int32 // WRITEs of the kernel's flush being served
+	left     atomic.Bool  // close gave up on the readers: nothing is served any more
+	serving  sync.WaitGroup
+	ended    chan struct{} // closed when the connection is gone
+	end      sync.Once
 }
 
 func newLoop(f *Filesystem, dev int) *loop {
@@ -77,10 +93,15 @@ func newLoop(f *Filesystem, dev int) *loop {
 
 func (l *loop) start() {
 	for range idleReaders {
-		l.serving.Add(1)
-		l.waiting.Add(1)
-		go l.serve()
+		l.readOn()
 	}
+}
+
+// readOn starts a goroutine that reads the device.
+func (l *loop) readOn() {
+	l.serving.Add(1)
+	l.waiting.Add(1)
+	go l.serve()
 }
 
 // serve reads and answers requests until the connection ends, or until enough
@@ -96,18 +117,42 @@ func (l *loop) serve() {
 			l.stop(err)
 			return
 		}
-		if left == 0 { // always leave one behind to read
-			l.serving.Add(1)
-			l.waiting.Add(1)
-			go l.serve()
+		flush := isFlush(s.in[:n])
+		busy := flush && l.flushing.Add(1) > flushWorkers
+		switch {
+		case left > 0:
+		case busy:
+			s.lone.Store(true)
+			s.late.Reset(lateAfter)
+		default: // always leave one behind to read
+			l.readOn()
 		}
 		l.answer(s, s.in[:n])
+		if flush {
+			l.flushing.Add(-1)
+		}
+		if s.lone.Swap(false) {
+			s.late.Stop()
+		}
 		l.give(s)
 		if l.waiting.Add(1) > idleReaders {
 			l.waiting.Add(-1)
 			return
 		}
 	}
+}
+
+// parks is called before a request waits at the gate, or was served for long.
+func (l *loop) parks(s *slot) {
+	if s.lone.Swap(false) {
+		l.readOn()
+	}
+}
+
+// isFlush reports whether a request is a WRITE of dirty pages by the kernel.
+func isFlush(request []byte) bool {
+	in := (*fuse.WriteIn)(unsafe.Pointer(&request[0]))
+	return in.Opcode == opWrite && len(request) >= int(unsafe.Sizeof(*in)) && in.WriteFlags&fuse.WRITE_CACHE != 0
 }
 
 // next waits for a request.
@@ -317,6 +362,9 @@ func (l *loop) newSlot() *slot {
 	}
 	s := &slot{memory: memory, in: memory[:bufferSize], out: memory[bufferSize : 2*bufferSize]}
 	s.call.init(l.fs, memory[2*bufferSize:])
+	s.call.parks = func() { l.parks(s) }
+	s.late = time.AfterFunc(time.Hour, s.call.parks)
+	s.late.Stop()
 	s.server = fuse.NewProtocolServer(&s.call, l.fs.mountOptions())
 	l.init.Lock()
 	defer l.init.Unlock()

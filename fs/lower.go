@@ -11,12 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lowerFile is an open lower file. Fresh blocks are written through the page
-// cache; blocks that exist are rewritten with O_DIRECT, because a page that
-// changes while it is under writeback reaches a device without stable pages as
-// a mixture of two sealings, and the block then fails authentication though it
-// was acknowledged (docs/ARCHITECTURE.md, "Rewrites"). O_DIRECT waits for the
-// writeback of the pages it replaces (mm/filemap.c, kiocb_invalidate_pages).
+// lowerFile is an open lower file. Blocks whose pages are clean are written
+// through the page cache; those whose pages may be dirty are rewritten with
+// O_DIRECT, because a page that changes while it is under writeback reaches a
+// device without stable pages as a mixture of two sealings, and the block then
+// fails authentication though it was acknowledged (dirty.go, and
+// docs/ARCHITECTURE.md, "Rewrites"). O_DIRECT waits for the writeback of the
+// pages it replaces (mm/filemap.c, kiocb_invalidate_pages).
 //
 // The zero value is closed. Descriptors are opened and closed under node.meta;
 // between, they may be used by any number of requests.
@@ -91,12 +92,12 @@ func (f *lowerFile) readAt(b []byte, off int64) error {
 	return nil
 }
 
-// writeFresh writes whole blocks that did not exist.
-func (f *lowerFile) writeFresh(b []byte, off int64) error {
+// writeClean writes whole blocks whose pages are clean, or not there.
+func (f *lowerFile) writeClean(b []byte, off int64) error {
 	return f.writeAt(f.buffered(), b, off)
 }
 
-// rewrite replaces whole blocks that may exist. b is aligned to 4096 bytes.
+// rewrite replaces whole blocks whose pages may be dirty. b is aligned to 4096 bytes.
 func (f *lowerFile) rewrite(b []byte, off int64) error {
 	return f.writeAt(int(f.direct.Load())-1, b, off)
 }
@@ -135,6 +136,48 @@ func (f *lowerFile) sync(dataOnly bool) error {
 		return unix.Fdatasync(f.buffered())
 	}
 	return unix.Fsync(f.buffered())
+}
+
+// tracksBlocks reports whether the lower filesystem writes back of a page or
+// folio only the blocks that are dirty, so that a clean block may change while
+// its neighbours are under writeback: ext4 by buffer heads, XFS since Linux 6.6
+// by the dirty bitmap of iomap (fs/iomap/buffered-io.c, struct iomap_folio_state).
+func tracksBlocks(root int) bool {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(root, &st); err != nil {
+		return false
+	}
+	switch st.Type {
+	case unix.EXT4_SUPER_MAGIC:
+		return true
+	case unix.XFS_SUPER_MAGIC:
+		return kernelAtLeast(6, 6)
+	}
+	return false
+}
+
+func kernelAtLeast(major, minor int) bool {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return false
+	}
+	var x, y int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &x, &y); err != nil {
+		return false
+	}
+	return x > major || x == major && y >= minor
+}
+
+// settleLower makes the lower file of a node durable, apart, so that it is known
+// again what of it is clean.
+func (f *Filesystem) settleLower(n *node) {
+	n.using.Add(1)
+	f.background.Go(func() {
+		if err := n.sync(true); err != nil {
+			n.failures.record(err)
+		}
+		f.nodes.done(n)
+	})
 }
 
 // stablePages reports whether the device below st keeps a page unchanged while

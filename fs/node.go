@@ -35,6 +35,12 @@ type node struct {
 	file   lowerFile
 
 	ranges blockRanges // of those who share content
+	dirty  dirtyBlocks // what of the lower file must not be changed in its page
+
+	// writing is held around a lower write through the page cache, which takes
+	// the lower inode's own lock (ext4_buffered_write_iter): who waits here waits
+	// without a thread.
+	writing sync.Mutex
 
 	// content guards what follows: shared by those who read and who write in
 	// place, held alone by those who change a size.
@@ -44,37 +50,19 @@ type node struct {
 	hasID   bool
 	size    int64 // plain bytes
 	lower   int64 // lower bytes, a multiple of seal.BlockSize
-	tail    tailBlock
 
 	failures failures
 }
 
-// tailBlock is the plaintext of the block last written, so that an append need
-// not read back what it wrote. It is dropped at a freeze and when it may be
-// stale; guarded by node.content.
-type tailBlock struct {
-	valid bool
-	index int64
-	n     int
-	plain []byte // made at the first use, kept while the file is open: the kernel knows far more inodes than are written
-}
-
-func (t *tailBlock) drop() {
-	t.valid = false
-	clear(t.plain)
-}
-
-func (t *tailBlock) remember(index int64, plain []byte) {
-	if t.plain == nil {
-		t.plain = make([]byte, seal.BlockPayload)
+// sync makes the lower file durable; with dataOnly, its data and what is needed
+// to find them.
+func (n *node) sync(dataOnly bool) error {
+	tells := n.dirty.begin()
+	err := n.file.sync(dataOnly)
+	if tells {
+		n.dirty.end(err == nil)
 	}
-	t.valid, t.index, t.n = true, index, copy(t.plain, plain)
-}
-
-// release gives the memory back.
-func (t *tailBlock) release() {
-	t.drop()
-	t.plain = nil
+	return err
 }
 
 // failures counts lower fsyncs that failed, so that each handle is told once
@@ -220,12 +208,10 @@ func (t *nodeTable) settle(n *node) (left descriptors) {
 	if n.using.Load() > 0 || n.opens.Load() > 0 {
 		return left
 	}
-	n.content.Lock()
-	n.tail.release()
-	n.content.Unlock()
 	known := n.lookups.Load() > 0
 	n.meta.Lock()
 	left[0], left[1] = n.file.take()
+	n.dirty.forget()
 	if !known || !t.keepPath(n) {
 		left[2] = t.takePath(n)
 	}

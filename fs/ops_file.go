@@ -56,6 +56,7 @@ func (c *call) openNew(fd int, id seal.FileID, dir int, sealed string, flags uin
 	n.meta.Lock()
 	n.file.close()
 	n.file.adopt(fd)
+	n.dirty.fresh()
 	n.meta.Unlock()
 	n.known, n.hasID, n.fileID, n.size, n.lower = true, true, id, 0, 0
 	n.content.Unlock()
@@ -201,7 +202,7 @@ func (c *call) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 		return c.fail(err)
 	}
 	const dataOnly = 1 // FUSE_FSYNC_FDATASYNC
-	if err := n.file.sync(in.FsyncFlags&dataOnly != 0); err != nil {
+	if err := n.sync(in.FsyncFlags&dataOnly != 0); err != nil {
 		n.failures.record(err)
 	}
 	return c.fail(c.fs.handles.failed(in.Fh))

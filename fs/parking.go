@@ -59,6 +59,7 @@ func (f *Filesystem) admitOnce(c *call, class keyguard.Class, request []byte) (k
 	if pass, ok := f.guard.TryEnter(class, uint32(c.header.NodeId)); ok {
 		return pass, nil
 	}
+	c.parks()
 	ctx, leave := context.WithCancel(f.serving)
 	defer leave()
 	p := &parkedCall{pid: c.header.Pid, node: c.header.NodeId, leave: leave}

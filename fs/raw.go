@@ -32,6 +32,9 @@ type call struct {
 	// Plaintext of the blocks at the edges of a write, and of one being opened.
 	head, plain, opened [seal.BlockPayload]byte
 
+	parks func() // called before the request waits at the gate
+
+	edges   [2]edge // of the write in hand: its first and its last block
 	ahead   ahead
 	job     job
 	jobFile seal.FileID

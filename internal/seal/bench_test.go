@@ -35,6 +35,13 @@ func BenchmarkSealBlock(b *testing.B) {
 	inDo(b, BlockPayload, func() { c.SealBlock(dst, 1, plain) })
 }
 
+func BenchmarkSealBlocks(b *testing.B) {
+	_, c := benchFile(b)
+	const count = 64
+	dst, text := make([]byte, count*BlockSize), make([]byte, lengthSize+count*BlockPayload)
+	inDo(b, count*BlockPayload, func() { c.SealBlocks(dst, 1, text) })
+}
+
 func BenchmarkOpenBlock(b *testing.B) {
 	_, c := benchFile(b)
 	block, plain := make([]byte, BlockSize), make([]byte, BlockPayload)

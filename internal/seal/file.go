@@ -101,6 +101,31 @@ func (c *FileCipher) SealBlock(dst []byte, index uint64, plain []byte) {
 	blockScratches.Put(s)
 }
 
+// SealBlocks seals text[2:] as the whole of blocks index > 0 and following into
+// dst, whose length is BlockSize for each of them and which must not overlap
+// text. The first two bytes of text are room that it needs and restores; in the
+// course it changes text and restores it, so nobody else may read text
+// meanwhile. It copies less than SealBlock for each.
+func (c *FileCipher) SealBlocks(dst []byte, index uint64, text []byte) {
+	count := len(dst) / BlockSize
+	if index == 0 || len(dst)%BlockSize != 0 || len(text) != lengthSize+count*BlockPayload {
+		panic(fmt.Sprintf("seal: SealBlocks of %d bytes into %d", len(text), len(dst)))
+	}
+	s := blockScratches.Get().(*blockScratch)
+	for i := range count {
+		// The length is put before the data, over the end of the block before.
+		whole := text[i*BlockPayload:][:lengthSize+BlockPayload]
+		under := [lengthSize]byte(whole)
+		binary.BigEndian.PutUint16(whole, BlockPayload)
+		body := dst[i*BlockSize:][:BlockSize]
+		sub := c.sealer()
+		binary.BigEndian.PutUint16(body, sub.selector)
+		sub.aead.Seal(body[:selectorSize], nil, whole, s.bind(&c.id, index+uint64(i), sub.selector))
+		copy(whole, under[:])
+	}
+	blockScratches.Put(s)
+}
+
 // OpenBlock opens block, BlockSize bytes of the lower file, as block index. It
 // writes PayloadOf(index) bytes to dst, whose capacity must allow them and which
 // must not overlap block, and returns how many of them are content; the rest are

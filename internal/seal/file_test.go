@@ -422,3 +422,32 @@ func TestFilesConcurrently(t *testing.T) {
 	default:
 	}
 }
+
+// TestSealBlocks: a run sealed at once opens as the same blocks sealed one by
+// one, and its source is as it was.
+func TestSealBlocks(t *testing.T) {
+	root := testRoot(t, NewID())
+	c, err := root.File(NewID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, count := range []int{0, 1, 2, 7} {
+		text := make([]byte, lengthSize+count*BlockPayload)
+		for i := range text {
+			text[i] = byte(i*7 + i>>8)
+		}
+		before := bytes.Clone(text)
+		sealed := make([]byte, count*BlockSize)
+		c.SealBlocks(sealed, 3, text)
+		if !bytes.Equal(text, before) {
+			t.Fatalf("%d blocks: the source was changed", count)
+		}
+		got := make([]byte, BlockPayload)
+		for i := range count {
+			n, err := c.OpenBlock(got, uint64(3+i), sealed[i*BlockSize:][:BlockSize])
+			if err != nil || n != BlockPayload || !bytes.Equal(got, text[lengthSize+i*BlockPayload:][:BlockPayload]) {
+				t.Fatalf("block %d of %d: %d bytes, %v", i, count, n, err)
+			}
+		}
+	}
+}
