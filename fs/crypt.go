@@ -71,7 +71,7 @@ func (c *call) run() {
 
 // open opens blocks into dst; what does not fit there whole goes through
 // scratch, which is wiped.
-func (j *job) open(cipher *seal.FileCipher, scratch *[seal.BlockPayload]byte) {
+func (j *job) open(cipher seal.FileCipher, scratch *[seal.BlockPayload]byte) {
 	index, skip, dst := j.index, j.skip, j.dst
 	for rest := j.sealed; len(dst) > 0; rest = rest[block:] {
 		payload := seal.PayloadOf(index) - skip
@@ -119,7 +119,7 @@ func wholeBlocks(index int64, skip, length int) int64 {
 }
 
 // seal seals the whole blocks of src and the edges.
-func (j *job) seal(cipher *seal.FileCipher) {
+func (j *job) seal(cipher seal.FileCipher) {
 	from, to := j.index, j.index+int64(len(j.sealed))/block // whole blocks: [from, to)
 	if j.head.plain != nil {
 		if j.err = j.head.seal(cipher, from, j.sealed[:block]); j.err != nil {
@@ -145,7 +145,7 @@ func (j *job) seal(cipher *seal.FileCipher) {
 // sealWhole seals the blocks [from, to) of src. All but one are sealed from where
 // they are: room is made for their length before them, which src has for all but
 // its first byte.
-func (j *job) sealWhole(cipher *seal.FileCipher, from, to int64) {
+func (j *job) sealWhole(cipher seal.FileCipher, from, to int64) {
 	at := func(index int64) int64 { return seal.BlockStart(index) - seal.BlockStart(j.index) - int64(j.skip) }
 	place := func(from, to int64) []byte { return j.sealed[(from-j.index)*block : (to-j.index)*block] }
 	if from < to && (from == 0 || at(from) < roomBefore) {
@@ -162,7 +162,7 @@ const roomBefore = 2
 
 // seal lays the new bytes of an edge over what was there and seals it into its
 // place.
-func (e *edge) seal(cipher *seal.FileCipher, index int64, place []byte) error {
+func (e *edge) seal(cipher seal.FileCipher, index int64, place []byte) error {
 	payload := seal.PayloadOf(index)
 	if e.open {
 		switch {

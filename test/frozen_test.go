@@ -88,7 +88,7 @@ func (s *stack) assertHealth(live, ready, started bool) {
 func (s *stack) assertKeysInMemory(root secret, data map[seal.KeyID]secret) {
 	s.t.Helper()
 	f := s.scan(s.needles(root, data))
-	if f.byName["key of a file, key schedule"] == 0 || f.byName["a data key: HKDF extract, HMAC state"] == 0 {
+	if f.byName["key of blocks, key schedule"] == 0 || f.byName["a data key: HKDF extract, HMAC state"] == 0 {
 		s.t.Errorf("the scan of a running byokd finds %v", f)
 	}
 }

@@ -206,7 +206,7 @@ func (n *needles) addFiles(s secret, lower string) (files int, err error) {
 			}
 		}
 		for selector := range selectors {
-			n.addCipher("key of a file", s.derive(32, "byokd/v1/file", string(id[:]), selector))
+			n.addCipher("key of blocks", s.derive(32, "byokd/v1/block", selector))
 		}
 		return nil
 	})

@@ -19,7 +19,7 @@ func inDo(b *testing.B, n int64, f func()) {
 	})
 }
 
-func benchFile(b *testing.B) (*Root, *FileCipher) {
+func benchFile(b *testing.B) (*Root, FileCipher) {
 	b.Helper()
 	r := testRoot(b, NewID())
 	c, err := r.File(NewID())

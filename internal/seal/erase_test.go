@@ -122,9 +122,9 @@ func useEverything(t *testing.T, n *needles) (root *Root, sealed []string) {
 
 		n.add("root key", secret)
 		for name, info := range map[string]string{
-			"file sub-key": labelFile + string(file[:]) + string(block[:selectorSize]),
-			"name key":     labelName,
-			"object key":   labelObject + string(h.Salt[:]),
+			"block key":  labelBlock + string(block[:selectorSize]),
+			"name key":   labelName,
+			"object key": labelObject + string(h.Salt[:]),
 		} {
 			key, err := hkdf.Key(sha256.New, secret, id[:], info, derivedMax)
 			if err != nil {
@@ -192,7 +192,7 @@ func TestNothingLeftAfterWipe(t *testing.T) {
 	root, sealed := useEverything(t, n)
 	n.scan(t, window)
 	for i, name := range n.names {
-		if inUse := name == "file sub-key" || strings.HasPrefix(name, "name"); inUse && n.found[i] == 0 {
+		if inUse := name == "block key" || strings.HasPrefix(name, "name"); inUse && n.found[i] == 0 {
 			t.Errorf("control: the scan does not find the %s while it is in use", name)
 		}
 	}

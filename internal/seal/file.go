@@ -14,35 +14,41 @@ const (
 	fileMagic   = "byokdfil"
 	fileVersion = 1
 
-	// sealsPerSelector bounds the blocks sealed under one sub-key by one
-	// FileCipher. Random 96-bit nonces are safe for 2^32 seals under one key; a
-	// quarter of that leaves room for other openings of the file that draw the
-	// same one of 65536 selectors.
+	// sealsPerSelector bounds the blocks sealed under one key by one blockKeys.
+	// Random 96-bit nonces are safe for 2^32 seals under one key; a quarter of that
+	// leaves room for other epochs of the volume that draw the same one of 65536
+	// selectors.
 	sealsPerSelector = 1 << 30
 
-	// openSlots bounds the sub-keys cached for reading, 0.8 KB each. A file holds
-	// more only if it was opened for writing more often; a miss costs a derivation,
-	// about 1.3 µs.
-	openSlots = 16
+	// openSlots bounds the keys cached for reading, 0.8 KB each. A volume holds one
+	// for each epoch in which it was written and for each 4 TiB written; a miss
+	// costs a derivation, about 20 µs.
+	openSlots = 4096
 )
 
-// FileCipher seals and opens the blocks of one file. It is safe for concurrent
-// use, belongs to the Root it came from, and must run inside Do.
-type FileCipher struct {
-	id     FileID
-	writer atomic.Pointer[subCipher]            // sub-key for sealing; nil before the first seal
-	reader [openSlots]atomic.Pointer[subCipher] // sub-keys that have opened a block, by selector modulo openSlots
-
+// blockKeys are the keys of file blocks, by selector. All files share them: what
+// binds a block to its file is the associated data. It is safe for concurrent
+// use, belongs to the Root it came from, and must be used inside Do.
+type blockKeys struct {
 	root   *Root
-	mu     sync.Mutex  // serialises replacing the writer
-	recent atomic.Bool // used since the memo last looked; see fileMemo
+	writer atomic.Pointer[blockKey]            // the key to seal with; nil before the first seal
+	reader [openSlots]atomic.Pointer[blockKey] // keys that have opened a block, by selector modulo openSlots
+	mu     sync.Mutex                          // serialises replacing the writer
 }
 
-// subCipher is the cipher of one selector.
-type subCipher struct {
+// blockKey is the cipher of one selector.
+type blockKey struct {
 	selector uint16
 	aead     cipher.AEAD
-	seals    atomic.Uint64 // blocks sealed by this FileCipher
+	seals    atomic.Uint64 // blocks sealed with it here
+}
+
+// FileCipher seals and opens the blocks of one file. It is a small value, safe
+// for concurrent use; it belongs to the Root it came from, and must be used
+// inside Do.
+type FileCipher struct {
+	id   FileID
+	keys *blockKeys
 }
 
 // blockScratch holds what sealing a block needs besides its arguments, so that
@@ -66,14 +72,14 @@ func (s *blockScratch) bind(id *FileID, index uint64, selector uint16) []byte {
 }
 
 // ID returns the file's id.
-func (c *FileCipher) ID() FileID { return c.id }
+func (c FileCipher) ID() FileID { return c.id }
 
 // SealBlock seals plain as block index into dst, which must be BlockSize long
 // and must not overlap plain. A plain shorter than PayloadOf(index) is padded
 // with zeros; its length is sealed with it. Block 0 gets the file header too.
 // It panics on other lengths and when its Root was wiped before the first seal.
 // It does not allocate, except about once in 2^30 blocks.
-func (c *FileCipher) SealBlock(dst []byte, index uint64, plain []byte) {
+func (c FileCipher) SealBlock(dst []byte, index uint64, plain []byte) {
 	if len(dst) != BlockSize {
 		panic(fmt.Sprintf("seal: SealBlock into %d bytes", len(dst)))
 	}
@@ -86,7 +92,7 @@ func (c *FileCipher) SealBlock(dst []byte, index uint64, plain []byte) {
 	if len(plain) > payload {
 		panic(fmt.Sprintf("seal: SealBlock of %d bytes in block %d", len(plain), index))
 	}
-	sub := c.sealer()
+	sub := c.keys.sealer(1)
 	binary.BigEndian.PutUint16(body, sub.selector)
 
 	// Sealed in place: GCM moves the text behind the nonce, and no scratch buffer
@@ -106,19 +112,22 @@ func (c *FileCipher) SealBlock(dst []byte, index uint64, plain []byte) {
 // text. The first two bytes of text are room that it needs and restores; in the
 // course it changes text and restores it, so nobody else may read text
 // meanwhile. It copies less than SealBlock for each.
-func (c *FileCipher) SealBlocks(dst []byte, index uint64, text []byte) {
+func (c FileCipher) SealBlocks(dst []byte, index uint64, text []byte) {
 	count := len(dst) / BlockSize
 	if index == 0 || len(dst)%BlockSize != 0 || len(text) != lengthSize+count*BlockPayload {
 		panic(fmt.Sprintf("seal: SealBlocks of %d bytes into %d", len(text), len(dst)))
 	}
+	if count == 0 {
+		return
+	}
 	s := blockScratches.Get().(*blockScratch)
+	sub := c.keys.sealer(uint64(count))
 	for i := range count {
 		// The length is put before the data, over the end of the block before.
 		whole := text[i*BlockPayload:][:lengthSize+BlockPayload]
 		under := [lengthSize]byte(whole)
 		binary.BigEndian.PutUint16(whole, BlockPayload)
 		body := dst[i*BlockSize:][:BlockSize]
-		sub := c.sealer()
 		binary.BigEndian.PutUint16(body, sub.selector)
 		sub.aead.Seal(body[:selectorSize], nil, whole, s.bind(&c.id, index+uint64(i), sub.selector))
 		copy(whole, under[:])
@@ -132,8 +141,8 @@ func (c *FileCipher) SealBlocks(dst []byte, index uint64, text []byte) {
 // zeros. On an error dst holds nothing of the block. It returns ErrTruncated for
 // a short block, ErrNotSealed or ErrUnknownVersion for a foreign block 0, and
 // ErrTampered. Holes are the caller's: ask IsHole first. It does not allocate
-// once the block's sub-key is cached.
-func (c *FileCipher) OpenBlock(dst []byte, index uint64, block []byte) (n int, err error) {
+// once the block's key is cached.
+func (c FileCipher) OpenBlock(dst []byte, index uint64, block []byte) (n int, err error) {
 	body, sub, err := c.look(index, block)
 	if err != nil {
 		return 0, err
@@ -144,7 +153,7 @@ func (c *FileCipher) OpenBlock(dst []byte, index uint64, block []byte) (n int, e
 	if err == nil {
 		copy(dst, s.data[lengthSize:])
 		clear(s.data[:])
-		c.keep(sub)
+		c.keys.keep(sub)
 	}
 	blockScratches.Put(s)
 	return n, err
@@ -155,7 +164,7 @@ func (c *FileCipher) OpenBlock(dst []byte, index uint64, block []byte) (n int, e
 // sealed. Holes, and what short blocks lack, become zeros. It copies less than
 // OpenBlock for each, which takes 4 % more time. If block bad fails, dst is zeros;
 // the errors are OpenBlock's.
-func (c *FileCipher) OpenBlocks(dst []byte, index uint64, sealed []byte) (bad uint64, err error) {
+func (c FileCipher) OpenBlocks(dst []byte, index uint64, sealed []byte) (bad uint64, err error) {
 	if len(sealed)%BlockSize != 0 {
 		return index, fmt.Errorf("%w: %d bytes of blocks", ErrTruncated, len(sealed))
 	}
@@ -191,7 +200,7 @@ func (c *FileCipher) OpenBlocks(dst []byte, index uint64, sealed []byte) (bad ui
 
 // openOver opens block index > 0 so that its data fills text behind the first
 // lengthSize bytes.
-func (c *FileCipher) openOver(text []byte, index uint64, block []byte) error {
+func (c FileCipher) openOver(text []byte, index uint64, block []byte) error {
 	if IsHole(block) {
 		clear(text)
 		return nil
@@ -204,13 +213,13 @@ func (c *FileCipher) openOver(text []byte, index uint64, block []byte) error {
 	_, err = s.open(text, sub, &c.id, index, body)
 	blockScratches.Put(s)
 	if err == nil {
-		c.keep(sub)
+		c.keys.keep(sub)
 	}
 	return err
 }
 
-// look returns the sealed body of a block and the sub-key that it names.
-func (c *FileCipher) look(index uint64, block []byte) (body []byte, sub *subCipher, err error) {
+// look returns the sealed body of a block and the key that it names.
+func (c FileCipher) look(index uint64, block []byte) (body []byte, sub *blockKey, err error) {
 	if len(block) != BlockSize {
 		return nil, nil, fmt.Errorf("%w: a block of %d bytes", ErrTruncated, len(block))
 	}
@@ -225,13 +234,13 @@ func (c *FileCipher) look(index uint64, block []byte) (body []byte, sub *subCiph
 		}
 		body = block[FileHeaderSize:]
 	}
-	sub, err = c.opener(binary.BigEndian.Uint16(body))
+	sub, err = c.keys.opener(binary.BigEndian.Uint16(body))
 	return body, sub, err
 }
 
 // open opens the sealed body of a block into text, its length and its data, and
 // returns the length. On an error text holds nothing of the block.
-func (s *blockScratch) open(text []byte, sub *subCipher, id *FileID, index uint64, body []byte) (n int, err error) {
+func (s *blockScratch) open(text []byte, sub *blockKey, id *FileID, index uint64, body []byte) (n int, err error) {
 	_, err = sub.aead.Open(text[:0:len(text)], nil, body[selectorSize:], s.bind(id, index, sub.selector))
 	if err != nil {
 		clear(text)
@@ -245,22 +254,22 @@ func (s *blockScratch) open(text []byte, sub *subCipher, id *FileID, index uint6
 	return n, nil
 }
 
-// sealer returns the sub-key to seal one more block with.
-func (c *FileCipher) sealer() *subCipher {
-	sub := c.writer.Load()
-	if sub == nil || sub.seals.Add(1) > sealsPerSelector {
-		return c.turn(sub)
+// sealer returns the key to seal so many more blocks with.
+func (k *blockKeys) sealer(blocks uint64) *blockKey {
+	key := k.writer.Load()
+	if key == nil || key.seals.Add(blocks) > sealsPerSelector {
+		return k.turn(key, blocks)
 	}
-	return sub
+	return key
 }
 
 // turn replaces the writer old by one of another random selector.
-func (c *FileCipher) turn(old *subCipher) *subCipher {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if sub := c.writer.Load(); sub != nil && sub != old {
-		sub.seals.Add(1)
-		return sub
+func (k *blockKeys) turn(old *blockKey, blocks uint64) *blockKey {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if key := k.writer.Load(); key != nil && key != old {
+		key.seals.Add(blocks)
+		return key
 	}
 	var selector [selectorSize]byte
 	for {
@@ -269,67 +278,58 @@ func (c *FileCipher) turn(old *subCipher) *subCipher {
 			break
 		}
 	}
-	sub, err := c.derive(binary.BigEndian.Uint16(selector[:]))
+	key, err := k.derive(binary.BigEndian.Uint16(selector[:]))
 	if err != nil {
 		panic(err) // sealing after Wipe: our own fault
 	}
-	sub.seals.Add(1)
-	c.writer.Store(sub)
-	return sub
+	key.seals.Add(blocks)
+	k.writer.Store(key)
+	return key
 }
 
-// opener returns the sub-key of a selector. One that had to be derived is not
-// cached before it has opened a block: selectors that an attacker invents never
-// displace real ones.
-func (c *FileCipher) opener(selector uint16) (*subCipher, error) {
-	if sub := c.reader[selector%openSlots].Load(); sub != nil && sub.selector == selector {
-		return sub, nil
+// opener returns the key of a selector. One that had to be derived is not cached
+// before it has opened a block: selectors that an attacker invents never displace
+// real ones.
+func (k *blockKeys) opener(selector uint16) (*blockKey, error) {
+	if key := k.reader[selector%openSlots].Load(); key != nil && key.selector == selector {
+		return key, nil
 	}
-	if sub := c.writer.Load(); sub != nil && sub.selector == selector {
-		return sub, nil
+	if key := k.writer.Load(); key != nil && key.selector == selector {
+		return key, nil
 	}
-	return c.derive(selector)
+	return k.derive(selector)
 }
 
-// keep caches a sub-key that has opened a block.
-func (c *FileCipher) keep(sub *subCipher) {
-	slot := &c.reader[sub.selector%openSlots]
-	if slot.Load() != sub {
-		slot.Store(sub)
+// keep caches a key that has opened a block.
+func (k *blockKeys) keep(key *blockKey) {
+	slot := &k.reader[key.selector%openSlots]
+	if slot.Load() != key {
+		slot.Store(key)
 	}
 }
 
-// derive returns the cipher of a selector's sub-key.
-func (c *FileCipher) derive(selector uint16) (*subCipher, error) {
+// derive returns the cipher of a selector.
+func (k *blockKeys) derive(selector uint16) (*blockKey, error) {
 	var key [keySize]byte
 	defer clear(key[:])
-	if err := c.root.derive(key[:], labelFile, c.id[:], []byte{byte(selector >> 8), byte(selector)}); err != nil {
+	if err := k.root.derive(key[:], labelBlock, []byte{byte(selector >> 8), byte(selector)}); err != nil {
 		return nil, err
 	}
 	aead, err := newGCM(key[:])
 	if err != nil {
 		return nil, err
 	}
-	return &subCipher{selector: selector, aead: aead}, nil
+	return &blockKey{selector: selector, aead: aead}, nil
 }
 
-// File returns the cipher of a file, derived at the first call and remembered
-// until ForgetFile, Wipe, or until many other files were used since. It returns
-// ErrWiped after Wipe.
-func (r *Root) File(id FileID) (*FileCipher, error) {
-	if c := r.files.get(id); c != nil {
-		return c, nil
+// File returns the cipher of a file, or ErrWiped after Wipe. It costs nothing.
+func (r *Root) File(id FileID) (FileCipher, error) {
+	keys := r.blocks.Load()
+	if keys == nil {
+		return FileCipher{}, ErrWiped
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.prk == nil {
-		return nil, ErrWiped
-	}
-	return r.files.put(&FileCipher{id: id, root: r}), nil
+	return FileCipher{id: id, keys: keys}, nil
 }
-
-// ForgetFile drops the cipher of a file, for one that was deleted or closed.
-func (r *Root) ForgetFile(id FileID) { r.files.forget(id) }
 
 func putFileHeader(dst []byte, id *FileID) {
 	copy(dst, fileMagic)

@@ -84,7 +84,7 @@ func TestBlockElsewhere(t *testing.T) {
 	copy(dressed, first[:FileHeaderSize])
 	cases := []struct {
 		name  string
-		c     *FileCipher
+		c     FileCipher
 		index uint64
 		block []byte
 		want  error
@@ -112,7 +112,7 @@ func TestBlockElsewhere(t *testing.T) {
 // it must be refused all the same, and leave no plaintext behind.
 func TestBlockLengthTooLarge(t *testing.T) {
 	c := testFile(t, testRoot(t, NewID()), NewID())
-	sub := c.sealer()
+	sub := c.keys.sealer(1)
 	text := bytes.Repeat([]byte{'p'}, lengthSize+BlockPayload)
 	binary.BigEndian.PutUint16(text, BlockPayload+1)
 	var s blockScratch
@@ -227,20 +227,20 @@ func panics(f func()) (did bool) {
 	return false
 }
 
-// The writer turns to another selector before one sub-key nears the limit of
+// The writer turns to another selector before one key nears the limit of
 // random nonces, and blocks of the old one still open.
 func TestSelectorTurns(t *testing.T) {
 	c := testFile(t, testRoot(t, NewID()), NewID())
 	before, after := make([]byte, BlockSize), make([]byte, BlockSize)
 	c.SealBlock(before, 1, []byte("before"))
-	first := c.writer.Load()
+	first := c.keys.writer.Load()
 	first.seals.Store(sealsPerSelector - 1)
 	c.SealBlock(after, 1, nil)
-	if c.writer.Load() != first {
+	if c.keys.writer.Load() != first {
 		t.Fatal("turned one seal early")
 	}
 	c.SealBlock(after, 2, []byte("after"))
-	second := c.writer.Load()
+	second := c.keys.writer.Load()
 	if second == first || second.selector == first.selector || second.seals.Load() != 1 {
 		t.Fatalf("did not turn: selectors %d, %d", first.selector, second.selector)
 	}
@@ -258,14 +258,13 @@ func TestSelectorTurns(t *testing.T) {
 	}
 }
 
-func TestSelectorDrawnPerCipher(t *testing.T) {
-	r, id := testRoot(t, NewID()), NewID()
+func TestSelectorDrawnPerRoot(t *testing.T) {
+	id, key := NewID(), NewID()
 	seen := map[uint16]bool{}
 	block := make([]byte, BlockSize)
 	for range 20 {
-		testFile(t, r, id).SealBlock(block, 1, nil)
+		testFile(t, testRoot(t, key), id).SealBlock(block, 1, nil)
 		seen[binary.BigEndian.Uint16(block)] = true
-		r.ForgetFile(id)
 	}
 	if len(seen) < 15 { // fewer than 15 of 20 out of 65536: less than 1 in 10^15
 		t.Fatalf("20 openings drew %d selectors", len(seen))
@@ -275,19 +274,19 @@ func TestSelectorDrawnPerCipher(t *testing.T) {
 // Selectors that an attacker invents cost a derivation each, but neither
 // memory nor the cached ones.
 func TestSelectorFlood(t *testing.T) {
-	r, id := testRoot(t, NewID()), NewID()
+	key, id := NewID(), NewID()
 	block := make([]byte, BlockSize)
-	testFile(t, r, id).SealBlock(block, 1, []byte("real"))
-	r.ForgetFile(id)
+	testFile(t, testRoot(t, key), id).SealBlock(block, 1, []byte("real"))
+	r := testRoot(t, key)
 	c := testFile(t, r, id)
 	dst := make([]byte, BlockPayload)
 	if _, err := c.OpenBlock(dst, 1, block); err != nil {
 		t.Fatal(err)
 	}
-	slot := &c.reader[binary.BigEndian.Uint16(block)%openSlots]
+	slot := &c.keys.reader[binary.BigEndian.Uint16(block)%openSlots]
 	cached := slot.Load()
 	if cached == nil {
-		t.Fatal("a sub-key that opened a block is not cached")
+		t.Fatal("a key that opened a block is not cached")
 	}
 	forged := bytes.Clone(block)
 	for selector := range 4096 {
@@ -299,8 +298,8 @@ func TestSelectorFlood(t *testing.T) {
 			t.Fatalf("selector %d: %v", selector, err)
 		}
 	}
-	for i := range c.reader {
-		if got := c.reader[i].Load(); got != nil && got != cached {
+	for i := range c.keys.reader {
+		if got := c.keys.reader[i].Load(); got != nil && got != cached {
 			t.Fatalf("a forged selector was cached in slot %d", i)
 		}
 	}
@@ -378,8 +377,8 @@ func TestBlocksDoNotAllocate(t *testing.T) {
 	}
 }
 
-// Many goroutines seal and open blocks of a few files of one Root, while files
-// are forgotten and selectors turned.
+// Many goroutines seal and open blocks of a few files of one Root, while
+// selectors are turned.
 func TestFilesConcurrently(t *testing.T) {
 	r := testRoot(t, NewID())
 	ids := []FileID{NewID(), NewID(), NewID()}
@@ -397,11 +396,8 @@ func TestFilesConcurrently(t *testing.T) {
 					return
 				}
 				c.SealBlock(block, uint64(i), plain)
-				switch i % 50 {
-				case 7:
-					r.ForgetFile(id)
-				case 11:
-					c.writer.Load().seals.Store(sealsPerSelector)
+				if i%50 == 11 {
+					c.keys.writer.Load().seals.Store(sealsPerSelector)
 				}
 				again, err := r.File(id)
 				if err != nil {

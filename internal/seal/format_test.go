@@ -73,7 +73,7 @@ func TestFormatLabels(t *testing.T) {
 	for _, row := range checkedTable(t, "labels") {
 		lengths[row[0]] = row[2]
 	}
-	labels := []string{labelFile, labelName, labelTarget, labelXattr, labelMeta, labelVolume, labelObject, labelObjectCommit, labelObjectHeader, labelKeyring, labelKeyringCheck}
+	labels := []string{labelBlock, labelName, labelTarget, labelXattr, labelMeta, labelVolume, labelObject, labelObjectCommit, labelObjectHeader, labelKeyring, labelKeyringCheck}
 	for _, label := range labels {
 		want := keySize
 		if label == labelName {
@@ -89,10 +89,6 @@ func TestFormatLabels(t *testing.T) {
 }
 
 func TestFormatDerivation(t *testing.T) {
-	id := []byte("file-id-00000001")
-	if !strings.Contains(formatDoc(t), hex.EncodeToString(id)) {
-		t.Error("the page names another file id")
-	}
 	r := exampleRoot(t)
 	key := func(size int, label string, context ...[]byte) []byte {
 		out := make([]byte, size)
@@ -103,11 +99,11 @@ func TestFormatDerivation(t *testing.T) {
 	}
 	name := key(nameKeyLen, labelName)
 	got := map[string][]byte{
-		"extract":                  exampleExtract(t),
-		"file key of selector 0":   key(keySize, labelFile, id, []byte{0, 0}),
-		"file key of selector 258": key(keySize, labelFile, id, []byte{1, 2}),
-		"name key, first half":     name[:keySize],
-		"name key, second half":    name[keySize:],
+		"extract":                   exampleExtract(t),
+		"block key of selector 0":   key(keySize, labelBlock, []byte{0, 0}),
+		"block key of selector 258": key(keySize, labelBlock, []byte{1, 2}),
+		"name key, first half":      name[:keySize],
+		"name key, second half":     name[keySize:],
 	}
 	rows := checkedTable(t, "derivation")
 	for _, row := range rows {

@@ -17,7 +17,7 @@ const RootSize = 32
 // The labels of key derivation. One for each purpose, so that no key serves
 // two; none is a prefix of another, since ids, salts and selectors follow.
 const (
-	labelFile         = "byokd/v1/file"
+	labelBlock        = "byokd/v1/block"
 	labelName         = "byokd/v1/name"
 	labelTarget       = "byokd/v1/symlink"
 	labelXattr        = "byokd/v1/xattr"
@@ -37,11 +37,11 @@ const (
 )
 
 // Root is a volume's root key or a bucket's data key, and everything derived
-// from it. It is safe for concurrent use. Except for ID, ForgetFile and Wipe,
-// its methods must run inside Do.
+// from it. It is safe for concurrent use. Except for ID and Wipe, its methods
+// must run inside Do.
 type Root struct {
-	id    KeyID
-	files fileMemo
+	id     KeyID
+	blocks atomic.Pointer[blockKeys] // nil after Wipe
 
 	// Ciphers for texts, built at first use; nil after Wipe. That of names holds the
 	// names remembered.
@@ -66,7 +66,7 @@ func NewRoot(id KeyID, secret []byte) (*Root, error) {
 		return nil, fmt.Errorf("seal: %w", err)
 	}
 	r := &Root{id: id, prk: prk}
-	r.files.init()
+	r.blocks.Store(&blockKeys{root: r})
 	return r, nil
 }
 
@@ -84,7 +84,7 @@ func (r *Root) Wipe() {
 	r.names.Store(nil)
 	r.targets.Store(nil)
 	r.meta.Store(nil)
-	r.files.wipe()
+	r.blocks.Store(nil)
 }
 
 // derive fills key, of at most derivedMax bytes, with HKDF-Expand(extract, label

@@ -27,7 +27,7 @@ func TestDeriveIsHKDF(t *testing.T) {
 	}
 	two := make([]byte, keySize)
 	joined := make([]byte, keySize)
-	if err := errors.Join(r.derive(two, labelFile, []byte("a"), []byte("b")), r.derive(joined, labelFile, []byte("ab"))); err != nil {
+	if err := errors.Join(r.derive(two, labelBlock, []byte("a"), []byte("b")), r.derive(joined, labelBlock, []byte("ab"))); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(two, joined) {
@@ -38,7 +38,7 @@ func TestDeriveIsHKDF(t *testing.T) {
 // What follows a label has a fixed length, so different purposes get different
 // keys as long as no label begins another.
 func TestLabelsAreDistinct(t *testing.T) {
-	labels := []string{labelFile, labelName, labelTarget, labelXattr, labelMeta, labelVolume, labelObject, labelObjectCommit, labelObjectHeader, labelUpload}
+	labels := []string{labelBlock, labelName, labelTarget, labelXattr, labelMeta, labelVolume, labelObject, labelObjectCommit, labelObjectHeader, labelUpload}
 	for i, a := range labels {
 		for j, b := range labels {
 			if i != j && strings.HasPrefix(a, b) {
@@ -64,13 +64,12 @@ func TestKeysDiffer(t *testing.T) {
 		seen[key] = name
 	}
 	file := FileID{3}
-	add(r, "selector 0", labelFile, file[:], []byte{0, 0})
-	add(r, "selector 1", labelFile, file[:], []byte{0, 1})
-	add(r, "another file", labelFile, make([]byte, IDSize), []byte{0, 0})
+	add(r, "selector 0", labelBlock, []byte{0, 0})
+	add(r, "selector 1", labelBlock, []byte{0, 1})
 	add(r, "xattr", labelXattr, file[:])
 	add(r, "names", labelName)
 	add(r, "symlinks", labelTarget)
-	add(other, "selector 0 of another root", labelFile, file[:], []byte{0, 0})
+	add(other, "selector 0 of another root", labelBlock, []byte{0, 0})
 	add(other, "names of another root", labelName)
 }
 
@@ -142,13 +141,8 @@ func TestWipe(t *testing.T) {
 			t.Errorf("%s after Wipe: %v", name, err)
 		}
 	}
-	if r.prk != nil || r.names.Load() != nil || r.targets.Load() != nil || r.meta.Load() != nil {
+	if r.prk != nil || r.blocks.Load() != nil || r.names.Load() != nil || r.targets.Load() != nil || r.meta.Load() != nil {
 		t.Error("Wipe left a reference to a key")
-	}
-	for i := range r.files.shards {
-		if len(r.files.shards[i].files) != 0 {
-			t.Error("Wipe left a file's cipher")
-		}
 	}
 	// A straggler finishes with the right key, and cannot get a new one.
 	dst := make([]byte, BlockPayload)
@@ -159,34 +153,8 @@ func TestWipe(t *testing.T) {
 	if _, err := c.OpenBlock(dst, 1, block); !errors.Is(err, ErrWiped) {
 		t.Errorf("a straggler's new key: %v", err)
 	}
-	c.writer.Load().seals.Store(sealsPerSelector)
+	c.keys.writer.Load().seals.Store(sealsPerSelector)
 	if !panics(func() { c.SealBlock(block, 1, nil) }) {
 		t.Error("a straggler sealed under a new key")
-	}
-}
-
-func TestFileMemoIsBounded(t *testing.T) {
-	r := testRoot(t, NewID())
-	hot := testFile(t, r, NewID())
-	for range 3 * memoShards * memoPerShard {
-		testFile(t, r, NewID())
-		if testFile(t, r, hot.ID()) != hot {
-			t.Fatal("a file in constant use was given up")
-		}
-	}
-	total := 0
-	for i := range r.files.shards {
-		n := len(r.files.shards[i].files)
-		if n > memoPerShard {
-			t.Fatalf("shard %d remembers %d files", i, n)
-		}
-		total += n
-	}
-	if total < memoShards*memoPerShard*9/10 {
-		t.Fatalf("remembers only %d files", total)
-	}
-	r.ForgetFile(hot.ID())
-	if testFile(t, r, hot.ID()) == hot {
-		t.Fatal("ForgetFile did not forget")
 	}
 }

@@ -16,7 +16,7 @@ func testRoot(t testing.TB, id KeyID) *Root {
 	return r
 }
 
-func testFile(t testing.TB, r *Root, id FileID) *FileCipher {
+func testFile(t testing.TB, r *Root, id FileID) FileCipher {
 	t.Helper()
 	c, err := r.File(id)
 	if err != nil {
