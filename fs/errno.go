@@ -16,6 +16,9 @@ var (
 	ErrForeign        = errors.New("the lower directory holds files that byokd did not write")
 	ErrBusy           = errors.New("the lower directory is in use by another byokd")
 	ErrBlockSize      = errors.New("the lower filesystem's blocks are smaller than 4096 bytes: a power cut could tear a sealed block")
+	ErrOldHeader      = errors.New("an older volume header was put back")
+	ErrOtherKey       = errors.New("the volume is under another KMS key")
+	ErrMoving         = errors.New("the volume is between two KMS keys already")
 	ErrNoFileID       = errors.New("the file's id is lost in block 0 and in its extended attribute: it cannot be opened")
 )
 

@@ -57,7 +57,9 @@ type Options struct {
 // Filesystem is one volume. It may be mounted once.
 type Filesystem struct {
 	guard   *keyguard.Guard
-	header  seal.VolumeHeader
+	lower   string
+	header  seal.VolumeHeader // as it was at the start
+	form    seal.KeyForm      // that of the header which the guard's KMS key opens
 	options Options
 	log     *zap.Logger
 
@@ -80,6 +82,9 @@ type Filesystem struct {
 	loop     atomic.Pointer[loop]
 	bdi      atomic.Pointer[bdi]
 	rootAttr atomic.Pointer[fuse.AttrOut]
+
+	rewrapping sync.Mutex // one Rewrap at a time
+	generation uint64     // guarded by rewrapping: the header's newest generation seen
 
 	mountMu    sync.Mutex             // one Mount or Unmount at a time
 	runtimeFDs []int                  // set by Mount, before there is anything to freeze
@@ -110,25 +115,28 @@ func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options) (*Fil
 	if !maps.Equal(header.Binding, o.Binding.Context()) {
 		return nil, fmt.Errorf("the volume in %s was made for the encryption context %v, the configuration says %v: set cluster, tenant and role as they were", lower, header.Binding, o.Binding.Context())
 	}
+	form, err := FormUnder(header, g.Status().KeyARN)
+	if err != nil {
+		return nil, err
+	}
 	root, err := openLower(lower)
 	if err != nil {
 		return nil, err
 	}
 	// Load and verify first: a pinned root that KMS cannot open would hold up
 	// every thaw.
-	err = withRoot(ctx, g, header, o.Binding, func(r *seal.Root) error { return r.VerifyVolumeHeader(header) })
-	if err != nil {
+	if err := authenticate(ctx, g, lower, header, form, o.Binding); err != nil {
 		unix.Close(root)
 		return nil, err
 	}
-	g.Pin(header.Volume, header.WrappedRoot, o.Binding)
+	g.Pin(header.Volume, form.WrappedRoot, o.Binding)
 	var st unix.Stat_t
 	if err := unix.Fstat(root, &st); err != nil {
 		unix.Close(root)
 		return nil, err
 	}
 	f := &Filesystem{
-		guard: g, header: header, options: o, log: o.Logger,
+		guard: g, lower: lower, header: header, form: form, generation: header.Generation, options: o, log: o.Logger,
 		root: root, nodes: newNodeTable(newLowerIDs(root), root), handles: newHandleTable(), turns: newTurns(),
 		stable: stablePages(&st), track: tracksBlocks(root), privileged: unix.Geteuid() == 0, umask: processUmask(),
 	}
@@ -141,6 +149,27 @@ func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options) (*Fil
 	f.serving, f.dismiss = context.WithCancel(context.Background())
 	f.follow()
 	return f, nil
+}
+
+// authenticate verifies the header with the root key that it wraps, refuses one
+// that is older than one seen before, and remembers it when it is newer.
+func authenticate(ctx context.Context, g *keyguard.Guard, lower string, header seal.VolumeHeader, form seal.KeyForm, b keyguard.Binding) error {
+	mark, err := readMark(lower)
+	if err != nil {
+		return err
+	}
+	newest := seal.VolumeMark{Volume: header.Volume, Generation: header.Generation}
+	err = withRoot(ctx, g, header.Volume, form.WrappedRoot, b, func(r *seal.Root) error {
+		if err := checkMark(r, header, mark); err != nil {
+			return err
+		}
+		newest, err = r.SignVolumeMark(newest)
+		return err
+	})
+	if err != nil || mark != nil && mark.Generation == newest.Generation {
+		return err
+	}
+	return writeMark(lower, newest)
 }
 
 func rootAttr(st *unix.Stat_t) *fuse.AttrOut {
@@ -281,7 +310,7 @@ func (f *Filesystem) damaged(n *node, index int64, err error) {
 // foreignName counts names that are not ours; they are logged below the root,
 // where nothing but ours belongs.
 func (f *Filesystem) foreignName(dir *node, sealed string) {
-	if dir.id == fuse.FUSE_ROOT_ID && (sealed == seal.VolumeHeaderName || sealed == "lost+found") {
+	if dir.id == fuse.FUSE_ROOT_ID && (sealed == seal.VolumeHeaderName || sealed == seal.VolumeMarkName || sealed == "lost+found") {
 		return
 	}
 	if f.foreignNames.Add(1) == 1 {

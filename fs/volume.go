@@ -83,8 +83,12 @@ func CreateVolume(ctx context.Context, lower string, g *keyguard.Guard, b keygua
 		WrappedRoot: wrapped,
 		Probe:       g.ProbeCiphertext(),
 	}
-	err = withRoot(ctx, g, header, b, func(root *seal.Root) error {
-		header, err = root.SignVolumeHeader(header)
+	mark := seal.VolumeMark{Volume: id, Generation: header.Generation}
+	err = withRoot(ctx, g, id, wrapped, b, func(root *seal.Root) error {
+		if header, err = root.SignVolumeHeader(header); err != nil {
+			return err
+		}
+		mark, err = root.SignVolumeMark(mark)
 		return err
 	})
 	if err != nil {
@@ -94,21 +98,24 @@ func CreateVolume(ctx context.Context, lower string, g *keyguard.Guard, b keygua
 	if err != nil {
 		return seal.VolumeHeader{}, err
 	}
-	return header, durable.WriteFile(filepath.Join(lower, seal.VolumeHeaderName), text, 0o600)
+	if err := durable.WriteFile(filepath.Join(lower, seal.VolumeHeaderName), text, 0o600); err != nil {
+		return seal.VolumeHeader{}, err
+	}
+	return header, writeMark(lower, mark)
 }
 
 // withRoot runs f, inside seal.Do, with the volume's root key. It waits while
 // the key is not usable.
-func withRoot(ctx context.Context, g *keyguard.Guard, h seal.VolumeHeader, b keyguard.Binding, f func(*seal.Root) error) error {
+func withRoot(ctx context.Context, g *keyguard.Guard, id seal.VolumeID, wrapped []byte, b keyguard.Binding, f func(*seal.Root) error) error {
 	for {
-		if err := g.Load(ctx, h.Volume, h.WrappedRoot, b); err != nil {
+		if err := g.Load(ctx, id, wrapped, b); err != nil {
 			return err
 		}
 		pass, err := g.Enter(ctx, keyguard.Work, 0)
 		if err != nil {
 			return err
 		}
-		root := pass.Keys().Root(h.Volume)
+		root := pass.Keys().Root(id)
 		if root != nil {
 			seal.Do(func() { err = f(root) })
 			pass.Exit()

@@ -30,6 +30,11 @@ func (b Binding) Context() map[string]string {
 	return m
 }
 
+// BindingOf reads a binding back from an encryption context.
+func BindingOf(context map[string]string) Binding {
+	return Binding{Cluster: context["byokd:cluster"], Resource: context["byokd:resource"], Tenant: context["byokd:tenant"]}
+}
+
 // Receipt identifies one answered KMS call, so that our audit line joins CloudTrail's.
 type Receipt struct {
 	RequestID string

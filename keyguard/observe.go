@@ -75,6 +75,7 @@ const (
 	AuditThaw    AuditEvent = "thaw"    // the gate is open
 	AuditRotate  AuditEvent = "rotate"  // KMS has new key material for new ciphertexts; nothing changes for the old
 	AuditStop    AuditEvent = "stop"    // the guard ended
+	AuditRewrap  AuditEvent = "rewrap"  // a wrapped key got a form under another KMS key
 
 	AuditOperatorFreeze AuditEvent = "operator_freeze" // an operator asked for a freeze, or it is carried out late
 	AuditOperatorThaw   AuditEvent = "operator_thaw"   // an operator asked for a thaw
@@ -85,7 +86,7 @@ const (
 // AuditEvents lists every event, for the documentation of the schema.
 func AuditEvents() []AuditEvent {
 	return []AuditEvent{AuditUnwrap, AuditCreate, AuditRefusal, AuditOutage, AuditRecover, AuditFreeze, AuditErase,
-		AuditThaw, AuditRotate, AuditStop, AuditOperatorFreeze, AuditOperatorThaw, AuditLost}
+		AuditThaw, AuditRotate, AuditStop, AuditRewrap, AuditOperatorFreeze, AuditOperatorThaw, AuditLost}
 }
 
 // AuditRecord is one line of the audit log.

@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -323,24 +322,13 @@ func pause(ctx context.Context, attempt int) error {
 	}
 }
 
-// sameKMS reports whether two ARNs name the same KMS key material: the keys of a
-// multi-Region set open each other's ciphertexts.
-func sameKMS(a, b string) bool {
-	if a == b {
-		return true
-	}
-	_, idA, _ := strings.Cut(a, ":key/")
-	_, idB, _ := strings.Cut(b, ":key/")
-	return strings.HasPrefix(idA, "mrk-") && idA == idB
-}
-
 // formUnder returns the form of an entry that a KMS key can unwrap.
 func formUnder(e seal.KeyringKey, keyARN string) ([]byte, bool) {
 	if wrapped, ok := e.Forms[keyARN]; ok {
 		return wrapped, true
 	}
 	for _, arn := range slices.Sorted(maps.Keys(e.Forms)) {
-		if sameKMS(arn, keyARN) {
+		if keyguard.SameKey(arn, keyARN) {
 			return e.Forms[arn], true
 		}
 	}

@@ -83,7 +83,7 @@ func dataKeyOf(h seal.ObjectHeader) dataKey {
 // formOf returns the form of a data key that the bucket's KMS key can unwrap:
 // the one at hand, or after a rewrap the one in the keyring.
 func (b *bucket) formOf(ctx context.Context, key dataKey) ([]byte, error) {
-	if sameKMS(key.arn, b.keyARN) {
+	if keyguard.SameKey(key.arn, b.keyARN) {
 		return key.wrapped, nil
 	}
 	unnamed := key.arn == ""

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/byokd/byokd/internal/seal"
+	"github.com/byokd/byokd/keyguard"
 )
 
 const (
@@ -144,7 +145,7 @@ func (r *rewrap) adopt(ctx context.Context, found map[seal.KeyID]dataKey) ([]sea
 	for _, key := range found {
 		e := seal.KeyringKey{ID: key.id, Created: r.o.Now().Unix()}
 		for _, kms := range r.ring.keys.(directKeys).kms {
-			if key.arn == "" || sameKMS(key.arn, kms.ARN()) {
+			if key.arn == "" || keyguard.SameKey(key.arn, kms.ARN()) {
 				e.Forms = map[string][]byte{kms.ARN(): key.wrapped}
 				err := unwrapDirect(ctx, kms, r.o.Binding, key.id, key.wrapped, func(root *seal.Root) (err error) {
 					e.Check, err = root.KeyringCheck(e.Created)

@@ -103,7 +103,7 @@ func bucketBinding(cfg Config, b BucketConfig) keyguard.Binding {
 // itself refuses a wrong one.
 func (k *keySource) adopt(ctx context.Context, text []byte) error {
 	if len(k.context) > 0 {
-		k.binding = bindingOf(k.context)
+		k.binding = keyguard.BindingOf(k.context)
 	}
 	if text == nil {
 		if k.binding == (keyguard.Binding{}) {
@@ -116,7 +116,7 @@ func (k *keySource) adopt(ctx context.Context, text []byte) error {
 		return fmt.Errorf("%s: %w", objstore.KeyringObject, err)
 	}
 	if k.binding == (keyguard.Binding{}) {
-		k.binding = bindingOf(ring.Binding)
+		k.binding = keyguard.BindingOf(ring.Binding)
 	}
 	err = k.open(ctx, ring.Ring, func(root *seal.Root) error { return root.VerifyKeyring(ring) })
 	switch {

@@ -32,6 +32,7 @@ const (
 	exitStopping      = 13 // status: stopping
 	exitFinal         = 14 // status: frozen for good, the key is deleted
 	exitRecorded      = 15 // freeze, thaw: recorded, carried out when the key is back
+	exitStillNeeded   = 16 // key rewrap --finish: something still needs the old key
 	exitNoAnswer      = 20 // status, freeze, thaw: no byokd answers at the address or socket
 )
 
@@ -100,6 +101,7 @@ func newCommand(environ []string) *cobra.Command {
 		newStatusCommand(),
 		newFreezeCommand(),
 		newThawCommand(),
+		newKeyCommand(environ),
 		newDecryptCommand(environ),
 		newSealCommand(environ),
 		newConfigCommand(environ),

@@ -22,7 +22,7 @@ import (
 
 // newKMS makes the client of one key: its region stands in its ARN, credentials come from AWS' standard
 // chain (environment, IRSA, Pod Identity, instance profile).
-func newKMS(ctx context.Context, key KeyConfig) (keyguard.KMS, error) {
+func newKMS(ctx context.Context, key KeyConfig) (*awskms.Client, error) {
 	cfg, err := config.LoadDefaultConfig(ctx, config.WithRegion(regionOfARN(key.ARN)))
 	if err != nil {
 		return nil, err

@@ -41,7 +41,9 @@ type operator struct {
 	listener net.Listener
 	heldFile string
 
-	mu   sync.Mutex      // one request at a time
+	rewrapping sync.Mutex // one rewrap at a time
+
+	mu   sync.Mutex      // one freeze or thaw at a time
 	held map[string]bool // guarded by mu: the keys whose freeze outlives a restart
 }
 
@@ -89,7 +91,7 @@ func newOperator(d *daemon) (*operator, error) {
 
 // serve answers until ctx ends.
 func (o *operator) serve(ctx context.Context) error {
-	operations := map[string]control.Operation{"freeze": o.freeze, "thaw": o.thaw}
+	operations := map[string]control.Operation{"freeze": o.freeze, "thaw": o.thaw, "rewrap": o.rewrap}
 	return control.NewServer(operations, o.d.log.Named("control")).Serve(ctx, o.listener)
 }
 

@@ -152,7 +152,7 @@ func (d *daemon) buildGuards(ctx context.Context) error {
 			Observer:     observers.Observer(name), Audit: d.audit.record, Logger: d.log.Named("keyguard"),
 		}
 		if d.volume != nil && d.cfg.Volume.Key == name {
-			options.ProbeBinding, options.Probe = d.volume.binding, d.volume.header.Probe
+			options.ProbeBinding, options.Probe = d.volume.binding, d.volume.probe
 		}
 		g, err := keyguard.New(kms, options)
 		if err != nil {

@@ -245,6 +245,12 @@ func (c *checker) listen(section, address string, allowRemote bool) {
 	}
 }
 
+// isLocal tells whether an address of a service is on this machine.
+func isLocal(endpoint string) bool {
+	u, err := url.Parse(endpoint)
+	return err == nil && isLoopback(u.Hostname())
+}
+
 func isLoopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()

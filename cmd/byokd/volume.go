@@ -21,6 +21,7 @@ type volume struct {
 	cfg     Config
 	log     *zap.Logger
 	header  seal.VolumeHeader // zero while the lower directory is empty; written by inspect, then by serve
+	probe   []byte            // the header's probe for the configured key
 	fresh   bool              // the lower directory has no volume yet
 	binding keyguard.Binding  // encryption context of this volume
 
@@ -58,7 +59,7 @@ func (v *volume) inspect() error {
 		return failure(v.log, "volume.lower is refused", exitLower, err)
 	}
 	v.header = header
-	v.binding = bindingOf(header.Binding)
+	v.binding = keyguard.BindingOf(header.Binding)
 	if err := v.belongs(); err != nil {
 		return failure(v.log, "volume.lower is refused", exitLower, err)
 	}
@@ -67,21 +68,19 @@ func (v *volume) inspect() error {
 
 // belongs compares what the volume remembers with what the configuration says.
 func (v *volume) belongs() error {
-	if arn := v.cfg.Keys[v.cfg.Volume.Key].ARN; !keyguard.SameKey(v.header.KeyARN, arn) {
-		return fmt.Errorf("the volume in %s was made with the key\n  %s\nthe configuration names (keys.%s.arn)\n  %s\n"+
-			"A volume's key is final in this version of byokd: it cannot be replaced. Name the first key again, or start with an empty directory",
-			v.cfg.Volume.Lower, v.header.KeyARN, v.cfg.Volume.Key, arn)
+	arn := v.cfg.Keys[v.cfg.Volume.Key].ARN
+	form, err := fs.FormUnder(v.header, arn)
+	if err != nil {
+		return fmt.Errorf("the volume in %s is under the key\n  %s\nthe configuration names (keys.%s.arn)\n  %s\n"+
+			"Name the first key again; or, if the volume is meant to move to the other one, type: byokd key rewrap --config FILE --to %s",
+			v.cfg.Volume.Lower, v.header.KeyARN, v.cfg.Volume.Key, arn, arn)
 	}
+	v.probe = form.Probe
 	if v.binding.Cluster != v.cfg.Cluster.ID || v.binding.Tenant != v.cfg.Cluster.Tenant {
 		return fmt.Errorf("the volume in %s was made for cluster %q, tenant %q; the configuration says %q, %q. Both are bound to the data and cannot be changed",
 			v.cfg.Volume.Lower, v.binding.Cluster, v.binding.Tenant, v.cfg.Cluster.ID, v.cfg.Cluster.Tenant)
 	}
 	return nil
-}
-
-// bindingOf reads a binding back from an encryption context.
-func bindingOf(context map[string]string) keyguard.Binding {
-	return keyguard.Binding{Cluster: context["byokd:cluster"], Resource: context["byokd:resource"], Tenant: context["byokd:tenant"]}
 }
 
 // connect registers the volume with the daemon's guard, page and metrics.

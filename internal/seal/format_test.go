@@ -73,7 +73,7 @@ func TestFormatLabels(t *testing.T) {
 	for _, row := range checkedTable(t, "labels") {
 		lengths[row[0]] = row[2]
 	}
-	labels := []string{labelBlock, labelName, labelTarget, labelXattr, labelMeta, labelVolume, labelObject, labelObjectCommit, labelObjectHeader, labelKeyring, labelKeyringCheck}
+	labels := []string{labelBlock, labelName, labelTarget, labelXattr, labelMeta, labelVolume, labelMark, labelObject, labelObjectCommit, labelObjectHeader, labelKeyring, labelKeyringCheck}
 	for _, label := range labels {
 		want := keySize
 		if label == labelName {
@@ -234,6 +234,21 @@ func TestFormatVolumeHeader(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := exampleRoot(t).VerifyVolumeHeader(h); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFormatVolumeMark(t *testing.T) {
+	_, rest, _ := strings.Cut(formatDoc(t), "<!-- checked: volume-mark -->\n```\n")
+	text, _, found := strings.Cut(rest, "```")
+	if !found {
+		t.Fatal("no example on the page")
+	}
+	m, err := ParseVolumeMark([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := exampleRoot(t).VerifyVolumeMark(m); err != nil {
 		t.Error(err)
 	}
 }

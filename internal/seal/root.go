@@ -23,6 +23,7 @@ const (
 	labelXattr        = "byokd/v1/xattr"
 	labelMeta         = "byokd/v1/meta"
 	labelVolume       = "byokd/v1/volume-header"
+	labelMark         = "byokd/v1/volume-mark"
 	labelObject       = "byokd/v1/object/segments"
 	labelObjectCommit = "byokd/v1/object/commitment"
 	labelUpload       = "byokd/v1/upload\x00" // of a hash, not of a key

@@ -199,6 +199,13 @@ func makeVolumes(t *testing.T, r *Root) []vector {
 		Binding:     map[string]string{"byokd:cluster": "acme-prod", "byokd:resource": r.ID().String()},
 		WrappedRoot: []byte("wrapped root key"), Probe: []byte("probe"),
 	})
+	moving := volume("moving to another key", VolumeHeader{
+		Generation: 3, KeyARN: "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab",
+		Binding:     map[string]string{"byokd:cluster": "acme-prod"},
+		WrappedRoot: []byte("wrapped root key"), Probe: []byte("probe"),
+		Next: &KeyForm{KeyARN: "arn:aws:kms:eu-central-1:111122223333:key/9999abcd-12ab-34cd-56ef-1234567890ab",
+			WrappedRoot: []byte("the same under the second"), Probe: []byte("its probe")},
+	})
 	replace := func(old, new string) func(v *vector) {
 		return func(v *vector) { v.Sealed = bytes.Replace(v.Sealed, []byte(old), []byte(new), 1) }
 	}
@@ -213,6 +220,9 @@ func makeVolumes(t *testing.T, r *Root) []vector {
 		full.changed("truncated", "truncated", func(v *vector) { v.Sealed = v.Sealed[:bytes.Index(v.Sealed, []byte("mac:"))] }),
 		full.changed("future", "unknown version", replace("volume 1", "volume 2")),
 		full.changed("foreign", "not sealed", replace("byokd", "other")),
+		moving,
+		moving.changed("another next key", "tampered", replace("9999abcd", "9999abce")),
+		moving.changed("half a move", "tampered", replace("next-probe", "more-probe")),
 	}
 }
 

@@ -97,7 +97,11 @@ func openVolumeVector(r *Root, v vector) ([]byte, error) {
 	if err := r.VerifyVolumeHeader(h); err != nil {
 		return nil, err
 	}
-	return fmt.Appendf(nil, "%s generation %d key %s binding %v root %q probe %q", h.Volume, h.Generation, h.KeyARN, h.Binding, h.WrappedRoot, h.Probe), nil
+	plain := fmt.Appendf(nil, "%s generation %d key %s binding %v root %q probe %q", h.Volume, h.Generation, h.KeyARN, h.Binding, h.WrappedRoot, h.Probe)
+	if h.Next != nil {
+		plain = fmt.Appendf(plain, " next %s root %q probe %q", h.Next.KeyARN, h.Next.WrappedRoot, h.Next.Probe)
+	}
+	return plain, nil
 }
 
 func openKeyringVector(r *Root, v vector) ([]byte, error) {

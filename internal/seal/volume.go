@@ -37,12 +37,29 @@ const (
 type VolumeHeader struct {
 	Version     int               // format; 0 stands for the current one
 	Volume      VolumeID          // also the id of the root key: NewRoot(h.Volume, …)
-	Generation  uint64            // grows with each rewrap
+	Generation  uint64            // grows with each change of the header
 	KeyARN      string            // the KMS key that wraps the root key
 	Binding     map[string]string // KMS encryption context of WrappedRoot and Probe
 	WrappedRoot []byte            // the root key as KMS returned it
 	Probe       []byte            // ciphertext for asking KMS whether the key may be used
+	Next        *KeyForm          // the same under the KMS key that the volume moves to; nil between moves
 	MAC         []byte            // set by SignVolumeHeader
+}
+
+// KeyForm is a volume's root key as one KMS key wraps it.
+type KeyForm struct {
+	KeyARN      string
+	WrappedRoot []byte
+	Probe       []byte
+}
+
+// Forms are the one or two wrapped forms of the root key.
+func (h VolumeHeader) Forms() []KeyForm {
+	forms := []KeyForm{{KeyARN: h.KeyARN, WrappedRoot: h.WrappedRoot, Probe: h.Probe}}
+	if h.Next != nil {
+		forms = append(forms, *h.Next)
+	}
+	return forms
 }
 
 // SignVolumeHeader returns h with the MAC under r, which must be the volume's
@@ -118,6 +135,11 @@ func (h VolumeHeader) body() ([]byte, error) {
 	}
 	b = appendField(b, "root", encodeBinary(h.WrappedRoot))
 	b = appendField(b, "probe", encodeBinary(h.Probe))
+	if h.Next != nil {
+		b = appendField(b, "next-key", h.Next.KeyARN)
+		b = appendField(b, "next-root", encodeBinary(h.Next.WrappedRoot))
+		b = appendField(b, "next-probe", encodeBinary(h.Next.Probe))
+	}
 	return b, nil
 }
 
@@ -126,17 +148,32 @@ func (h VolumeHeader) check() error {
 	switch {
 	case h.Version != 0 && h.Version != volumeVersion:
 		return fmt.Errorf("%w: volume header %d", ErrUnknownVersion, h.Version)
-	case len(h.KeyARN) > maxARN, len(h.Binding) > maxBindings, len(h.WrappedRoot) > maxWrapped, len(h.Probe) > maxWrapped:
+	case len(h.Binding) > maxBindings:
 		return fmt.Errorf("%w: volume header", ErrTooLong)
-	case h.KeyARN == "" || !isLine(h.KeyARN):
-		return fmt.Errorf("seal: the volume header's key ARN is not one line of text")
-	case len(h.WrappedRoot) == 0:
-		return fmt.Errorf("seal: the volume header has no wrapped root key")
+	case h.Next != nil && h.Next.KeyARN == h.KeyARN:
+		return fmt.Errorf("seal: the volume header names the same KMS key twice")
+	}
+	for _, form := range h.Forms() {
+		if err := form.check(); err != nil {
+			return err
+		}
 	}
 	for k, v := range h.Binding {
 		if k == "" || strings.Contains(k, "=") || !isLine(k) || !isLine(v) || len(k)+len(v) > maxBinding {
 			return fmt.Errorf("seal: the volume header's binding %q is not one short line of text", k)
 		}
+	}
+	return nil
+}
+
+func (f KeyForm) check() error {
+	switch {
+	case len(f.KeyARN) > maxARN, len(f.WrappedRoot) > maxWrapped, len(f.Probe) > maxWrapped:
+		return fmt.Errorf("%w: volume header", ErrTooLong)
+	case f.KeyARN == "" || !isLine(f.KeyARN):
+		return fmt.Errorf("seal: the volume header's key ARN is not one line of text")
+	case len(f.WrappedRoot) == 0:
+		return fmt.Errorf("seal: the volume header has no wrapped root key")
 	}
 	return nil
 }
@@ -205,6 +242,9 @@ func cutVolumeMagic(text string) (string, error) {
 
 // set takes one line. Repetitions and wrong order are left to the caller.
 func (h *VolumeHeader) set(name, value string) (err error) {
+	if strings.HasPrefix(name, "next-") && h.Next == nil {
+		h.Next = &KeyForm{}
+	}
 	switch name {
 	case "volume":
 		h.Volume, err = ParseID(value)
@@ -219,6 +259,12 @@ func (h *VolumeHeader) set(name, value string) (err error) {
 		h.WrappedRoot, err = base64.StdEncoding.DecodeString(value)
 	case "probe":
 		h.Probe, err = base64.StdEncoding.DecodeString(value)
+	case "next-key":
+		h.Next.KeyARN = value
+	case "next-root":
+		h.Next.WrappedRoot, err = base64.StdEncoding.DecodeString(value)
+	case "next-probe":
+		h.Next.Probe, err = base64.StdEncoding.DecodeString(value)
 	case "mac":
 		h.MAC, err = base64.StdEncoding.DecodeString(value)
 	default:

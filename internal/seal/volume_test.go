@@ -91,6 +91,7 @@ func TestVolumeHeaderTampered(t *testing.T) {
 		"root":         func(h *VolumeHeader) { h.WrappedRoot[0] ^= 1 },
 		"probe":        func(h *VolumeHeader) { h.Probe[0] ^= 1 },
 		"no probe":     func(h *VolumeHeader) { h.Probe = nil },
+		"a next form":  func(h *VolumeHeader) { h.Next = &KeyForm{KeyARN: "k", WrappedRoot: []byte("w")} },
 		"mac":          func(h *VolumeHeader) { h.MAC[0] ^= 1 },
 	} {
 		parsed, err := ParseVolumeHeader(text)
@@ -165,6 +166,9 @@ func TestVolumeHeaderRefusedBeforeWriting(t *testing.T) {
 		"long root":     func(h *VolumeHeader) { h.WrappedRoot = make([]byte, maxWrapped+1) },
 		"long probe":    func(h *VolumeHeader) { h.Probe = make([]byte, maxWrapped+1) },
 		"future":        func(h *VolumeHeader) { h.Version = 2 },
+		"same key":      func(h *VolumeHeader) { h.Next = &KeyForm{KeyARN: h.KeyARN, WrappedRoot: []byte("w")} },
+		"next no root":  func(h *VolumeHeader) { h.Next = &KeyForm{KeyARN: "k"} },
+		"next no key":   func(h *VolumeHeader) { h.Next = &KeyForm{WrappedRoot: []byte("w")} },
 		"binding =":     func(h *VolumeHeader) { h.Binding = map[string]string{"a=b": ""} },
 		"no binding":    func(h *VolumeHeader) { h.Binding = map[string]string{"": "x"} },
 		"binding lines": func(h *VolumeHeader) { h.Binding = map[string]string{"a": "x\ny"} },

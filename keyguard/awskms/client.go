@@ -30,6 +30,7 @@ type Options struct {
 // one attempt, honours ctx, and fails with a *keyguard.KMSError.
 type Client struct {
 	arn    string
+	home   string                   // the key's Region
 	pooled *kms.Client              // for what carries no secret
 	region func(string) *kms.Client // pooled, for another Region
 	direct *kms.Client              // for what carries a plaintext key, inside seal.Do only
@@ -61,7 +62,8 @@ func New(cfg aws.Config, keyARN string, o Options) (*Client, error) {
 		}
 	}
 	return &Client{
-		arn: keyARN,
+		arn:  keyARN,
+		home: parsed.Region,
 		region: func(region string) *kms.Client {
 			return kms.NewFromConfig(cfg, options(pooled), func(k *kms.Options) { k.Region = region })
 		},

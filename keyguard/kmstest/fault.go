@@ -36,6 +36,8 @@ type Fault struct {
 	AccessKey string `json:"access_key,omitempty"`
 	Region    string `json:"region,omitempty"`
 	Key       string `json:"key,omitempty"`
+	// Skip lets so many calls pass before the fault begins.
+	Skip int `json:"skip,omitempty"`
 	// Count ends the fault after so many calls; 0 means until it is cleared.
 	Count int `json:"count,omitempty"`
 	// DelayMillis is the delay of FaultLatency.
@@ -72,8 +74,8 @@ func (f *Fault) complete() error {
 	if f.Status != 0 && (f.Status < 400 || f.Status > 599) {
 		return fmt.Errorf("status %d is not an error: want 400 to 599", f.Status)
 	}
-	if f.Count < 0 {
-		return fmt.Errorf("count %d is negative", f.Count)
+	if f.Count < 0 || f.Skip < 0 {
+		return fmt.Errorf("count %d or skip %d is negative", f.Count, f.Skip)
 	}
 	return nil
 }
@@ -165,6 +167,10 @@ func (fs *faultSet) take(c *call) []*activeFault {
 	var out []*activeFault
 	fs.active = slices.DeleteFunc(fs.active, func(f *activeFault) bool {
 		if !f.concerns(c) {
+			return false
+		}
+		if f.Skip > 0 {
+			f.Skip--
 			return false
 		}
 		out = append(out, &activeFault{Fault: f.Fault, ended: f.ended})
