@@ -66,8 +66,8 @@ type VolumeConfig struct {
 	Lower string `yaml:"lower"`
 	// The directory at which the plain files appear: an existing, empty one. Absolute path. Required.
 	Mount string `yaml:"mount"`
-	// Which of the keys protects the volume. It is final: the volume remembers the key's ARN. May be
-	// left out when there is one key only.
+	// Which of the keys protects the volume. The volume remembers the key's ARN: another one takes a move
+	// (byokd key rewrap). May be left out when there is one key only.
 	Key string `yaml:"key"`
 	// Kernel caching of writes: writeback (fast; what was fsynced is safe) or writethrough (each write
 	// is sealed before it returns).
