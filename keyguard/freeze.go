@@ -52,7 +52,7 @@ func (r *runner) erase(ended *epoch, from instant) {
 			return // Run is over, stop takes it from here
 		}
 		ended.keys.erase()
-		if collect(r.calls) != nil {
+		if r.collect(r.calls) != nil {
 			return
 		}
 		r.send(event{kind: eventErased, epoch: ended.n, took: r.o.Clock.Boot() - from})
@@ -136,7 +136,7 @@ func (r *runner) unwrapped(e event) error {
 	}
 	r.wg.Go(func() {
 		e.attempt.keys.erase()
-		if collect(r.calls) == nil {
+		if r.collect(r.calls) == nil {
 			r.send(event{kind: eventErased})
 		}
 	})
@@ -228,7 +228,7 @@ func (r *runner) publish() {
 		MultiRegion: r.desc.MultiRegion, Siblings: r.desc.Replicas, SiblingsEnabled: r.siblingsEnabled, Origin: r.desc.Origin,
 		KeyMaterialID: r.desc.KeyMaterialID, MaterialExpires: r.desc.ValidTo,
 		OperatorFreeze: r.m.held, OperatorPending: r.m.pending,
-		ErasureCertain: seal.ErasureGuaranteed, Bound: r.o.ProbeInterval + time.Second}
+		ErasureCertain: seal.ErasureGuaranteed, Bound: r.probeInterval() + time.Second}
 	if s.OperatorFreeze || s.OperatorPending != NoIntent {
 		s.OperatorBy, s.OperatorSince = r.operatorBy, r.operatorSince
 	}

@@ -43,8 +43,15 @@ type Options struct {
 	// Probe is the probe ciphertext kept from earlier (from a volume header).
 	// Without it one is made at the first contact. A given probe also tells that
 	// the key has existed: not found then means deleted rather than mistyped.
-	Probe    []byte
-	Held     bool              // begin with the operator's freeze in force, as OperatorFreeze would have it
+	Probe []byte
+	Held  bool // begin with the operator's freeze in force, as OperatorFreeze would have it
+	// Fleet is the other processes that watch this key, if they are known. With
+	// StretchTo above ProbeInterval, the interval grows with their number up to
+	// StretchTo, at most OutageGrace - 2 s: refusals that concern this process's role
+	// alone are then seen later.
+	Fleet     Fleet
+	StretchTo time.Duration
+
 	Observer Observer          // optional
 	Audit    func(AuditRecord) // optional; called by one goroutine, in order, and may block
 	Logger   *zap.Logger       // optional; transitions only, never key material
@@ -63,6 +70,10 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if least := o.ProbeInterval + 2*time.Second; o.OutageGrace < least {
 		return o, fmt.Errorf("keyguard: outage grace %v: must be at least %v (probe interval + 2s)", o.OutageGrace, least)
+	}
+	if o.StretchTo != 0 && (o.StretchTo < o.ProbeInterval || o.StretchTo > o.OutageGrace-2*time.Second) {
+		return o, fmt.Errorf("keyguard: probes stretched to %v: must be between the probe interval %v and the outage grace - 2s (%v)",
+			o.StretchTo, o.ProbeInterval, o.OutageGrace-2*time.Second)
 	}
 	if o.Observer == nil {
 		o.Observer = nopObserver{}
@@ -93,6 +104,8 @@ type Guard struct {
 	o    Options
 	log  *zap.Logger
 	gate *gate
+
+	collect func(context.Context) error // the collector; tests of a thousand guards spare it
 
 	status atomic.Pointer[Status] // written by Run alone
 
@@ -127,6 +140,7 @@ func New(kms KMS, o Options) (*Guard, error) {
 		o:       o,
 		log:     o.Logger.With(zap.String("guard", o.Name), zap.String("key_arn", kms.ARN())),
 		gate:    newGate(),
+		collect: collect,
 		changed: make(chan struct{}),
 		pokes:   make(chan struct{}, 1),
 		repin:   make(chan struct{}, 1),

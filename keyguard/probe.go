@@ -62,6 +62,9 @@ func (r *runner) interval() time.Duration {
 	switch {
 	case r.m.gate != Open && r.m.reason == ReasonThrottled:
 		return jitter(throttledPause, closedJitter)
+	case r.m.gate == Open && r.o.Fleet != nil:
+		rank, size := r.o.Fleet.Place()
+		return staggered(r.probeInterval(), r.o.Clock.Now(), rank, size)
 	case r.m.gate == Open || r.o.ProbeInterval <= closedPause:
 		return jitter(r.o.ProbeInterval, openJitter)
 	default:

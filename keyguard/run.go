@@ -245,6 +245,7 @@ func (r *runner) apply(o observation) error {
 	if before.gate == Open && r.m.gate != Open {
 		r.sooner(now + r.interval()) // a long interval is for an open gate only
 	}
+	r.hintFleet(before, act)
 	if act&actAbort != 0 && r.attempt != nil {
 		r.attempt.cancel()
 		r.attempt = nil
@@ -352,7 +353,7 @@ func (r *runner) stop(cause error) {
 			delete(r.erasing, n)
 		}
 	}
-	_ = collect(ctx) // the process ends: what a hanging thread holds goes with it
+	_ = r.collect(ctx) // the process ends: what a hanging thread holds goes with it
 	r.publish()
 	r.transitioned(from, Stopping)
 	r.audit(AuditRecord{Event: AuditStop, Reason: r.m.reason})

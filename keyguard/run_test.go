@@ -851,3 +851,21 @@ func TestOptionsAreChecked(t *testing.T) {
 		}
 	}
 }
+
+// The pauses between probes do not grow: after an outage of seconds, minutes or
+// days the gate opens within the same bound.
+func TestRecoveryAfterAnyOutage(t *testing.T) {
+	for _, reason := range []Reason{ReasonConnection, ReasonThrottled, ReasonCredentials} {
+		for _, length := range []time.Duration{10 * time.Second, 10 * time.Minute, 2 * time.Hour} {
+			opened(t, func(o *Options) { o.OutageGrace = 3 * time.Second }, func(w *world) {
+				w.kms.with(func(f *fakeKMS) {
+					f.fail = &KMSError{Op: "Decrypt", State: Unreachable, Reason: reason, Err: errors.New("outage")}
+				})
+				w.awaitGate(Frozen, 10*time.Second)
+				time.Sleep(length)
+				w.kms.set(Enabled)
+				w.awaitGate(Open, thawLimit)
+			})
+		}
+	}
+}

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // freezesVariable says how many freezes TestFreezeOverAndOver makes.
@@ -34,7 +36,7 @@ func TestFreezeOverAndOver(t *testing.T) {
 	disable := revocations[0]
 	var all []figures
 	for round := range rounds {
-		time.Sleep(rand.N(probeInterval)) // a random moment between two probes; nothing is waited for
+		s.signalStorm(rand.N(probeInterval))
 		f := disable.freeze(s, l, round)
 		s.assertErased(root, data)
 		disable.thaw(s, l, round, &f)
@@ -47,6 +49,24 @@ func TestFreezeOverAndOver(t *testing.T) {
 	}
 	t.Logf("%d freezes under load, each followed by a scan\n%s", rounds, summarize(all))
 	s.finish(l)
+}
+
+// signalStorm sends signals that do nothing to byokd's threads for some time, as
+// many as the machine allows: so that the kernel stores registers in the midst of
+// ciphers again and again. Go's runtime does the same, some hundred times a second.
+func (s *stack) signalStorm(length time.Duration) {
+	s.t.Helper()
+	for end := time.Now().Add(length); time.Now().Before(end); {
+		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", s.daemon.pid()))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		for _, thread := range threads {
+			if tid, err := strconv.Atoi(thread.Name()); err == nil {
+				_ = unix.Tgkill(s.daemon.pid(), tid, unix.SIGURG) // it may have ended
+			}
+		}
+	}
 }
 
 // summarize gives the distribution of every time that is promised.
