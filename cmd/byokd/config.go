@@ -21,6 +21,8 @@ type Config struct {
 	Admin AdminConfig `yaml:"admin"`
 	// The audit trail of key use.
 	Audit AuditConfig `yaml:"audit"`
+	// Other byokd processes that watch the same keys. Leave it out when there are few.
+	Fleet *FleetConfig `yaml:"fleet"`
 	// The log on standard error.
 	Log LogConfig `yaml:"log"`
 	// The longest time that a stop may take (flush, unmount) before byokd gives up waiting and detaches
@@ -52,6 +54,11 @@ type KeyConfig struct {
 	// How long reads and writes go on when KMS cannot be reached (an outage, not a refusal), from
 	// probeInterval + 2s to 24h. Then they freeze until KMS answers again.
 	OutageGrace Duration `yaml:"outageGrace"`
+	// In a fleet, the pause to which probes are stretched with the number of its members, so that all of
+	// them together ask about once per probeInterval: from probeInterval to outageGrace - 2s; 0s keeps
+	// the pause. Hints make up for it when the key itself is taken away. What concerns one pod's role
+	// alone is then seen as late as this; the status says so (byokd_freeze_bound_seconds).
+	StretchTo Duration `yaml:"stretchTo"`
 	// Address of KMS, for a VPC endpoint with a name of its own or for a stand-in. Left out, the SDK's.
 	Endpoint string `yaml:"endpoint"`
 }
@@ -163,6 +170,19 @@ type AuditConfig struct {
 	MaxSize Size `yaml:"maxSize"`
 }
 
+// FleetConfig is how byokd processes that watch the same keys help each other: who sees a refusal hints the
+// others, who then ask KMS themselves, and their probes are spread over the interval.
+type FleetConfig struct {
+	// Names of all members with the port at which they listen: one is enough where it has everybody's
+	// address, as that of a headless service has. Required.
+	Peers []string `yaml:"peers"`
+	// UDP address and port at which hints are heard. Hints are authenticated and never answered.
+	Listen string `yaml:"listen"`
+	// A file with the secret that the members share, 32 characters or more. Refused when everybody may
+	// read it (chmod 600). Required.
+	SecretFile string `yaml:"secretFile"`
+}
+
 // LogConfig is the log.
 type LogConfig struct {
 	// debug, info, warn or error.
@@ -179,6 +199,7 @@ const (
 	defaultOutageGrace   = 60 * time.Second
 	defaultStopTimeout   = 25 * time.Second
 	defaultAuditSize     = 64 << 20
+	defaultFleetListen   = ":9182"
 	defaultHoldFor       = 20 * time.Second
 	defaultObjectsListen = "127.0.0.1:9000"
 	defaultAdminListen   = "127.0.0.1:9180"
@@ -225,6 +246,11 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.Admin.Listen, defaultAdminListen)
 	setDefault(&c.Log.Level, "info")
 	setDefault(&c.Log.Format, "json")
+	if c.Fleet != nil {
+		f := *c.Fleet
+		setDefault(&f.Listen, defaultFleetListen)
+		c.Fleet = &f
+	}
 	c.Audit.MaxSize.setDefault(defaultAuditSize)
 	c.StopTimeout.setDefault(defaultStopTimeout)
 	return c

@@ -167,7 +167,8 @@ func TestReferenceIsTheDocComments(t *testing.T) {
 var referenceValues = map[string]string{
 	"cluster.id": "acme-prod", "cluster.region": "eu-central-1", "cluster.tenant": `""`,
 	"keys.primary.arn":           `"arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"`,
-	"keys.primary.probeInterval": "1s", "keys.primary.outageGrace": "60s", "keys.primary.endpoint": `""`,
+	"keys.primary.probeInterval": "1s", "keys.primary.outageGrace": "60s", "keys.primary.endpoint": `""`, "keys.primary.stretchTo": "0s",
+	"fleet.peers": `["byokd-fleet.acme.svc:9182"]`, "fleet.listen": `":9182"`, "fleet.secretFile": "/etc/byokd/fleet-secret",
 	"volume.role": "orchestration", "volume.lower": "/sealed", "volume.mount": "/data", "volume.key": "primary", "volume.cache": "writeback",
 	"objects.listen": "127.0.0.1:9000", "objects.allowRemote": "false", "objects.tls.certificate": "/etc/byokd/tls/tls.crt", "objects.tls.key": "/etc/byokd/tls/tls.key", "objects.domains": "[]",
 	"objects.credentials.file": "/etc/byokd/s3-credentials",

@@ -10,22 +10,31 @@ import (
 // readCredentials reads the file of ACCESS_KEY_ID:SECRET_ACCESS_KEY lines with which clients of the S3
 // proxy sign. A file that everybody may read is refused: the secret would be none.
 func readCredentials(name string) (map[string]string, error) {
-	info, err := os.Stat(name)
+	text, err := readPrivate("objects.credentials.file", name)
 	if err != nil {
-		return nil, fmt.Errorf("objects.credentials.file: %w", err)
-	}
-	if info.Mode().Perm()&0o004 != 0 {
-		return nil, fmt.Errorf("objects.credentials.file: everybody may read %s; type: chmod 600 %s", name, name)
-	}
-	text, err := os.ReadFile(name)
-	if err != nil {
-		return nil, fmt.Errorf("objects.credentials.file: %w", err)
+		return nil, err
 	}
 	keys, err := parseCredentials(string(text))
 	if err != nil {
 		return nil, fmt.Errorf("objects.credentials.file: %s: %w", name, err)
 	}
 	return keys, nil
+}
+
+// readPrivate reads a file with a secret, named by a field of the configuration.
+func readPrivate(field, name string) ([]byte, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", field, err)
+	}
+	if info.Mode().Perm()&0o004 != 0 {
+		return nil, fmt.Errorf("%s: everybody may read %s; type: chmod 600 %s", field, name, name)
+	}
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", field, err)
+	}
+	return text, nil
 }
 
 // parseCredentials reads the text of such a file. Errors name the line, never its content.

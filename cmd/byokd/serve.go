@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/byokd/byokd/keyguard"
+	"github.com/byokd/byokd/keyguard/fleet"
 	"github.com/byokd/byokd/metrics"
 )
 
@@ -32,6 +34,7 @@ type daemon struct {
 	volume   *volume                    // nil without one; fixed after build
 	objects  *objects                   // nil without one; fixed after build
 	audit    *auditTrail
+	fleet    *fleet.Fleet // nil without peers; fixed after build
 	admin    net.Listener
 	operator *operator  // nil without a control socket; fixed after build
 	failures chan error // the first thing that ends the run
@@ -63,6 +66,9 @@ func (d *daemon) serve(ctx context.Context) error {
 	page.Go(func() { d.serveAdmin(pageServes) })
 	for _, g := range d.guards {
 		guards.Go(func() { d.runGuard(guardsRun, g) })
+	}
+	if d.fleet != nil {
+		guards.Go(func() { d.fail(d.fleet.Run(guardsRun)) })
 	}
 	work, stopWork := context.WithCancel(ctx)
 	defer stopWork()
@@ -136,7 +142,32 @@ func (d *daemon) build(ctx context.Context) (err error) {
 	return err
 }
 
+// joinFleet opens the socket for hints.
+func (d *daemon) joinFleet() error {
+	cfg := d.cfg.Fleet
+	if cfg == nil {
+		return nil
+	}
+	secret, err := readPrivate("fleet.secretFile", cfg.SecretFile)
+	if err != nil {
+		return failure(d.log, "the fleet's secret cannot be read", exitConfig, err)
+	}
+	socket, err := fleet.Listen(cfg.Listen)
+	if err != nil {
+		return failure(d.log, "the fleet's socket cannot be opened", exitListen, fmt.Errorf("fleet.listen: %w", err))
+	}
+	d.fleet, err = fleet.Join(fleet.Options{Peers: cfg.Peers, Socket: socket, Secret: bytes.TrimSpace(secret), Logger: d.log.Named("fleet")})
+	if err != nil {
+		socket.Close()
+		return failure(d.log, "the fleet cannot be joined", exitConfig, err)
+	}
+	return nil
+}
+
 func (d *daemon) buildGuards(ctx context.Context) error {
+	if err := d.joinFleet(); err != nil {
+		return err
+	}
 	observers := d.registry.NewGuards()
 	d.guards = make(map[string]*keyguard.Guard, len(d.cfg.Keys))
 	for _, name := range slices.Sorted(maps.Keys(d.cfg.Keys)) {
@@ -154,7 +185,11 @@ func (d *daemon) buildGuards(ctx context.Context) error {
 		if d.volume != nil && d.cfg.Volume.Key == name {
 			options.ProbeBinding, options.Probe = d.volume.binding, d.volume.probe
 		}
-		g, err := keyguard.New(kms, options)
+		var g *keyguard.Guard
+		if d.fleet != nil {
+			options.Fleet, options.StretchTo = d.fleet.Member(key.ARN, func() { g.Poke() }), key.StretchTo.Duration
+		}
+		g, err = keyguard.New(kms, options)
 		if err != nil {
 			return failure(d.log, "keys."+name, exitConfig, err)
 		}

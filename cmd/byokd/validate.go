@@ -68,6 +68,9 @@ func (c Config) validate() []problem {
 	if c.Objects != nil && c.Objects.Listen == c.Admin.Listen {
 		v.fail("objects.listen", "the same as admin.listen (%s)", c.Admin.Listen)
 	}
+	if c.Fleet != nil {
+		v.fleet(*c.Fleet)
+	}
 	if c.Audit.File != "" && !filepath.IsAbs(c.Audit.File) {
 		v.fail("audit.file", "must be an absolute path, not %q", c.Audit.File)
 	}
@@ -104,8 +107,26 @@ func (c *checker) keys(cfg Config) {
 		// A probe that is missed costs its interval, its timeout and a repetition: less grace than that
 		// would freeze at the first lost packet.
 		c.within(path+".outageGrace", k.OutageGrace, k.ProbeInterval.Duration+2*time.Second, 24*time.Hour)
+		if k.StretchTo.Duration != 0 {
+			c.within(path+".stretchTo", k.StretchTo, k.ProbeInterval.Duration, k.OutageGrace.Duration-2*time.Second)
+			if cfg.Fleet == nil {
+				c.fail(path+".stretchTo", "there is no fleet whose hints would make up for it; add the section fleet")
+			}
+		}
 		c.endpoint(path+".endpoint", k.Endpoint, false)
 	}
+}
+
+func (c *checker) fleet(f FleetConfig) {
+	if len(f.Peers) == 0 {
+		c.fail("fleet.peers", "missing: the names of the members with their port, such as byokd-fleet.acme.svc:9182")
+	}
+	for _, peer := range append([]string{f.Listen}, f.Peers...) {
+		if _, _, err := net.SplitHostPort(peer); err != nil {
+			c.fail("fleet", "%q is not name:port", peer)
+		}
+	}
+	c.file("fleet.secretFile", f.SecretFile, "a file with the secret that the members share")
 }
 
 func (c *checker) volume(cfg Config) {
