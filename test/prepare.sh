@@ -20,6 +20,7 @@ need rocksdb-tools command -v db_bench
 need awscli command -v aws
 need python3-boto3 python3 -c 'import boto3'
 need rclone command -v rclone
+need python3-venv python3 -c 'import ensurepip'
 
 if ((${#missing[@]} > 0)); then
   if [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
@@ -44,6 +45,13 @@ fi
 if [[ $EUID -eq 0 ]] && ! python3 -c 'import boto3' >/dev/null 2>&1; then
   python3 -m pip install -q boto3 >/dev/null 2>&1 ||
     echo "python3 has no boto3; the tests that need it are skipped, or fail in CI"
+fi
+
+# An implementation of KMS that nobody here has written, to judge the stand-in by.
+moto=$(dirname "$0")/../.cache/moto
+if [[ ! -x $moto/bin/moto_server ]] && command -v python3 >/dev/null; then
+  { python3 -m venv "$moto" && "$moto/bin/pip" install -q 'moto[server]==5.2.5'; } >/dev/null 2>&1 ||
+    { rm -rf "$moto" && echo "cannot install moto from PyPI; the test against it is skipped, or fails in CI"; }
 fi
 
 if [[ ! -e /dev/fuse ]]; then
