@@ -33,6 +33,7 @@ const (
 	exitFinal         = 14 // status: frozen for good, the key is deleted
 	exitRecorded      = 15 // freeze, thaw: recorded, carried out when the key is back
 	exitStillNeeded   = 16 // key rewrap --finish: something still needs the old key
+	exitChecks        = 17 // preflight, key verify: at least one check failed
 	exitNoAnswer      = 20 // status, freeze, thaw: no byokd answers at the address or socket
 )
 
@@ -101,6 +102,8 @@ func newCommand(environ []string) *cobra.Command {
 		newStatusCommand(),
 		newFreezeCommand(),
 		newThawCommand(),
+		newPreflightCommand(environ),
+		newIdentityCommand(environ),
 		newKeyCommand(environ),
 		newDecryptCommand(environ),
 		newSealCommand(environ),

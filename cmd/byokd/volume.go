@@ -58,12 +58,17 @@ func (v *volume) inspect() error {
 	case err != nil:
 		return failure(v.log, "volume.lower is refused", exitLower, err)
 	}
-	v.header = header
-	v.binding = keyguard.BindingOf(header.Binding)
+	v.remember(header)
 	if err := v.belongs(); err != nil {
 		return failure(v.log, "volume.lower is refused", exitLower, err)
 	}
 	return nil
+}
+
+// remember takes over what the volume's header says.
+func (v *volume) remember(header seal.VolumeHeader) {
+	v.header = header
+	v.binding = keyguard.BindingOf(header.Binding)
 }
 
 // belongs compares what the volume remembers with what the configuration says.

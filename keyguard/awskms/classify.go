@@ -217,12 +217,12 @@ func denial(text string) (principal, action string) {
 	if found == nil {
 		return "", ""
 	}
-	return roleARN(found[1]), found[2]
+	return RoleARN(found[1]), found[2]
 }
 
-// roleARN turns the ARN of a session into that of its role, which is what a key
+// RoleARN turns the ARN of a session into that of its role, which is what a key
 // policy names. AWS leaves a role's path out of session ARNs: it cannot be restored.
-func roleARN(principal string) string {
+func RoleARN(principal string) string {
 	parsed, err := arn.Parse(principal)
 	if err != nil || parsed.Service != "sts" {
 		return principal

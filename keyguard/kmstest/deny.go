@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/byokd/byokd/internal/keypolicy"
 )
 
 // denySid begins the Sid of statements that Deny adds, so that Allow finds them
@@ -185,42 +187,9 @@ func deniedByControl(policy string) []string {
 // DocumentedPolicy is the key policy that the customer's documentation gives,
 // for an account and a tenant role ARN.
 func DocumentedPolicy(account, role string) string {
-	return `{
-  "Version": "2012-10-17",
-  "Statement": [
-    {
-      "Sid": "Enable IAM user permissions",
-      "Effect": "Allow",
-      "Principal": {
-        "AWS": "arn:aws:iam::` + account + `:root"
-      },
-      "Action": "kms:*",
-      "Resource": "*"
-    },
-    {
-      "Sid": "Allow Camunda tenant IAM Role basic key access",
-      "Effect": "Allow",
-      "Principal": {
-        "AWS": "` + role + `"
-      },
-      "Action": [
-        "kms:Encrypt",
-        "kms:Decrypt",
-        "kms:ReEncrypt*",
-        "kms:DescribeKey",
-        "kms:GenerateDataKey*"
-      ],
-      "Resource": "*"
-    },
-    {
-      "Sid": "Allow Camunda tenant IAM Role to create grants for provisioning encrypted EBS volumes",
-      "Effect": "Allow",
-      "Principal": {
-        "AWS": "` + role + `"
-      },
-      "Action": ["kms:CreateGrant", "kms:ListGrants", "kms:RevokeGrant"],
-      "Resource": "*"
-    }
-  ]
-}`
+	text, err := keypolicy.Text(keypolicy.Full, account, role)
+	if err != nil {
+		panic(err) // a fault of the caller
+	}
+	return text
 }
