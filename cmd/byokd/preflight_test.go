@@ -257,3 +257,42 @@ func documentedPolicy(t *testing.T, name string) string {
 	return strings.NewReplacer("<camunda-accountId>:role/<tenant-IAM-role>", strings.TrimPrefix(kmstest.TenantRole, "arn:aws:iam::"),
 		"<customer-aws-account>", kmstest.DefaultAccount).Replace(string(text))
 }
+
+// The command makes what the package makes; here what is the command's own.
+func TestKeyCreateAndPolicy(t *testing.T) {
+	asTenant(t)
+	t.Setenv("AWS_ACCESS_KEY_ID", kmstest.AdminAccessKey)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", kmstest.AdminSecret)
+	s := newSite(t)
+	create := func(args ...string) (int, string, string) {
+		return byokd(t, nil, append([]string{"key", "create", "--endpoint", s.endpoint, "--region", "eu-west-1", "--role", kmstest.TenantRole}, args...)...)
+	}
+	code, out, errs := create("--dry-run")
+	if code != exitOK || out != "" || !strings.Contains(errs, "would create a key in eu-west-1") {
+		t.Errorf("%d %s %s", code, out, errs)
+	}
+	code, out, errs = create("--replica-region", "eu-north-1", "--tag", "team=storage")
+	if code != exitOK || strings.Count(out, "arn:aws:kms:") != 2 || !strings.HasPrefix(out, "eu-west-1  arn:") {
+		t.Fatalf("%d %s %s", code, out, errs)
+	}
+	arn := strings.Fields(out)[1]
+	if code, again, _ := create("--replica-region", "eu-north-1", "--tag", "team=storage"); code != exitOK || again != out {
+		t.Errorf("%d %s", code, again)
+	}
+	for args, want := range map[string]int{"--replica-region eu-west-1": exitUsage, "--alias alias/x": exitUsage, "--role x": exitUsage} {
+		if code, _, errs := create(strings.Fields(args)...); code != want || errs == "" {
+			t.Errorf("%s: %d %s", args, code, errs)
+		}
+	}
+	asTenant(t) // and byokd may use it
+	if code, out, errs := byokd(t, nil, "key", "verify", "--endpoint", s.endpoint, "--key", arn); code != exitOK {
+		t.Errorf("%d %s %s", code, out, errs)
+	}
+	code, out, _ = byokd(t, nil, "key", "policy", "--account", "111122223333", "--role", kmstest.TenantRole)
+	if want, err := s.kms.Policy(arn); code != exitOK || err != nil || !keypolicy.Same(out, want) {
+		t.Errorf("%d %s, want %s", code, out, want)
+	}
+	if code, _, errs := byokd(t, nil, "key", "policy", "--account", "1", "--role", kmstest.TenantRole); code != exitUsage || !strings.Contains(errs, "12 digits") {
+		t.Errorf("%d %s", code, errs)
+	}
+}

@@ -26,8 +26,9 @@ const (
 )
 
 type serveFlags struct {
-	dir, listen string
-	setup       bool
+	dir, listen  string
+	setup        bool
+	replicaDelay time.Duration
 }
 
 func (a *app) serveCommand() *cobra.Command {
@@ -44,6 +45,7 @@ Injected faults do not: they end with the process.`,
 	cmd.Flags().StringVar(&f.dir, "dir", "", "state directory, made if missing (required)")
 	cmd.Flags().StringVar(&f.listen, "listen", defaultListen, "loopback address to listen on; port 0 takes a free one")
 	cmd.Flags().BoolVar(&f.setup, "setup", false, "make the key alias/byokd and the buckets, as `devcloud setup` does")
+	cmd.Flags().DurationVar(&f.replicaDelay, "replica-delay", 0, "how long a new replica of a multi-Region key stays in the state Creating, as on AWS")
 	return cmd
 }
 
@@ -76,7 +78,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	keys, err := kmstest.New(kmstest.Options{Dir: filepath.Join(dir, "kms")})
+	keys, err := kmstest.New(kmstest.Options{Dir: filepath.Join(dir, "kms"), ReplicaDelay: f.replicaDelay})
 	if err != nil {
 		return err
 	}

@@ -138,11 +138,11 @@ func (c *creation) key(ctx context.Context) (*types.KeyMetadata, error) {
 	if left, err = ready(ctx, c.home, aws.ToString(left.Arn)); err != nil {
 		return nil, err
 	}
-	return left, c.alias(ctx, c.home, c.o.Region, left)
+	return left, c.alias(ctx, c.home, "it", c.o.Region, left)
 }
 
-func (c *creation) alias(ctx context.Context, client *kms.Client, region string, key *types.KeyMetadata) error {
-	return c.do("give it the alias "+c.o.Alias+" in "+region, func() error {
+func (c *creation) alias(ctx context.Context, client *kms.Client, who, region string, key *types.KeyMetadata) error {
+	return c.do("give "+who+" the alias "+c.o.Alias+" in "+region, func() error {
 		_, err := client.CreateAlias(ctx, &kms.CreateAliasInput{AliasName: aws.String("alias/" + c.o.Alias), TargetKeyId: key.Arn})
 		return err
 	})
@@ -304,7 +304,7 @@ func (c *creation) replica(ctx context.Context, key *types.KeyMetadata) error {
 			return err
 		}
 		if c.o.DryRun {
-			return c.alias(ctx, away, c.o.ReplicaRegion, nil)
+			return c.alias(ctx, away, "the replica", c.o.ReplicaRegion, nil)
 		}
 	}
 	there, err := ready(ctx, away, arn)
@@ -317,7 +317,7 @@ func (c *creation) replica(ctx context.Context, key *types.KeyMetadata) error {
 	case err != nil:
 		return err
 	case named == nil:
-		err = c.alias(ctx, away, c.o.ReplicaRegion, there)
+		err = c.alias(ctx, away, "the replica", c.o.ReplicaRegion, there)
 	case aws.ToString(named.Arn) != arn:
 		err = fmt.Errorf("alias/%s in %s is another key, %s. Remove that alias or choose another", c.o.Alias, c.o.ReplicaRegion, aws.ToString(named.Arn))
 	}

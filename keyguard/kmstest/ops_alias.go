@@ -38,7 +38,7 @@ func (c *call) target(in *aliasInput, action string) (*key, *apiError) {
 	if aerr := c.aliasPermission(in.AliasName, action); aerr != nil {
 		return nil, aerr
 	}
-	if k.State == statePendingDeletion || k.State == statePendingReplicaDeletion {
+	if k.State == statePendingDeletion || k.State == statePendingReplicaDeletion || k.State == stateCreating {
 		return nil, badState(k)
 	}
 	return k, nil

@@ -382,6 +382,10 @@ func replicateKey(c *call, in *replicateInput) (*replicateOutput, *apiError) {
 	replica := &key{ID: k.ID, ARN: arn, Region: in.ReplicaRegion, Account: k.Account, Description: in.Description,
 		State: stateEnabled, Created: c.now, MultiRegion: true, Spec: k.Spec, Usage: k.Usage, Origin: k.Origin,
 		Policy: in.Policy, Tags: in.Tags}
+	if c.s.replicaDelay > 0 {
+		at := c.now.Add(c.s.replicaDelay)
+		replica.State, replica.Ready = stateCreating, &at
+	}
 	c.st.Keys[arn] = replica
 	return &replicateOutput{ReplicaKeyMetadata: c.metadata(replica), ReplicaPolicy: replica.Policy, ReplicaTags: replica.Tags}, nil
 }

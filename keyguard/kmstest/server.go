@@ -41,6 +41,9 @@ type Options struct {
 	// SignatureClock judges the age of signatures; default time.Now. It is
 	// separate so that a test may let 30 days pass while the SDK signs in the present.
 	SignatureClock func() time.Time
+	// ReplicaDelay is how long a new replica of a multi-Region key stays in the state
+	// Creating, as on AWS, where it takes seconds; default 0.
+	ReplicaDelay time.Duration
 	// CallLimit is how many calls the log keeps in memory; default 10000.
 	CallLimit int
 	// Logger reports what the server does by itself; default none.
@@ -54,6 +57,7 @@ type Server struct {
 	credentials    []Credential
 	now            func() time.Time
 	signatureClock func() time.Time
+	replicaDelay   time.Duration
 	logger         *zap.Logger
 	signer         *v4.Signer
 	operations     map[string]operation
@@ -89,7 +93,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		account: o.Account, credentials: slices.Clone(o.Credentials),
-		now: func() time.Time { return o.Clock().UTC() }, signatureClock: o.SignatureClock,
+		now: func() time.Time { return o.Clock().UTC() }, signatureClock: o.SignatureClock, replicaDelay: o.ReplicaDelay,
 		logger: o.Logger, signer: v4.NewSigner(), operations: operations(), faults: newFaultSet(),
 	}
 	if err := s.open(o); err != nil {

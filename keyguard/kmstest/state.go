@@ -51,6 +51,7 @@ type key struct {
 	State       string     `json:"state"`
 	Created     time.Time  `json:"created"`
 	Deletion    *time.Time `json:"deletion,omitempty"`     // while PendingDeletion
+	Ready       *time.Time `json:"ready,omitempty"`        // while Creating: when it is Enabled
 	PendingDays int        `json:"pending_days,omitempty"` // while PendingDeletion or PendingReplicaDeletion
 	MultiRegion bool       `json:"multi_region,omitempty"`
 	Spec        string     `json:"spec"`
@@ -196,6 +197,9 @@ func (st *state) nextDue() time.Time {
 		if k.State == statePendingDeletion && k.Deletion != nil {
 			earliest(*k.Deletion)
 		}
+		if k.State == stateCreating && k.Ready != nil {
+			earliest(*k.Ready)
+		}
 	}
 	for _, f := range st.Families {
 		if f.Rotation.Enabled {
@@ -205,7 +209,7 @@ func (st *state) nextDue() time.Time {
 	return due
 }
 
-// advance carries out what is due at now: deletions, the waiting primaries
+// advance carries out what is due at now: deletions, replicas that become ready, the waiting primaries
 // behind them, automatic rotations.
 func (st *state) advance(now time.Time) {
 	for _, k := range st.sortedKeys("") {
@@ -214,6 +218,9 @@ func (st *state) advance(now time.Time) {
 		}
 	}
 	for _, k := range st.Keys {
+		if k.State == stateCreating && k.Ready != nil && !now.Before(*k.Ready) {
+			k.State, k.Ready = stateEnabled, nil
+		}
 		if k.State == statePendingReplicaDeletion && len(st.siblings(k)) == 0 {
 			at := now.AddDate(0, 0, k.PendingDays)
 			k.State, k.Deletion = statePendingDeletion, &at
