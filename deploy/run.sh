@@ -111,6 +111,9 @@ configure() {
   local arn
   arn=$(awk '$1 == "key" { print $2 }' "$run/setup.txt")
   [[ $arn == arn:* ]] || die "devcloud names no key: $(cat "$run/setup.txt")"
+  # The path of a unix socket is short: deep below there is none, and no `byokd freeze`.
+  local socket=''
+  if ((${#run} < 90)); then socket=", socket: \"$run/control.sock\""; fi
   rm -f "$run/s3-credentials" # one left with another mode would keep it
   (umask 077 && echo byokd:byokd-secret >"$run/s3-credentials")
   cat >"$run/byokd.yaml" <<YAML
@@ -125,7 +128,7 @@ objects:
   buckets:
     documents: {upstream: {bucket: acme-documents, endpoint: "http://$cloud"}, key: primary}
     backups: {upstream: {bucket: acme-backups, endpoint: "http://$cloud"}, key: primary}
-admin: {listen: $admin, socket: "$run/control.sock"}
+admin: {listen: $admin$socket}
 audit: {file: "$run/audit.jsonl"}
 log: {format: console}
 YAML
@@ -179,6 +182,7 @@ tour() {
     cat $shown/data/hello                      # ... this hangs
     bin/byokd status                        # why, and what to do
     bin/devcloud key enable                 # give it back: cat goes on
+    bin/byokd freeze --socket $shown/control.sock   # the same on request; \`byokd thaw\` ends it
 
   Ctrl-C stops everything and leaves nothing mounted; the next \`make run\` finds the data again.
 

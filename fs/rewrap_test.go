@@ -287,6 +287,10 @@ func TestRewrapWithoutReEncrypt(t *testing.T) {
 	mustDo(t, k.server.Deny(k.a.ARN(), "ReEncrypt*", ""))
 	k.mustRewrap(lower, k.to(k.b, true))
 	k.opens(lower, k.b)
+	away, err := k.server.CreateKey("eu-west-1", "", "", false) // where ReEncrypt does not reach
+	mustDo(t, err)
+	k.mustRewrap(lower, k.to(k.client(away), true))
+	k.opens(lower, k.client(away))
 }
 
 // TestOldHeaderIsRefused: a header of before a rewrap that somebody puts back is noticed, by a byokd that

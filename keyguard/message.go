@@ -251,7 +251,7 @@ func (s Status) stepDenied() string {
 	if who == "" {
 		who = "byokd's role"
 	}
-	return fmt.Sprintf("Allow %s to %s in the key policy (docs/OPERATIONS.md, section Permissions, has the documented one): %s", action, who, s.putPolicy())
+	return fmt.Sprintf("Allow %s to %s in the key policy (`byokd key policy` prints the documented one): %s", action, who, s.putPolicy())
 }
 
 func (s Status) stepUnavailable() string {
@@ -274,7 +274,7 @@ func (s Status) stepMisconfigured() string {
 	case ReasonWrongKind:
 		return "Make a symmetric key for encryption and decryption and name it in the configuration: aws kms create-key"
 	case ReasonWrongKey, ReasonInvalidCiphertext:
-		return "Name the key, cluster and resource in the configuration under which this data was written (byokd.volume at the root of the lower directory names the key)."
+		return "Name the key, cluster and resource in the configuration under which this data was written (byokd.volume at the root of the lower directory names the key); to move it to another key: byokd key rewrap"
 	default:
 		return "Check the key in the configuration: " + s.cli("describe-key")
 	}

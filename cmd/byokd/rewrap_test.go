@@ -343,3 +343,41 @@ func (s *moveSite) killAtCall(t *testing.T, calls int) bool {
 		return true
 	}
 }
+
+// TestRewrapOnlineKilled: byokd itself is killed in the middle of a rewrap that it does, in that of the bucket and
+// in that of the volume. The command says that it does not know; nothing is lost, and the next one completes it.
+func TestRewrapOnlineKilled(t *testing.T) {
+	s := newMoveSite(t)
+	p := s.start(t)
+	p.awaitState(t, exitOK)
+	s.write(t, p, "before")
+	for _, done := range []int{0, 2} { // ReEncrypts before the one that hangs: two are the bucket's
+		if _, err := s.kms.Inject(kmstest.Fault{Kind: kmstest.FaultHang, Operations: []string{"ReEncrypt"}, Skip: done}); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan string, 1)
+		go func() {
+			_, _, errs := byokd(t, nil, "key", "rewrap", "--config", s.config, "--to", s.second)
+			ended <- errs
+		}()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		if err := s.kms.AwaitHeld(ctx, 1); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		p.signal(t, unix.SIGKILL)
+		<-p.ended
+		if errs := <-ended; !strings.Contains(errs, "cut off") {
+			t.Errorf("the command says %s", errs)
+		}
+		s.kms.Clear()
+		p = s.start(t)
+		p.awaitState(t, exitOK)
+		s.mustRead(t, p, "before")
+	}
+	if report, _ := s.rewrap(t, exitOK, "--to", s.second); report.Buckets[0].Waiting != 0 || !report.Volume.Under(s.second) {
+		t.Errorf("%+v", report)
+	}
+	s.mustRead(t, p, "before")
+	p.stop(t)
+}

@@ -157,6 +157,9 @@ func identity(r metrics.Report) string {
 	parts := []string{string(r.State), r.Headline}
 	for _, k := range r.Keys {
 		parts = append(parts, k.Name, k.Key.String(), k.Gate.String(), string(k.Reason))
+		if k.Operator != nil {
+			parts = append(parts, fmt.Sprint(k.Operator.Freeze, k.Operator.Pending))
+		}
 	}
 	return strings.Join(parts, "\x00")
 }

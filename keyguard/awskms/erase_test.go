@@ -190,6 +190,9 @@ func TestPlaintextLeavesNoCopies(t *testing.T) {
 		if _, _, err := c.GenerateDataKey(context.Background(), binding, func([]byte) error { return nil }); err != nil {
 			t.Fatal(err)
 		}
+		if _, _, err := c.wrapPlain(context.Background(), c, []byte("w"), binding); err != nil { // a rewrap between regions
+			t.Fatal(err)
+		}
 	}
 	for range 3 {
 		runtime.GC()
