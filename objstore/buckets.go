@@ -133,6 +133,7 @@ func setVersion(c *call, version string) {
 type xmlAttributes struct {
 	XMLName      xml.Name       `xml:"http://s3.amazonaws.com/doc/2006-03-01/ GetObjectAttributesResponse"`
 	ETag         string         `xml:",omitempty"`
+	Checksum     *xmlChecksum   `xml:",omitempty"`
 	ObjectParts  *xmlPartsCount `xml:",omitempty"`
 	StorageClass string         `xml:",omitempty"`
 	ObjectSize   *int64         `xml:",omitempty"`
@@ -142,8 +143,19 @@ type xmlPartsCount struct {
 	TotalPartsCount int `xml:"PartsCount"`
 }
 
-// getObjectAttributes answers GetObjectAttributes. Checksums are left out: those
-// the upstream has are of sealed bytes.
+type xmlChecksum struct {
+	ChecksumCRC32     string `xml:",omitempty"`
+	ChecksumCRC32C    string `xml:",omitempty"`
+	ChecksumCRC64NVME string `xml:",omitempty"`
+	ChecksumSHA1      string `xml:",omitempty"`
+	ChecksumSHA256    string `xml:",omitempty"`
+	ChecksumSHA512    string `xml:",omitempty"`
+	ChecksumMD5       string `xml:",omitempty"`
+	ChecksumType      string
+}
+
+// getObjectAttributes answers GetObjectAttributes. Its checksums are those the
+// client sent; those the upstream has are of sealed bytes.
 func (p *Proxy) getObjectAttributes(ctx context.Context, c *call) error {
 	info, err := c.bucket.Upstream.Head(ctx, GetRequest{Ref: c.ref(), Conditions: conditions(c.r.Header, "")})
 	if err != nil {
@@ -153,7 +165,15 @@ func (p *Proxy) getObjectAttributes(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	doc, err := attributesDocument(c, info, lay)
+	var meta map[string]string
+	err = p.within(ctx, func(ctx context.Context) (err error) {
+		meta, err = c.bucket.openMetadata(ctx, c.lane, info.Metadata)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	doc, err := attributesDocument(c, info, lay, takeChecksums(meta))
 	if err != nil {
 		return err
 	}
@@ -166,7 +186,7 @@ func (p *Proxy) getObjectAttributes(ctx context.Context, c *call) error {
 }
 
 // attributesDocument holds the attributes that were asked for.
-func attributesDocument(c *call, info Info, lay *layout) (*xmlAttributes, error) {
+func attributesDocument(c *call, info Info, lay *layout, sums map[string]string) (*xmlAttributes, error) {
 	doc := &xmlAttributes{}
 	for name := range strings.SplitSeq(strings.Join(c.r.Header.Values("X-Amz-Object-Attributes"), ","), ",") {
 		switch strings.TrimSpace(name) {
@@ -183,6 +203,9 @@ func attributesDocument(c *call, info Info, lay *layout) (*xmlAttributes, error)
 				doc.ObjectParts = &xmlPartsCount{TotalPartsCount: lay.count}
 			}
 		case "Checksum":
+			if len(sums) > 0 {
+				doc.Checksum = &xmlChecksum{sums["crc32"], sums["crc32c"], sums["crc64nvme"], sums["sha1"], sums["sha256"], sums["sha512"], sums["md5"], "FULL_OBJECT"}
+			}
 		case "":
 			return nil, refuse(http.StatusBadRequest, "InvalidRequest", "The x-amz-object-attributes header specifying the attributes to be retrieved is either missing or empty")
 		default:

@@ -129,3 +129,38 @@ func (d *digest) check() error {
 	}
 	return refuse(http.StatusBadRequest, "BadDigest", "The %s you specified did not match the calculated checksum.", strings.ToUpper(strings.TrimPrefix(d.name, checksumPrefix)))
 }
+
+// A checksum of the plain bytes tells much about short ones, so it is stored with
+// the sealed metadata, under a name that no client can send. Only those that came
+// in a header can be: metadata goes up before the body, a trailer comes after it.
+const checksumEntry = "\x00checksum-"
+
+// keepChecksums adds the checksums that the headers of an upload promise to its
+// metadata. They hold if the upload becomes an object.
+func (in *ingress) keepChecksums(meta map[string]string) {
+	for _, d := range in.digests {
+		if algorithm, found := strings.CutPrefix(d.name, checksumPrefix); found && d.want != "" {
+			meta[checksumEntry+algorithm] = d.want
+		}
+	}
+}
+
+// takeChecksums takes the checksums out of opened metadata, by algorithm.
+func takeChecksums(meta map[string]string) map[string]string {
+	sums := map[string]string{}
+	for name, value := range meta {
+		if algorithm, found := strings.CutPrefix(name, checksumEntry); found {
+			sums[algorithm] = value
+			delete(meta, name)
+		}
+	}
+	return sums
+}
+
+// describeChecksums sets the checksums of a whole object.
+func describeChecksums(h http.Header, sums map[string]string) {
+	for algorithm, value := range sums {
+		h.Set(checksumPrefix+algorithm, value)
+		h.Set("X-Amz-Checksum-Type", "FULL_OBJECT")
+	}
+}

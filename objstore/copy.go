@@ -164,7 +164,19 @@ func refuseSelfCopy(c *call, src *copySource) error {
 // says; storage class, encryption and ACL are always the request's.
 func (p *Proxy) copiedAttributes(ctx context.Context, c *call, src *copySource, info Info) (Attributes, error) {
 	if replaces(c) {
-		return p.sealedAttributes(ctx, c)
+		var old map[string]string
+		err := p.within(ctx, func(ctx context.Context) (err error) {
+			old, err = src.bucket.openMetadata(ctx, c.lane, info.Metadata)
+			return err
+		})
+		if err != nil {
+			return Attributes{}, err
+		}
+		return p.sealedAttributes(ctx, c, func(meta map[string]string) {
+			for algorithm, value := range takeChecksums(old) { // the bytes stay the same
+				meta[checksumEntry+algorithm] = value
+			}
+		})
 	}
 	a := attributesOf(c.r.Header)
 	a.ContentType, a.CacheControl, a.ContentDisposition = info.ContentType, info.CacheControl, info.ContentDisposition

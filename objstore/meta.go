@@ -46,6 +46,7 @@ func (b *bucket) sealMetadata(ctx context.Context, lane uint32, m map[string]str
 		if out == nil {
 			out = map[string]string{}
 		}
+		takeChecksums(out) // which must not be clear
 		out[metaEntry] = metaClear
 		return out, checkMetaSize(out)
 	}

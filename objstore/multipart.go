@@ -40,7 +40,7 @@ type xmlInitiate struct {
 
 // createMultipartUpload answers CreateMultipartUpload.
 func (p *Proxy) createMultipartUpload(ctx context.Context, c *call) error {
-	a, err := p.sealedAttributes(ctx, c)
+	a, err := p.sealedAttributes(ctx, c, func(map[string]string) {})
 	if err != nil {
 		return err
 	}

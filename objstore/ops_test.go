@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -377,6 +378,7 @@ func TestChecksums(t *testing.T) {
 		if _, err := w.client.PutObject(ctx, &s3.PutObjectInput{Bucket: documents, Key: key, Body: bytes.NewReader(body), ChecksumAlgorithm: algorithm}); err != nil {
 			t.Fatalf("%s: %v", algorithm, err)
 		}
+		w.checksumsKept(t, "sum", body, algorithm)
 	}
 	for name, change := range map[string]func(*s3.PutObjectInput){
 		"crc32":  func(in *s3.PutObjectInput) { in.ChecksumCRC32 = aws.String("AAAAAA==") },
@@ -391,5 +393,52 @@ func TestChecksums(t *testing.T) {
 		if w.up.Object("acme-documents", *bad) != nil {
 			t.Fatalf("%s: the bad upload became an object", name)
 		}
+	}
+}
+
+// checksumsKept checks that an object returns the checksum it was uploaded with,
+// also after its metadata was replaced and after a copy to a bucket with another
+// key, and never without being asked or for a part of it.
+func (w *world) checksumsKept(t *testing.T, key string, body []byte, algorithm types.ChecksumAlgorithm) {
+	t.Helper()
+	ctx := t.Context()
+	for _, to := range []string{"", "documents", "backups"} {
+		bucket := aws.String("documents")
+		if to != "" {
+			bucket = aws.String(to)
+			if _, err := w.client.CopyObject(ctx, &s3.CopyObjectInput{Bucket: bucket, Key: &key, CopySource: aws.String("documents/" + key), MetadataDirective: types.MetadataDirectiveReplace, Metadata: map[string]string{"new": "x"}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		head, err := w.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: bucket, Key: &key, ChecksumMode: types.ChecksumModeEnabled})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[types.ChecksumAlgorithm]*string{types.ChecksumAlgorithmCrc32: head.ChecksumCRC32, types.ChecksumAlgorithmCrc32c: head.ChecksumCRC32C,
+			types.ChecksumAlgorithmCrc64nvme: head.ChecksumCRC64NVME, types.ChecksumAlgorithmSha1: head.ChecksumSHA1, types.ChecksumAlgorithmSha256: head.ChecksumSHA256}[algorithm]
+		if got == nil || head.ChecksumType != types.ChecksumTypeFullObject {
+			t.Fatalf("%s in %s: %+v", algorithm, *bucket, head)
+		}
+		out, err := w.client.GetObject(ctx, &s3.GetObjectInput{Bucket: bucket, Key: &key, ChecksumMode: types.ChecksumModeEnabled})
+		if err != nil {
+			t.Fatal(err)
+		}
+		read, err := io.ReadAll(out.Body) // the SDK compares
+		if err != nil || !bytes.Equal(read, body) || out.ChecksumType != types.ChecksumTypeFullObject {
+			t.Fatalf("%s: %v", algorithm, err)
+		}
+		attributes, err := w.client.GetObjectAttributes(ctx, &s3.GetObjectAttributesInput{Bucket: bucket, Key: &key, ObjectAttributes: []types.ObjectAttributes{types.ObjectAttributesChecksum}})
+		if err != nil || attributes.Checksum == nil {
+			t.Fatalf("%+v %v", attributes, err)
+		}
+		quiet, err := w.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: bucket, Key: &key})
+		if err != nil || quiet.ChecksumType != "" || len(quiet.Metadata) != len(head.Metadata) {
+			t.Fatalf("%+v %v", quiet, err)
+		}
+		part, err := w.client.GetObject(ctx, &s3.GetObjectInput{Bucket: bucket, Key: &key, Range: aws.String("bytes=0-9"), ChecksumMode: types.ChecksumModeEnabled})
+		if err != nil || part.ChecksumType != "" {
+			t.Fatalf("%+v %v", part, err)
+		}
+		part.Body.Close()
 	}
 }

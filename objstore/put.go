@@ -53,13 +53,15 @@ func contentEncoding(v string) string {
 	return strings.Join(kept, ",")
 }
 
-// sealedAttributes is attributesOf with the user metadata sealed.
-func (p *Proxy) sealedAttributes(ctx context.Context, c *call) (Attributes, error) {
+// sealedAttributes is attributesOf with the user metadata sealed, and with it what
+// add adds.
+func (p *Proxy) sealedAttributes(ctx context.Context, c *call, add func(meta map[string]string)) (Attributes, error) {
 	a := attributesOf(c.r.Header)
 	meta, err := metadataOf(c.r.Header)
 	if err != nil {
 		return a, err
 	}
+	add(meta)
 	err = p.within(ctx, func(ctx context.Context) (err error) {
 		a.Metadata, err = c.bucket.sealMetadata(ctx, c.lane, meta)
 		return err
@@ -84,7 +86,7 @@ func (p *Proxy) putObject(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	a, err := p.sealedAttributes(ctx, c)
+	a, err := p.sealedAttributes(ctx, c, c.body.keepChecksums)
 	if err != nil {
 		return err
 	}
