@@ -1,7 +1,10 @@
 package objstore
 
 import (
+	"bytes"
 	"context"
+	"encoding/xml"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -18,8 +21,9 @@ type passedThrough struct {
 	op   string
 	sent http.Header // fixed
 
-	mu  sync.Mutex
-	got http.Header // guarded by mu
+	mu      sync.Mutex
+	got     http.Header // guarded by mu
+	details []Detail    // guarded by mu; of the last answer that was an error
 }
 
 // passedHeaders says which headers of a client go up with which operations of the
@@ -31,6 +35,7 @@ var passedHeaders = map[string][]string{
 		"X-Amz-Object-Lock-Mode", "X-Amz-Object-Lock-Retain-Until-Date", "X-Amz-Object-Lock-Legal-Hold",
 		"X-Amz-Website-Redirect-Location", "X-Amz-Server-Side-Encryption-Bucket-Key-Enabled",
 	},
+	"CopyObject":    {"X-Amz-Source-Expected-Bucket-Owner"},
 	"DeleteObject":  {"X-Amz-Bypass-Governance-Retention", "X-Amz-Mfa"},
 	"DeleteObjects": {"X-Amz-Bypass-Governance-Retention", "X-Amz-Mfa"},
 }
@@ -41,6 +46,19 @@ var passedBack = []string{
 	"X-Amz-Website-Redirect-Location", "X-Amz-Expiration", "X-Amz-Replication-Status", "X-Amz-Request-Charged",
 	"X-Amz-Abort-Date", "X-Amz-Abort-Rule-Id", "X-Amz-Server-Side-Encryption-Bucket-Key-Enabled",
 }
+
+// passedOnError are those of an answer that is an error, passedDetails the elements
+// of its document that concern the request and not sealed bytes.
+var (
+	passedOnError = []string{"X-Amz-Delete-Marker", "X-Amz-Version-Id", "Allow"}
+	passedDetails = []string{
+		"ArgumentName", "ArgumentValue", "Condition", "Header", "Method", "PartNumber", "ResourceType",
+		"TagKey", "TagValue", "UploadId", "VersionId",
+	}
+)
+
+// maxErrorDocument bounds what is read of an error document for its details.
+const maxErrorDocument = 16 << 10
 
 // createsLike are the operations that take the headers of PutObject.
 var createsLike = []string{"CopyObject", "CreateMultipartUpload"}
@@ -60,12 +78,26 @@ func withPassing(ctx context.Context, op Op, h http.Header) (context.Context, *p
 	return context.WithValue(ctx, passingKey{}, p), p
 }
 
+// ofSource are the headers for requests about the source of a copy.
+func ofSource(ctx context.Context) context.Context {
+	p, _ := ctx.Value(passingKey{}).(*passedThrough)
+	if p == nil {
+		return ctx
+	}
+	source := &passedThrough{sent: http.Header{}, got: http.Header{}}
+	if owner := p.sent["X-Amz-Source-Expected-Bucket-Owner"]; len(owner) > 0 {
+		source.sent["X-Amz-Expected-Bucket-Owner"] = owner
+	}
+	return context.WithValue(ctx, passingKey{}, source)
+}
+
 // send adds the headers that one request to the upstream takes.
 func (p *passedThrough) send(operation string, h http.Header) {
+	names := slices.Concat(passedHeaders[""], passedHeaders[operation])
 	if slices.Contains(createsLike, operation) {
-		operation = "PutObject"
+		names = append(names, passedHeaders["PutObject"]...)
 	}
-	for _, name := range slices.Concat(passedHeaders[""], passedHeaders[operation]) {
+	for _, name := range names {
 		if values := p.sent[name]; len(values) > 0 {
 			h[name] = values
 		}
@@ -82,6 +114,40 @@ func (p *passedThrough) receive(operation string, h http.Header) {
 			p.got[name] = values
 		}
 	}
+}
+
+// receiveError notes the details of a refusal and puts its document back.
+func (p *passedThrough) receiveError(operation string, r *smithyhttp.Response) {
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxErrorDocument))
+	r.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(body), r.Body), r.Body}
+	var doc struct {
+		Elements []xmlDetail `xml:",any"`
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.details = nil
+	if err == nil && xml.Unmarshal(body, &doc) == nil {
+		for _, e := range doc.Elements {
+			if slices.Contains(passedDetails, e.XMLName.Local) {
+				p.details = append(p.details, Detail{e.XMLName.Local, e.Value})
+			}
+		}
+	}
+	for _, name := range passedOnError {
+		if values := r.Header.Values(name); operation == p.op && len(values) > 0 {
+			p.got[name] = values
+		}
+	}
+}
+
+// errorDetails are the details of the last refusal.
+func (p *passedThrough) errorDetails() []Detail {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.details
 }
 
 // answer adds what was received to the answer to the client.
@@ -108,7 +174,11 @@ func passThrough(stack *middleware.Stack) error {
 		out, meta, err := next.HandleDeserialize(ctx, in)
 		p, _ := ctx.Value(passingKey{}).(*passedThrough)
 		if r, ok := out.RawResponse.(*smithyhttp.Response); ok && p != nil {
-			p.receive(awsmiddleware.GetOperationName(ctx), r.Header)
+			operation := awsmiddleware.GetOperationName(ctx)
+			p.receive(operation, r.Header)
+			if r.StatusCode >= http.StatusBadRequest {
+				p.receiveError(operation, r)
+			}
 		}
 		return out, meta, err
 	})

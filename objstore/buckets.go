@@ -104,7 +104,7 @@ func (p *Proxy) putObjectTagging(ctx context.Context, c *call) error {
 		return err
 	}
 	if doc.XMLName.Local != "Tagging" {
-		return refuse(http.StatusBadRequest, "MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema.")
+		return malformedXML()
 	}
 	version, err := c.bucket.Upstream.PutTags(ctx, c.ref(), doc.TagSet.Tag)
 	if err != nil {
@@ -151,7 +151,19 @@ type xmlChecksum struct {
 	ChecksumSHA256    string `xml:",omitempty"`
 	ChecksumSHA512    string `xml:",omitempty"`
 	ChecksumMD5       string `xml:",omitempty"`
-	ChecksumType      string
+	ChecksumXXHASH64  string `xml:",omitempty"`
+	ChecksumXXHASH3   string `xml:",omitempty"`
+	ChecksumXXHASH128 string `xml:",omitempty"`
+	ChecksumType      string `xml:",omitempty"`
+}
+
+// checksumElements are the checksums of a whole object, by algorithm.
+func checksumElements(sums map[string]string) *xmlChecksum {
+	if len(sums) == 0 {
+		return &xmlChecksum{}
+	}
+	return &xmlChecksum{sums["crc32"], sums["crc32c"], sums["crc64nvme"], sums["sha1"], sums["sha256"], sums["sha512"], sums["md5"],
+		sums["xxhash64"], sums["xxhash3"], sums["xxhash128"], "FULL_OBJECT"}
 }
 
 // getObjectAttributes answers GetObjectAttributes. Its checksums are those the
@@ -204,12 +216,12 @@ func attributesDocument(c *call, info Info, lay *layout, sums map[string]string)
 			}
 		case "Checksum":
 			if len(sums) > 0 {
-				doc.Checksum = &xmlChecksum{sums["crc32"], sums["crc32c"], sums["crc64nvme"], sums["sha1"], sums["sha256"], sums["sha512"], sums["md5"], "FULL_OBJECT"}
+				doc.Checksum = checksumElements(sums)
 			}
 		case "":
 			return nil, refuse(http.StatusBadRequest, "InvalidRequest", "The x-amz-object-attributes header specifying the attributes to be retrieved is either missing or empty")
 		default:
-			return nil, refuse(http.StatusBadRequest, "InvalidArgument", "Invalid attribute name specified.")
+			return nil, invalidArgument("attributes", name, "Invalid attribute name specified.")
 		}
 	}
 	return doc, nil

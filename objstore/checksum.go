@@ -11,12 +11,15 @@ import (
 	"hash/crc64"
 	"net/http"
 	"strings"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/zeebo/xxh3"
 )
 
 const checksumPrefix = "x-amz-checksum-"
 
 // checksumAlgorithms are the suffixes of x-amz-checksum- headers that carry a
-// value. XXHASH ones are known to S3 but not to byokd; see newDigest.
+// value.
 var checksumAlgorithms = []string{"crc32", "crc32c", "crc64nvme", "sha1", "sha256", "sha512", "md5", "xxhash64", "xxhash3", "xxhash128"}
 
 // crc64NVME is the reflected polynomial of CRC64NVME; read only.
@@ -42,6 +45,12 @@ func newDigest(algorithm string) hash.Hash {
 		return sha512.New()
 	case "md5":
 		return md5.New()
+	case "xxhash64":
+		return xxhash.New()
+	case "xxhash3":
+		return xxh3.New()
+	case "xxhash128":
+		return xxh3.New128()
 	}
 	return nil
 }
@@ -60,7 +69,7 @@ func digestsOf(h http.Header, op Op) ([]*digest, error) {
 	var all []*digest
 	if values, given := h["Content-Md5"]; given {
 		if raw, err := base64.StdEncoding.DecodeString(values[0]); err != nil || len(raw) != md5.Size {
-			return nil, refuse(http.StatusBadRequest, "InvalidDigest", "The Content-MD5 you specified is not valid.")
+			return nil, refuse(http.StatusBadRequest, "InvalidDigest", "The Content-Md5 you specified is not valid.").with("Content-MD5", values[0])
 		}
 		all = append(all, &digest{name: "content-md5", want: values[0], state: md5.New()})
 	}
@@ -96,7 +105,7 @@ func checksumOf(h http.Header, algorithm string) (*digest, error) {
 	}
 	state := newDigest(algorithm)
 	if state == nil {
-		return nil, refuse(http.StatusNotImplemented, "NotImplemented", "byokd does not know the checksum %s. Use CRC32, CRC32C, CRC64NVME, SHA-1, SHA-256 or SHA-512.", name)
+		return nil, refuse(http.StatusBadRequest, "InvalidRequest", "Checksum algorithm provided is unsupported. Please try again with any of the valid types: [CRC32, CRC32C, CRC64NVME, MD5, SHA1, SHA256, SHA512, XXHASH128, XXHASH3, XXHASH64]")
 	}
 	if raw, err := base64.StdEncoding.DecodeString(want); want != "" && (err != nil || len(raw) != state.Size()) {
 		return nil, refuse(http.StatusBadRequest, "InvalidRequest", "Value for %s header is invalid.", name)
@@ -119,7 +128,11 @@ func announced(h http.Header, name string) bool {
 // check compares with what the client promised.
 func (d *digest) check() error {
 	if d.want == "" {
-		return refuse(http.StatusBadRequest, "MalformedTrailerError", "The trailer %s was announced but not sent.", d.name)
+		return refuse(http.StatusBadRequest, "MalformedTrailerError", "The request contained trailing data that was not well-formed or did not conform to our published schema.").
+			hint("The trailer %s was announced but not sent.", d.name)
+	}
+	if raw, err := base64.StdEncoding.DecodeString(d.want); err != nil || len(raw) != d.state.Size() { // from a trailer
+		return refuse(http.StatusBadRequest, "InvalidRequest", "Value for %s trailing header is invalid.", d.name)
 	}
 	if base64.StdEncoding.EncodeToString(d.state.Sum(nil)) == d.want {
 		return nil
@@ -155,6 +168,13 @@ func takeChecksums(meta map[string]string) map[string]string {
 		}
 	}
 	return sums
+}
+
+// putChecksums puts checksums back into metadata that is going to be sealed.
+func putChecksums(meta, sums map[string]string) {
+	for algorithm, value := range sums {
+		meta[checksumEntry+algorithm] = value
+	}
 }
 
 // describeChecksums sets the checksums of a whole object.

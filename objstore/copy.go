@@ -21,19 +21,22 @@ type copySource struct {
 // sourceOf reads the source of a copy and waits for its key.
 func (p *Proxy) sourceOf(ctx context.Context, c *call) (*copySource, error) {
 	path, query, _ := strings.Cut(strings.TrimPrefix(c.r.Header.Get("X-Amz-Copy-Source"), "/"), "?")
-	invalid := refuse(http.StatusBadRequest, "InvalidArgument", "Copy Source must mention the source bucket and key: sourcebucket/sourcekey.")
+	given := c.r.Header.Get("X-Amz-Copy-Source")
 	path, err := url.QueryUnescape(path)
 	if err != nil {
-		return nil, invalid
+		return nil, invalidArgument("x-amz-copy-source", given, "Invalid copy source encoding")
 	}
 	name, key, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	args, err := url.ParseQuery(query)
-	if err != nil || name == "" || key == "" {
-		return nil, invalid
+	switch {
+	case !validBucketName(name):
+		return nil, invalidArgument("x-amz-copy-source", given, "Invalid copy source bucket name")
+	case err != nil, key == "":
+		return nil, invalidArgument("x-amz-copy-source", given, "Invalid copy source object key")
 	}
 	b := p.buckets[name]
 	if b == nil {
-		return nil, refuse(http.StatusNotFound, "NoSuchBucket", "The source bucket is not one that byokd serves.")
+		return nil, noSuchBucket()
 	}
 	if hidden(key) {
 		return nil, refuse(http.StatusForbidden, "AccessDenied", "Keys that begin with %s are byokd's own.", hiddenPrefix)
@@ -48,7 +51,7 @@ func (p *Proxy) sourceOf(ctx context.Context, c *call) (*copySource, error) {
 
 // head asks for the source under the copy's conditions.
 func (s *copySource) head(ctx context.Context) (Info, error) {
-	info, err := s.bucket.Upstream.Head(ctx, GetRequest{Ref: s.ref, Conditions: s.Conditions})
+	info, err := s.bucket.Upstream.Head(ofSource(ctx), GetRequest{Ref: s.ref, Conditions: s.Conditions})
 	if up, ok := asUpstream(err); ok && up.Status == http.StatusNotModified {
 		err = refuse(http.StatusPreconditionFailed, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold.")
 	} else if ok && s.ref.VersionID != "" { // the answer to a HEAD cannot name its code
@@ -66,6 +69,7 @@ type xmlCopied struct {
 	XMLName      xml.Name
 	LastModified string
 	ETag         string
+	xmlChecksum
 }
 
 // copyObject answers CopyObject. Inside a bucket the upstream duplicates the
@@ -86,17 +90,17 @@ func (p *Proxy) copyObject(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	lay, err := p.layoutOf(ctx, src.bucket, src.ref, info)
+	lay, err := p.layoutOf(ofSource(ctx), src.bucket, src.ref, info)
 	if err != nil {
 		return err
 	}
-	a, err := p.copiedAttributes(ctx, c, src, info)
+	a, sums, err := p.copiedAttributes(ctx, c, src, info)
 	if err != nil {
 		return err
 	}
 	return p.slowly(c, func() (any, func(http.Header), error) {
 		stored, err := p.duplicate(ctx, c, src, info, lay, a)
-		return p.copied("CopyObjectResult", src, info, stored, err)
+		return p.copied("CopyObjectResult", src, info, stored, sums, err)
 	})
 }
 
@@ -119,12 +123,13 @@ func (p *Proxy) duplicate(ctx context.Context, c *call, src *copySource, info In
 }
 
 // copied is the answer to a copy.
-func (p *Proxy) copied(name string, src *copySource, info Info, stored Stored, err error) (any, func(http.Header), error) {
+func (p *Proxy) copied(name string, src *copySource, info Info, stored Stored, sums map[string]string, err error) (any, func(http.Header), error) {
 	if stored.LastModified.IsZero() {
 		stored.LastModified = p.opts.Now()
 	}
 	doc := xmlCopied{
 		XMLName: xml.Name{Space: s3Namespace, Local: name}, ETag: clientETag(stored.ETag), LastModified: xmlTime(stored.LastModified.Truncate(time.Second)),
+		xmlChecksum: *checksumElements(sums),
 	}
 	stored.ETag = ""
 	return doc, func(h http.Header) {
@@ -137,11 +142,12 @@ func (p *Proxy) copied(name string, src *copySource, info Info, stored Stored, e
 
 // checkDirectives refuses directives that S3 does not know.
 func checkDirectives(c *call) error {
-	for _, name := range []string{"X-Amz-Metadata-Directive", "X-Amz-Tagging-Directive"} {
-		switch strings.ToUpper(c.r.Header.Get(name)) {
+	for _, what := range []string{"metadata", "tagging"} {
+		name := "x-amz-" + what + "-directive"
+		switch value := c.r.Header.Get(name); strings.ToUpper(value) {
 		case "", "COPY", "REPLACE":
 		default:
-			return refuse(http.StatusBadRequest, "InvalidArgument", "Unknown directive in %s: it must be COPY or REPLACE.", strings.ToLower(name))
+			return invalidArgument(name, value, "Unknown %s directive.", what)
 		}
 	}
 	return nil
@@ -161,38 +167,35 @@ func refuseSelfCopy(c *call, src *copySource) error {
 }
 
 // copiedAttributes are those of the request or of the source, as the directive
-// says; storage class, encryption and ACL are always the request's.
-func (p *Proxy) copiedAttributes(ctx context.Context, c *call, src *copySource, info Info) (Attributes, error) {
-	if replaces(c) {
-		var old map[string]string
-		err := p.within(ctx, func(ctx context.Context) (err error) {
-			old, err = src.bucket.openMetadata(ctx, c.lane, info.Metadata)
-			return err
-		})
-		if err != nil {
-			return Attributes{}, err
-		}
-		return p.sealedAttributes(ctx, c, func(meta map[string]string) {
-			for algorithm, value := range takeChecksums(old) { // the bytes stay the same
-				meta[checksumEntry+algorithm] = value
-			}
-		})
+// says; storage class, encryption and ACL are always the request's. The checksums
+// stay, since the bytes do, and are returned by algorithm.
+func (p *Proxy) copiedAttributes(ctx context.Context, c *call, src *copySource, info Info) (a Attributes, sums map[string]string, err error) {
+	var old map[string]string
+	err = p.within(ctx, func(ctx context.Context) (err error) {
+		old, err = src.bucket.openMetadata(ctx, c.lane, info.Metadata)
+		return err
+	})
+	if err != nil {
+		return a, nil, err
 	}
-	a := attributesOf(c.r.Header)
+	sums = takeChecksums(old)
+	if replaces(c) {
+		a, err = p.sealedAttributes(ctx, c, func(meta map[string]string) { putChecksums(meta, sums) })
+		return a, sums, err
+	}
+	a = attributesOf(c.r.Header)
 	a.ContentType, a.CacheControl, a.ContentDisposition = info.ContentType, info.CacheControl, info.ContentDisposition
 	a.ContentEncoding, a.ContentLanguage, a.Expires = info.ContentEncoding, info.ContentLanguage, info.Expires
 	a.Metadata = info.Metadata
 	if src.bucket == c.bucket {
-		return a, nil
+		return a, sums, nil
 	}
-	err := p.within(ctx, func(ctx context.Context) error {
-		meta, err := src.bucket.openMetadata(ctx, c.lane, info.Metadata)
-		if err == nil {
-			a.Metadata, err = c.bucket.sealMetadata(ctx, c.lane, meta)
-		}
+	putChecksums(old, sums)
+	err = p.within(ctx, func(ctx context.Context) (err error) {
+		a.Metadata, err = c.bucket.sealMetadata(ctx, c.lane, old)
 		return err
 	})
-	return a, err
+	return a, sums, err
 }
 
 // tagging reads the tags of the source in the form of x-amz-tagging.
@@ -200,7 +203,7 @@ func (s *copySource) tagging(ctx context.Context, info Info) (string, error) {
 	if info.TagCount == 0 {
 		return "", nil
 	}
-	tags, _, err := s.bucket.Upstream.GetTags(ctx, s.ref)
+	tags, _, err := s.bucket.Upstream.GetTags(ofSource(ctx), s.ref)
 	if err != nil {
 		return "", err
 	}
@@ -220,12 +223,12 @@ func (p *Proxy) reseal(ctx context.Context, c *call, src *copySource, lay *layou
 	if err != nil {
 		return Stored{}, err
 	}
-	return p.store(ctx, c, req, &plainReader{ctx: ctx, o: o}, lay.plain)
+	return p.store(ctx, c, req, &plainReader{ctx: ofSource(ctx), o: o}, lay.plain)
 }
 
 // openSource opens the whole source, in the version that was looked at.
 func (p *Proxy) openSource(ctx context.Context, c *call, src *copySource, etag string) (*opening, error) {
-	obj, err := src.bucket.Upstream.Get(ctx, GetRequest{Ref: src.ref, Conditions: Conditions{IfMatch: etag}})
+	obj, err := src.bucket.Upstream.Get(ofSource(ctx), GetRequest{Ref: src.ref, Conditions: Conditions{IfMatch: etag}})
 	if err != nil {
 		return nil, err
 	}
@@ -250,7 +253,7 @@ func (p *Proxy) uploadPartCopy(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	lay, _, err := src.bucket.layoutFor(ctx, GetRequest{Ref: src.ref, Conditions: Conditions{IfMatch: info.ETag}})
+	lay, _, err := src.bucket.layoutFor(ofSource(ctx), GetRequest{Ref: src.ref, Conditions: Conditions{IfMatch: info.ETag}})
 	if err != nil {
 		return err
 	}
@@ -258,10 +261,10 @@ func (p *Proxy) uploadPartCopy(ctx context.Context, c *call) error {
 	if v := c.r.Header.Get("X-Amz-Copy-Source-Range"); v != "" {
 		want := parseRange(v)
 		if want == nil || want.from < 0 || want.to < 0 {
-			return refuse(http.StatusBadRequest, "InvalidArgument", "The x-amz-copy-source-range value must be of the form bytes=first-last where first and last are the zero-based offsets of the first and last bytes to copy.")
+			return invalidArgument("x-amz-copy-source-range", v, "The x-amz-copy-source-range value must be of the form bytes=first-last where first and last are the zero-based offsets of the first and last bytes to copy")
 		}
 		if want.to >= lay.plain {
-			return refuse(http.StatusBadRequest, "InvalidArgument", "Range specified is not valid for source object of size: %d.", lay.plain)
+			return invalidArgument("x-amz-copy-source-range", v, "Range specified is not valid for source object of size: %d", lay.plain)
 		}
 		if got, err = want.resolve(lay); err != nil {
 			return err
@@ -275,7 +278,7 @@ func (p *Proxy) uploadPartCopy(ctx context.Context, c *call) error {
 		if err != nil {
 			return nil, nil, err
 		}
-		part, err := p.storePart(ctx, c, c.key, UploadID(c.arg("uploadId")), number, &plainReader{ctx: ctx, o: o}, got.n)
-		return p.copied("CopyPartResult", src, info, Stored{ETag: part.ETag}, err)
+		part, err := p.storePart(ctx, c, c.key, UploadID(c.arg("uploadId")), number, &plainReader{ctx: ofSource(ctx), o: o}, got.n)
+		return p.copied("CopyPartResult", src, info, Stored{ETag: part.ETag}, nil, err)
 	})
 }

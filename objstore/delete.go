@@ -63,7 +63,7 @@ func (p *Proxy) deleteObjects(ctx context.Context, c *call) error {
 		return err
 	}
 	if len(doc.Objects) == 0 || len(doc.Objects) > maxListed {
-		return refuse(http.StatusBadRequest, "MalformedXML", "A delete request names between 1 and 1000 objects.")
+		return malformedXML().hint("A delete request names between 1 and 1000 objects.")
 	}
 	var refs []Ref
 	var result xmlDeleteResult

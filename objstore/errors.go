@@ -16,15 +16,50 @@ import (
 type Error struct {
 	Status  int
 	Code    string
-	Message string // names the cause and the next step; no keys, no plain bytes
+	Message string // in the words of S3 where it has some; no keys, no plain bytes
+	Hint    string // what to do about it; may be empty
+	Details []Detail
 	Cause   error
 }
 
+// Detail is a further element of an error document.
+type Detail struct{ Name, Value string }
+
 func (e *Error) Error() string {
-	if e.Cause != nil {
-		return fmt.Sprintf("%s: %s (%v)", e.Code, e.Message, e.Cause)
+	text := e.Code + ": " + e.Message
+	if e.Hint != "" {
+		text += " " + e.Hint
 	}
-	return e.Code + ": " + e.Message
+	if e.Cause != nil {
+		text += fmt.Sprintf(" (%v)", e.Cause)
+	}
+	return text
+}
+
+// hint adds what to do, and with a detail, to an error that nobody else holds yet.
+func (e *Error) hint(format string, args ...any) *Error {
+	e.Hint = fmt.Sprintf(format, args...)
+	return e
+}
+
+func (e *Error) with(name, value string) *Error {
+	e.Details = append(e.Details, Detail{name, value})
+	return e
+}
+
+// invalidArgument says which argument of a request is wrong.
+func invalidArgument(name, value, format string, args ...any) *Error {
+	return refuse(http.StatusBadRequest, "InvalidArgument", format, args...).with("ArgumentName", name).with("ArgumentValue", value)
+}
+
+// malformedXML says that a document of a request is none.
+func malformedXML() *Error {
+	return refuse(http.StatusBadRequest, "MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema.")
+}
+
+// noSuchBucket says that a bucket is not configured.
+func noSuchBucket() *Error {
+	return refuse(http.StatusNotFound, "NoSuchBucket", "The specified bucket does not exist.").hint("It is not one that byokd serves: add it under objects.buckets.")
 }
 
 func (e *Error) Unwrap() error { return e.Cause }
@@ -110,10 +145,14 @@ func errorOfUpstream(up *UpstreamError) *Error {
 		return &Error{Status: http.StatusServiceUnavailable, Code: "ServiceUnavailable", Message: "The S3 service below byokd could not be reached. Check objects.buckets.*.upstream and the network; the request may be tried again.", Cause: up}
 	case up.Status == http.StatusUnauthorized, up.Code == "InvalidAccessKeyId", up.Code == "SignatureDoesNotMatch", up.Code == "ExpiredToken", up.Code == "InvalidToken":
 		return &Error{Status: http.StatusForbidden, Code: "AccessDenied", Message: "The S3 service below byokd refused byokd's own credentials (" + up.Code + "). Check the role or keys byokd runs under.", Cause: up}
+	case up.Status == http.StatusForbidden && (up.Code == "" || up.Code == "Forbidden"): // the answer to a HEAD cannot name its code
+		return &Error{Status: http.StatusForbidden, Code: "AccessDenied", Message: "Access Denied.", Hint: "The S3 service below byokd refused this operation to byokd's own role.", Cause: up}
 	case up.Code == "AccessDenied":
-		return &Error{Status: http.StatusForbidden, Code: "AccessDenied", Message: "The S3 service below byokd refused this operation to byokd's role: " + up.Message, Cause: up}
+		return &Error{Status: http.StatusForbidden, Code: "AccessDenied", Message: up.Message, Hint: "The S3 service below byokd refused this operation to byokd's own role.", Cause: up}
 	case up.Status == http.StatusNotFound && (up.Code == "" || up.Code == "NotFound"):
 		return &Error{Status: http.StatusNotFound, Code: "NoSuchKey", Message: "The specified key does not exist.", Cause: up}
+	case up.Code == "NoSuchBucket":
+		return &Error{Status: http.StatusNotFound, Code: "NoSuchBucket", Message: up.Message, Hint: "The bucket configured under objects.buckets.*.upstream does not exist. Create it, or correct the name.", Cause: up}
 	case up.Status == http.StatusBadRequest && up.Code == "RequestTimeout", up.Code == "IncompleteBody":
 		return &Error{Status: http.StatusServiceUnavailable, Code: "SlowDown", Message: "The upload paused for longer than the S3 service below byokd waits. Try again.", Cause: up}
 	case up.Code == "":
@@ -136,8 +175,15 @@ type xmlError struct {
 	BucketName string `xml:",omitempty"`
 	Key        string `xml:",omitempty"`
 	Resource   string
+	Details    []xmlDetail
+	Hint       string `xml:",omitempty"`
 	RequestID  string `xml:"RequestId"`
 	HostID     string `xml:"HostId"`
+}
+
+type xmlDetail struct {
+	XMLName xml.Name
+	Value   string `xml:",chardata"`
 }
 
 // writeError answers a request that has not been answered yet.
@@ -155,7 +201,13 @@ func (p *Proxy) writeError(c *call, err error) {
 		c.w.begin(e.Status)
 		return
 	}
-	doc := xmlError{Code: e.Code, Message: e.Message, Key: c.key, Resource: c.r.URL.Path, RequestID: c.id, HostID: "byokd"}
+	doc := xmlError{Code: e.Code, Message: e.Message, Hint: e.Hint, Key: c.key, Resource: c.r.URL.Path, RequestID: c.id, HostID: "byokd"}
+	if _, is := asUpstream(err); is && len(e.Details) == 0 && c.w.passing != nil {
+		e.Details = c.w.passing.errorDetails()
+	}
+	for _, d := range e.Details {
+		doc.Details = append(doc.Details, xmlDetail{xml.Name{Local: d.Name}, d.Value})
+	}
 	if c.bucket != nil {
 		doc.BucketName = c.bucket.name
 		if errors.Is(err, errHeld) {
@@ -167,4 +219,4 @@ func (p *Proxy) writeError(c *call, err error) {
 }
 
 // errShortBody: a source ended before its announced length.
-var errShortBody = refuse(http.StatusBadRequest, "IncompleteBody", "You did not provide the number of bytes specified by the Content-Length header.")
+var errShortBody = refuse(http.StatusBadRequest, "IncompleteBody", "You did not provide the number of bytes specified by the Content-Length HTTP header")

@@ -181,7 +181,8 @@ func (p *Proxy) describe(ctx context.Context, c *call, info Info, lay *layout, g
 		return err
 	}
 	h := c.w.header()
-	if sums := takeChecksums(meta); got == nil && strings.EqualFold(c.r.Header.Get("X-Amz-Checksum-Mode"), "ENABLED") {
+	whole := got == nil || got.byPart && !multipart(info.ETag)
+	if sums := takeChecksums(meta); whole && strings.EqualFold(c.r.Header.Get("X-Amz-Checksum-Mode"), "ENABLED") {
 		describeChecksums(h, sums)
 	}
 	describeInfo(h, info, meta)

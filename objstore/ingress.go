@@ -37,7 +37,7 @@ func newIngress(r *http.Request, g *grant, op Op) (*ingress, error) {
 	if g.kind.chunked() {
 		n, err := strconv.ParseInt(r.Header.Get("X-Amz-Decoded-Content-Length"), 10, 64)
 		if err != nil || n < 0 {
-			return nil, refuse(http.StatusLengthRequired, "MissingContentLength", "An aws-chunked body needs x-amz-decoded-content-length.")
+			return nil, refuse(http.StatusLengthRequired, "MissingContentLength", "You must provide the Content-Length HTTP header.").hint("An aws-chunked body needs x-amz-decoded-content-length.")
 		}
 		in.size = n
 		in.chunks = newChunkReader(r.Body, g)
@@ -71,7 +71,7 @@ func (in *ingress) Read(p []byte) (int, error) {
 		err = io.ErrUnexpectedEOF
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
-		err = refuse(http.StatusBadRequest, "IncompleteBody", "You did not provide the number of bytes specified by the Content-Length header.")
+		err = refuse(http.StatusBadRequest, "IncompleteBody", "You did not provide the number of bytes specified by the Content-Length HTTP header")
 	}
 	return n, err
 }
@@ -92,7 +92,8 @@ func (in *ingress) finish() error {
 		return err
 	}
 	if in.payload != nil && hex.EncodeToString(in.payload.Sum(nil)) != in.want {
-		return refuse(http.StatusBadRequest, "XAmzContentSHA256Mismatch", "The provided 'x-amz-content-sha256' header does not match what was computed.")
+		return refuse(http.StatusBadRequest, "XAmzContentSHA256Mismatch", "The provided 'x-amz-content-sha256' header does not match what was computed.").
+			with("ClientComputedContentSHA256", in.want).with("S3ComputedContentSHA256", hex.EncodeToString(in.payload.Sum(nil)))
 	}
 	for _, d := range in.digests {
 		if in.chunks != nil && d.want == "" {
@@ -160,7 +161,7 @@ func (in *ingress) readXML(limit int64, into any) error {
 		return err
 	}
 	if err := xml.Unmarshal(data, into); err != nil {
-		return refuse(http.StatusBadRequest, "MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema.")
+		return malformedXML()
 	}
 	return nil
 }

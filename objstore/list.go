@@ -20,7 +20,7 @@ func numberOf(c *call, name string, absent int32) (int32, error) {
 	}
 	n, err := strconv.ParseInt(v, 10, 32)
 	if err != nil || n < 0 {
-		return 0, refuse(http.StatusBadRequest, "InvalidArgument", "Argument %s must be an integer between 0 and 2147483647.", name)
+		return 0, invalidArgument(name, v, "Argument %s must be an integer between 0 and 2147483647", v)
 	}
 	return int32(n), nil
 }

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/byokd/byokd/internal/seal"
@@ -78,7 +79,8 @@ func checkMetaSize(m map[string]string) error {
 		n += len(name) + len(value)
 	}
 	if n > maxMeta {
-		return refuse(http.StatusBadRequest, "MetadataTooLarge", "Your metadata exceeds the maximum: sealed it takes %d bytes of %d. About 1300 bytes of names and values fit.", n, maxMeta)
+		return refuse(http.StatusBadRequest, "MetadataTooLarge", "Your metadata headers exceed the maximum allowed metadata size").
+			with("Size", strconv.Itoa(n)).with("MaxSizeAllowed", strconv.Itoa(maxMeta)).hint("Sealed they take %d bytes of %d: about 1300 bytes of names and values fit.", n, maxMeta)
 	}
 	return nil
 }

@@ -61,7 +61,7 @@ func (p *Proxy) createMultipartUpload(ctx context.Context, c *call) error {
 func partNumber(c *call) (int32, error) {
 	n, err := strconv.ParseInt(c.arg("partNumber"), 10, 32)
 	if err != nil || n < 1 || n > seal.MaxParts {
-		return 0, refuse(http.StatusBadRequest, "InvalidArgument", "Part number must be an integer between 1 and 10000, inclusive.")
+		return 0, invalidArgument("partNumber", c.arg("partNumber"), "Part number must be an integer between 1 and 10000, inclusive.")
 	}
 	return int32(n), nil
 }
@@ -102,7 +102,7 @@ func partFits(size int64) error {
 type xmlComplete struct {
 	XMLName xml.Name `xml:"CompleteMultipartUpload"`
 	Parts   []struct {
-		PartNumber int32
+		PartNumber *int32
 		ETag       string
 	} `xml:"Part"`
 }
@@ -159,17 +159,20 @@ func (p *Proxy) complete(ctx context.Context, c *call, id UploadID, wanted []Par
 // partsWanted reads the client's list of parts.
 func partsWanted(doc *xmlComplete) ([]Part, error) {
 	if len(doc.Parts) == 0 || len(doc.Parts) > seal.MaxParts {
-		return nil, refuse(http.StatusBadRequest, "MalformedXML", "A complete request names between 1 and 10000 parts.")
+		return nil, malformedXML().hint("A complete request names between 1 and 10000 parts.")
 	}
 	parts := make([]Part, len(doc.Parts))
 	for i, part := range doc.Parts {
-		if part.ETag == "" || part.PartNumber < 1 {
-			return nil, refuse(http.StatusBadRequest, "MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema.")
+		if part.ETag == "" || part.PartNumber == nil {
+			return nil, malformedXML()
 		}
-		if i > 0 && part.PartNumber <= doc.Parts[i-1].PartNumber {
-			return nil, refuse(http.StatusBadRequest, "InvalidPartOrder", "The list of parts was not in ascending order. The parts list must be specified in order by part number.")
+		if number := *part.PartNumber; number < 1 {
+			return nil, invalidArgument("PartNumber", strconv.Itoa(int(number)), "PartNumber must be >= 1")
 		}
-		parts[i] = Part{Number: part.PartNumber, ETag: upstreamETag(part.ETag)}
+		if i > 0 && *part.PartNumber <= *doc.Parts[i-1].PartNumber {
+			return nil, refuse(http.StatusBadRequest, "InvalidPartOrder", "The list of parts was not in ascending order. Parts must be ordered by part number.")
+		}
+		parts[i] = Part{Number: *part.PartNumber, ETag: upstreamETag(part.ETag)}
 	}
 	return parts, nil
 }
@@ -179,6 +182,12 @@ func partsWanted(doc *xmlComplete) ([]Part, error) {
 // an upload that is not as long as the client says.
 func (p *Proxy) aligned(ctx context.Context, c *call, id UploadID, wanted []Part) (bool, error) {
 	promised := c.r.Header.Get("X-Amz-Mp-Object-Size")
+	if n, err := strconv.ParseInt(promised, 10, 64); promised != "" && (err != nil || n < 0) {
+		if err == nil {
+			return false, refuse(http.StatusBadRequest, "InvalidRequest", "Value for x-amz-mp-object-size header is less than zero: '%d'", n)
+		}
+		return false, refuse(http.StatusBadRequest, "InvalidRequest", "Value for x-amz-mp-object-size header is invalid.")
+	}
 	if len(wanted) == 1 && promised == "" {
 		return true, nil
 	}

@@ -12,6 +12,7 @@ import (
 type rangeWant struct {
 	from, to int64 // inclusive; to -1 is the end; from -1 means the last `to` bytes
 	part     int   // partNumber, from 1; 0 for a Range
+	header   string
 }
 
 // plainRange is a range that lies inside an object.
@@ -26,14 +27,18 @@ func wantedRange(c *call) (*rangeWant, error) {
 	if v := c.arg("partNumber"); v != "" {
 		n, err := strconv.Atoi(v)
 		if err != nil || n < 1 || n > seal.MaxParts {
-			return nil, refuse(http.StatusBadRequest, "InvalidArgument", "Part number must be an integer between 1 and 10000, inclusive.")
+			return nil, invalidArgument("partNumber", v, "Part number must be an integer between 1 and 10000, inclusive.")
 		}
 		if c.r.Header.Get("Range") != "" {
-			return nil, refuse(http.StatusBadRequest, "InvalidRequest", "Cannot specify both Range header and partNumber query parameter.")
+			return nil, refuse(http.StatusBadRequest, "InvalidRequest", "Cannot specify both Range header and partNumber query parameter")
 		}
 		return &rangeWant{part: n}, nil
 	}
-	return parseRange(c.r.Header.Get("Range")), nil
+	want := parseRange(c.r.Header.Get("Range"))
+	if want != nil {
+		want.header = c.r.Header.Get("Range")
+	}
+	return want, nil
 }
 
 // parseRange parses "bytes=a-b", "bytes=a-" and "bytes=-n".
@@ -95,14 +100,16 @@ func (w *rangeWant) resolve(lay *layout) (*plainRange, error) {
 		end = size - 1
 	}
 	if off >= size || end < off {
-		return nil, refuse(http.StatusRequestedRangeNotSatisfiable, "InvalidRange", "The requested range is not satisfiable.")
+		return nil, refuse(http.StatusRequestedRangeNotSatisfiable, "InvalidRange", "The requested range is not satisfiable").
+			with("RangeRequested", w.header).with("ActualObjectSize", strconv.FormatInt(size, 10))
 	}
 	return &plainRange{off: off, n: end - off + 1}, nil
 }
 
 func (w *rangeWant) resolvePart(lay *layout) (*plainRange, error) {
 	if w.part > lay.count {
-		return nil, refuse(http.StatusRequestedRangeNotSatisfiable, "InvalidPartNumber", "The requested partnumber is not satisfiable.")
+		return nil, refuse(http.StatusRequestedRangeNotSatisfiable, "InvalidPartNumber", "The requested partnumber is not satisfiable.").
+			with("ActualPartCount", strconv.Itoa(lay.count)).with("PartNumberRequested", strconv.Itoa(w.part))
 	}
 	if lay.count == 1 {
 		return &plainRange{n: lay.plain, byPart: true}, nil

@@ -4,8 +4,11 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -200,8 +203,7 @@ func refineCopy(op Op, r *http.Request) Op {
 }
 
 func notImplemented(c *call) error {
-	return refuse(http.StatusNotImplemented, "NotImplemented",
-		"byokd does not know this operation (%s with this query) and so cannot tell whether it would store or return unencrypted bytes. Use the upstream bucket directly if it carries no object data.", c.r.Method)
+	return refuse(http.StatusNotImplemented, "NotImplemented", "A header you provided implies functionality that is not implemented.").hint("byokd does not know this operation (%s with this query) and so cannot tell whether it would store or return unencrypted bytes. Use the upstream bucket directly if it carries no object data.", c.r.Method)
 }
 
 // subresourceOf returns the one query parameter that selects an operation.
@@ -214,7 +216,8 @@ func subresourceOf(query url.Values) (string, error) {
 			continue
 		}
 		if !known || found != "" {
-			return "", refuse(http.StatusNotImplemented, "NotImplemented", "byokd does not know the subresource %q (or not together with another one).", name)
+			return "", refuse(http.StatusNotImplemented, "NotImplemented", "A header you provided implies functionality that is not implemented.").
+				hint("byokd does not know the subresource %q, or not together with another one.", name)
 		}
 		found = name
 	}
@@ -231,7 +234,7 @@ func (p *Proxy) splitTarget(r *http.Request) (name, key string, err error) {
 	}
 	switch {
 	case len(key) > maxKeyBytes:
-		return "", "", refuse(http.StatusBadRequest, "KeyTooLongError", "Your key is too long: at most %d bytes.", maxKeyBytes)
+		return "", "", refuse(http.StatusBadRequest, "KeyTooLongError", "Your key is too long.").with("Size", strconv.Itoa(len(key))).with("MaxSizeAllowed", strconv.Itoa(maxKeyBytes))
 	case strings.ContainsRune(key, 0):
 		return "", "", refuse(http.StatusBadRequest, "InvalidURI", "A key cannot hold a NUL byte.")
 	}
@@ -257,12 +260,23 @@ func (p *Proxy) resolveBucket(c *call) error {
 		return nil
 	}
 	if c.bucket == nil {
-		return refuse(http.StatusNotFound, "NoSuchBucket", "The specified bucket is not one that byokd serves. Add it under objects.buckets.")
+		if name, _, err := p.splitTarget(c.r); err == nil && !validBucketName(name) {
+			return refuse(http.StatusBadRequest, "InvalidBucketName", "The specified bucket is not valid.")
+		}
+		return noSuchBucket()
 	}
 	if hidden(c.key) {
 		return refuse(http.StatusForbidden, "AccessDenied", "Keys that begin with %s are byokd's own.", hiddenPrefix)
 	}
 	return nil
+}
+
+// bucketNamePattern is what S3 allows, but for names that look like addresses.
+var bucketNamePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
+
+func validBucketName(name string) bool {
+	_, err := netip.ParseAddr(name)
+	return err != nil && bucketNamePattern.MatchString(name) && !strings.Contains(name, "..")
 }
 
 // hiddenPrefix begins the keys that byokd keeps for itself in each bucket.

@@ -181,7 +181,8 @@ func isSetting(document []byte, sub string) bool {
 			return false
 		}
 		if start, ok := token.(xml.StartElement); ok {
-			return start.Name.Local == settingRoots[sub]
+			root := start.Name.Local // versitygw calls a Retention ObjectLockRetention
+			return root == settingRoots[sub] || strings.TrimPrefix(root, "ObjectLock") == settingRoots[sub]
 		}
 	}
 }
@@ -191,7 +192,7 @@ func isSetting(document []byte, sub string) bool {
 // about, ends the request.
 func (b *bucket) understands(ctx context.Context, req ForwardRequest, sub string) error {
 	if len(req.Body) > 0 && !isSetting(req.Body, sub) {
-		return refuse(http.StatusBadRequest, "MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema.")
+		return malformedXML()
 	}
 	req.Method, req.Body, req.Header = http.MethodGet, nil, http.Header{}
 	answer, err := b.Upstream.Forward(ctx, req)

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -76,7 +77,7 @@ func (p *Proxy) authenticate(r *http.Request) (*grant, error) {
 	}
 	secret, known := p.opts.Credentials.Secret(s.accessKey)
 	if !known {
-		return nil, refuse(http.StatusForbidden, "InvalidAccessKeyId", "The access key of the request is not in byokd's credentials file.")
+		return nil, refuse(http.StatusForbidden, "InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.").with("AWSAccessKeyId", s.accessKey).hint("It is not in byokd's credentials file.")
 	}
 	g, err := payloadOf(r, s)
 	if err != nil {
@@ -86,131 +87,24 @@ func (p *Proxy) authenticate(r *http.Request) (*grant, error) {
 	canonical := canonicalRequest(r, s, contentHashOf(r, s))
 	want := hex.EncodeToString(sign(key, stringToSign(s, canonical)))
 	if subtle.ConstantTimeCompare([]byte(want), []byte(s.value)) != 1 {
-		return nil, refuse(http.StatusForbidden, "SignatureDoesNotMatch", "The request signature does not match. Check the secret key, and that nothing between client and byokd changes Host, path or headers.")
+		return nil, mismatch(s, canonical)
 	}
 	g.signKey, g.signature, g.date, g.scope = key, s.value, s.date, strings.Join(s.scope, "/")
 	return g, nil
 }
 
-// findSignature reads the claim from header or query.
-func findSignature(r *http.Request) (*signature, error) {
-	auth := r.Header.Get("Authorization")
-	query := r.URL.Query()
-	switch {
-	case strings.HasPrefix(auth, sigAlgorithm+" "):
-		return headerSignature(r, strings.TrimPrefix(auth, sigAlgorithm+" "))
-	case auth == "" && query.Get("X-Amz-Algorithm") == sigAlgorithm:
-		return querySignature(query)
-	case strings.HasPrefix(auth, "AWS4-ECDSA"), strings.HasPrefix(query.Get("X-Amz-Algorithm"), "AWS4-ECDSA"):
-		return nil, refuse(http.StatusBadRequest, "InvalidRequest", "byokd verifies Signature Version 4 (AWS4-HMAC-SHA256), not 4A.")
-	case strings.HasPrefix(auth, "AWS "), query.Get("AWSAccessKeyId") != "":
-		return nil, refuse(http.StatusBadRequest, "InvalidRequest", "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256 (in boto3: Config(signature_version='s3v4')).")
-	case auth != "" || query.Get("X-Amz-Algorithm") != "":
-		return nil, refuse(http.StatusBadRequest, "InvalidRequest", "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256.")
-	}
-	return nil, refuse(http.StatusForbidden, "AccessDenied", "The request is not signed. byokd serves no anonymous requests.")
+// mismatch tells what was signed here, so that both sides can be compared. It
+// holds nothing that the client has not sent.
+func mismatch(s *signature, canonical string) *Error {
+	text := stringToSign(s, canonical)
+	return refuse(http.StatusForbidden, "SignatureDoesNotMatch", "The request signature we calculated does not match the signature you provided. Check your key and signing method.").
+		with("AWSAccessKeyId", s.accessKey).with("StringToSign", text).with("SignatureProvided", s.value).
+		with("StringToSignBytes", spacedHex(text)).with("CanonicalRequest", canonical).with("CanonicalRequestBytes", spacedHex(canonical)).
+		hint("Check also that nothing between client and byokd changes Host, path or headers.")
 }
 
-// headerSignature parses "Credential=…, SignedHeaders=…, Signature=…".
-func headerSignature(r *http.Request, fields string) (*signature, error) {
-	malformed := refuse(http.StatusBadRequest, "AuthorizationHeaderMalformed", "The authorization header is malformed.")
-	s := &signature{date: r.Header.Get("X-Amz-Date")}
-	if s.date == "" {
-		if t, err := http.ParseTime(r.Header.Get("Date")); err == nil {
-			s.date = t.UTC().Format(sigTimeFormat)
-		}
-	}
-	for field := range strings.SplitSeq(fields, ",") {
-		name, value, ok := strings.Cut(strings.TrimSpace(field), "=")
-		if !ok {
-			return nil, malformed
-		}
-		switch name {
-		case "Credential":
-			if !s.setCredential(value) {
-				return nil, malformed
-			}
-		case "SignedHeaders":
-			s.signed = strings.Split(strings.ToLower(value), ";")
-		case "Signature":
-			s.value = value
-		}
-	}
-	if s.accessKey == "" || len(s.signed) == 0 || s.value == "" || s.date == "" {
-		return nil, malformed
-	}
-	return s, nil
-}
-
-// querySignature parses a presigned URL.
-func querySignature(query url.Values) (*signature, error) {
-	malformed := refuse(http.StatusBadRequest, "AuthorizationQueryParametersError", "The presigned URL lacks a parameter, or one is malformed.")
-	seconds, err := strconv.ParseInt(query.Get("X-Amz-Expires"), 10, 32)
-	if err != nil || seconds < 0 {
-		return nil, malformed
-	}
-	s := &signature{
-		presigned: true,
-		date:      query.Get("X-Amz-Date"),
-		expires:   time.Duration(seconds) * time.Second,
-		signed:    strings.Split(strings.ToLower(query.Get("X-Amz-SignedHeaders")), ";"),
-		value:     query.Get("X-Amz-Signature"),
-	}
-	if s.expires > maxPresign {
-		return nil, refuse(http.StatusBadRequest, "AuthorizationQueryParametersError", "X-Amz-Expires must be at most a week (604800 seconds).")
-	}
-	if !s.setCredential(query.Get("X-Amz-Credential")) || s.value == "" || s.date == "" {
-		return nil, malformed
-	}
-	return s, nil
-}
-
-// setCredential parses KEY/20060102/region/s3/aws4_request.
-func (s *signature) setCredential(value string) bool {
-	parts := strings.Split(value, "/")
-	if len(parts) < 5 {
-		return false
-	}
-	n := len(parts)
-	s.accessKey, s.scope = strings.Join(parts[:n-4], "/"), parts[n-4:]
-	return s.accessKey != "" && s.scope[2] == "s3" && s.scope[3] == "aws4_request" && len(s.scope[0]) == 8
-}
-
-// checkTime judges skew or expiry.
-func (s *signature) checkTime(now time.Time) error {
-	at, err := time.Parse(sigTimeFormat, s.date)
-	if err != nil || !strings.HasPrefix(s.date, s.scope[0]) {
-		return refuse(http.StatusForbidden, "AccessDenied", "The date of the request is malformed or differs from that of its credential scope.")
-	}
-	if s.presigned {
-		switch {
-		case at.After(now.Add(maxSkew)):
-			return refuse(http.StatusForbidden, "AccessDenied", "Request is not yet valid. Check the clock of the machine that signed it.")
-		case now.After(at.Add(s.expires)):
-			return refuse(http.StatusForbidden, "AccessDenied", "Request has expired.")
-		}
-		return nil
-	}
-	if d := now.Sub(at); d > maxSkew || d < -maxSkew {
-		return refuse(http.StatusForbidden, "RequestTimeTooSkewed", "The clocks of client and byokd differ by more than 15 minutes (byokd says %s).", now.UTC().Format(time.RFC3339))
-	}
-	return nil
-}
-
-// checkHeaders demands that Host and every x-amz- header is signed, as S3 does:
-// otherwise somebody between could change what the request means.
-func (s *signature) checkHeaders(r *http.Request) error {
-	if len(s.signed) > maxSignedHeaders || !slices.Contains(s.signed, "host") {
-		return refuse(http.StatusForbidden, "AccessDenied", "The header Host is not among the signed headers.")
-	}
-	for name := range r.Header {
-		lower := strings.ToLower(name)
-		if strings.HasPrefix(lower, "x-amz-") && lower != "x-amz-content-sha256" && !slices.Contains(s.signed, lower) {
-			return refuse(http.StatusForbidden, "AccessDenied", "There were headers present in the request which were not signed: %s.", lower)
-		}
-	}
-	return nil
-}
+// spacedHex spells bytes as S3 does in its errors.
+func spacedHex(text string) string { return fmt.Sprintf("% x", text) }
 
 // contentHashOf is the value that stands for the body in the canonical request.
 func contentHashOf(r *http.Request, s *signature) string {
@@ -242,7 +136,7 @@ func payloadOf(r *http.Request, s *signature) (*grant, error) {
 		return &grant{kind: payloadUnsignedTrailer}, nil
 	default:
 		if raw, err := hex.DecodeString(v); err != nil || len(raw) != sha256.Size {
-			return nil, refuse(http.StatusBadRequest, "InvalidArgument", "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, a STREAMING- form that byokd knows, or a valid SHA-256.")
+			return nil, invalidArgument("x-amz-content-sha256", v, "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-UNSIGNED-PAYLOAD-TRAILER, STREAMING-AWS4-HMAC-SHA256-PAYLOAD, STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER, STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD, STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD-TRAILER or a valid sha256 value.")
 		}
 		return &grant{kind: payloadHash, hash: strings.ToLower(v)}, nil
 	}

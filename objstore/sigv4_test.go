@@ -103,8 +103,8 @@ func TestAuthenticationRefusals(t *testing.T) {
 		{"16 minutes early", "RequestTimeTooSkewed", vectorTime.Add(-16 * time.Minute), func(*http.Request) {}},
 		{"no signature", "AccessDenied", vectorTime, func(r *http.Request) { r.Header.Del("Authorization") }},
 		{"version 2", "InvalidRequest", vectorTime, func(r *http.Request) { r.Header.Set("Authorization", "AWS a:b") }},
-		{"version 4A", "InvalidRequest", vectorTime, func(r *http.Request) { r.Header.Set("Authorization", "AWS4-ECDSA-P256-SHA256 x") }},
-		{"bearer", "InvalidRequest", vectorTime, func(r *http.Request) { r.Header.Set("Authorization", "Bearer x") }},
+		{"version 4A", "InvalidArgument", vectorTime, func(r *http.Request) { r.Header.Set("Authorization", "AWS4-ECDSA-P256-SHA256 x") }},
+		{"bearer", "InvalidArgument", vectorTime, func(r *http.Request) { r.Header.Set("Authorization", "Bearer x") }},
 		{"garbage", "AuthorizationHeaderMalformed", vectorTime, func(r *http.Request) { r.Header.Set("Authorization", "AWS4-HMAC-SHA256 x") }},
 		{"other service", "AuthorizationHeaderMalformed", vectorTime, func(r *http.Request) {
 			r.Header.Set("Authorization", strings.Replace(r.Header.Get("Authorization"), "/s3/", "/kms/", 1))
@@ -117,7 +117,7 @@ func TestAuthenticationRefusals(t *testing.T) {
 			r.Header.Set("Authorization", strings.Replace(r.Header.Get("Authorization"), "host;", "", 1))
 		}},
 		{"changed header", "SignatureDoesNotMatch", vectorTime, func(r *http.Request) { r.Header.Set("Range", "bytes=0-10") }},
-		{"date of another day", "AccessDenied", vectorTime, func(r *http.Request) { r.Header.Set("X-Amz-Date", "20130525T000000Z") }},
+		{"date of another day", "AuthorizationHeaderMalformed", vectorTime, func(r *http.Request) { r.Header.Set("X-Amz-Date", "20130525T000000Z") }},
 		{"wrong payload form", "InvalidArgument", vectorTime, func(r *http.Request) { r.Header.Set("X-Amz-Content-Sha256", "STREAMING-NEW") }},
 	} {
 		r := get()

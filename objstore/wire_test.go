@@ -304,7 +304,7 @@ func TestWrongBodies(t *testing.T) {
 		"invalid md5": {"UNSIGNED-PAYLOAD", "InvalidDigest", func(r *http.Request) { r.Header.Set("Content-Md5", "x") }},
 		"no framing":  {"STREAMING-UNSIGNED-PAYLOAD-TRAILER", "InvalidRequest", func(r *http.Request) { r.Header.Set("X-Amz-Decoded-Content-Length", "5") }},
 		"no length":   {"STREAMING-UNSIGNED-PAYLOAD-TRAILER", "MissingContentLength", func(*http.Request) {}},
-		"xxhash":      {"UNSIGNED-PAYLOAD", "NotImplemented", func(r *http.Request) { r.Header.Set("X-Amz-Checksum-Xxhash64", "AAAA") }},
+		"xxhash":      {"UNSIGNED-PAYLOAD", "InvalidRequest", func(r *http.Request) { r.Header.Set("X-Amz-Checksum-Xxhash64", "AAAA") }},
 		"too large":   {"UNSIGNED-PAYLOAD", "EntityTooLarge", func(r *http.Request) { r.ContentLength = 5<<30 + 1 }},
 	} {
 		body := pattern(3*segment, 1)
