@@ -101,7 +101,16 @@ func (u *awsUpstream) listVersions(ctx context.Context, q ListQuery) (Page, erro
 		if c := strings.Compare(a.Key, b.Key); c != 0 {
 			return c
 		}
-		return b.LastModified.Compare(a.LastModified)
+		if c := b.LastModified.Compare(a.LastModified); c != 0 {
+			return c
+		}
+		switch { // within one second only this tells the newest
+		case a.Latest == b.Latest:
+			return 0
+		case a.Latest:
+			return -1
+		}
+		return 1
 	})
 	return page, nil
 }

@@ -35,9 +35,11 @@ var passedHeaders = map[string][]string{
 		"X-Amz-Object-Lock-Mode", "X-Amz-Object-Lock-Retain-Until-Date", "X-Amz-Object-Lock-Legal-Hold",
 		"X-Amz-Website-Redirect-Location", "X-Amz-Server-Side-Encryption-Bucket-Key-Enabled",
 	},
-	"CopyObject":    {"X-Amz-Source-Expected-Bucket-Owner"},
-	"DeleteObject":  {"X-Amz-Bypass-Governance-Retention", "X-Amz-Mfa"},
-	"DeleteObjects": {"X-Amz-Bypass-Governance-Retention", "X-Amz-Mfa"},
+	"CopyObject": {"X-Amz-Source-Expected-Bucket-Owner"},
+
+	"AbortMultipartUpload": {"X-Amz-If-Match-Initiated-Time"},
+	"DeleteObject":         {"X-Amz-Bypass-Governance-Retention", "X-Amz-Mfa"},
+	"DeleteObjects":        {"X-Amz-Bypass-Governance-Retention", "X-Amz-Mfa"},
 }
 
 // passedBack are the headers of an answer that are the client's as they are.

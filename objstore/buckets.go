@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -19,13 +20,34 @@ type xmlBuckets struct {
 	XMLName xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ ListAllMyBucketsResult"`
 	Owner   *xmlOwner
 	Buckets struct{ Bucket []xmlBucket }
+	Prefix  string `xml:",omitempty"`
+
+	ContinuationToken string `xml:",omitempty"`
 }
+
+// maxListedBuckets is S3's own bound of one page of buckets.
+const maxListedBuckets = 10000
 
 // listBuckets answers ListBuckets with the configured ones. They have no date of
 // their own; clients only want one that parses.
 func (p *Proxy) listBuckets(_ context.Context, c *call) error {
-	doc := xmlBuckets{Owner: proxyOwner()}
+	limit := maxListedBuckets
+	if v := c.arg("max-buckets"); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 1 || n > maxListedBuckets {
+			return invalidArgument("max-buckets", v, "Argument max-buckets must be an integer between 1 and %d.", maxListedBuckets)
+		}
+		limit = n
+	}
+	doc := xmlBuckets{Owner: proxyOwner(), Prefix: c.arg("prefix")}
 	for _, name := range slices.Sorted(maps.Keys(p.buckets)) {
+		if !strings.HasPrefix(name, doc.Prefix) || name <= c.arg("continuation-token") {
+			continue
+		}
+		if n := len(doc.Buckets.Bucket); n == limit {
+			doc.ContinuationToken = doc.Buckets.Bucket[n-1].Name
+			break
+		}
 		doc.Buckets.Bucket = append(doc.Buckets.Bucket, xmlBucket{Name: name, CreationDate: xmlTime(time.Unix(0, 0))})
 	}
 	return writeXML(c.w, http.StatusOK, doc)

@@ -93,11 +93,39 @@ func digestsOf(h http.Header, op Op) ([]*digest, error) {
 	return all, nil
 }
 
+// uploadChecksum reads which checksum an upload in parts is to have, in the spelling
+// of S3.
+func uploadChecksum(h http.Header) (algorithm, kind string, err error) {
+	algorithm, kind = strings.ToUpper(h.Get("X-Amz-Checksum-Algorithm")), strings.ToUpper(h.Get("X-Amz-Checksum-Type"))
+	switch {
+	case algorithm == "" && kind != "":
+		return "", "", refuse(http.StatusBadRequest, "InvalidRequest", "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.")
+	case algorithm == "":
+		return "", "", nil
+	case newDigest(strings.ToLower(algorithm)) == nil:
+		return "", "", errChecksumAlgorithm
+	case kind != "" && kind != "COMPOSITE" && kind != "FULL_OBJECT":
+		return "", "", refuse(http.StatusBadRequest, "InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
+	}
+	crc := strings.HasPrefix(algorithm, "CRC")
+	switch {
+	case kind == "" && algorithm == "CRC64NVME":
+		kind = "FULL_OBJECT"
+	case kind == "":
+		kind = "COMPOSITE"
+	case kind == "FULL_OBJECT" && !crc, kind == "COMPOSITE" && algorithm == "CRC64NVME":
+		return "", "", refuse(http.StatusBadRequest, "InvalidRequest", "The %s checksum type cannot be used with the %s checksum algorithm.", kind, strings.ToLower(algorithm))
+	}
+	return algorithm, kind, nil
+}
+
+var errChecksumAlgorithm = refuse(http.StatusBadRequest, "InvalidRequest", "Checksum algorithm provided is unsupported. Please try again with any of the valid types: [CRC32, CRC32C, CRC64NVME, MD5, SHA1, SHA256, SHA512, XXHASH128, XXHASH3, XXHASH64]")
+
 // checksumOf returns the checksum of one algorithm, if it is promised.
 func checksumOf(h http.Header, algorithm string) (*digest, error) {
 	name := checksumPrefix + algorithm
-	want := h.Get(name)
-	if want == "" && !announced(h, name) {
+	want, given := h.Get(name), len(h.Values(name)) > 0
+	if !given && !announced(h, name) {
 		return nil, nil
 	}
 	if v := h.Get("X-Amz-Sdk-Checksum-Algorithm"); v != "" && !strings.EqualFold(v, algorithm) {
@@ -105,9 +133,9 @@ func checksumOf(h http.Header, algorithm string) (*digest, error) {
 	}
 	state := newDigest(algorithm)
 	if state == nil {
-		return nil, refuse(http.StatusBadRequest, "InvalidRequest", "Checksum algorithm provided is unsupported. Please try again with any of the valid types: [CRC32, CRC32C, CRC64NVME, MD5, SHA1, SHA256, SHA512, XXHASH128, XXHASH3, XXHASH64]")
+		return nil, errChecksumAlgorithm
 	}
-	if raw, err := base64.StdEncoding.DecodeString(want); want != "" && (err != nil || len(raw) != state.Size()) {
+	if raw, err := base64.StdEncoding.DecodeString(want); given && (err != nil || len(raw) != state.Size()) {
 		return nil, refuse(http.StatusBadRequest, "InvalidRequest", "Value for %s header is invalid.", name)
 	}
 	return &digest{name: name, want: want, state: state}, nil
@@ -138,7 +166,8 @@ func (d *digest) check() error {
 		return nil
 	}
 	if d.name == "content-md5" {
-		return refuse(http.StatusBadRequest, "BadDigest", "The Content-MD5 you specified did not match what we received.")
+		return refuse(http.StatusBadRequest, "BadDigest", "The Content-MD5 you specified did not match what we received.").
+			with("CalculatedDigest", base64.StdEncoding.EncodeToString(d.state.Sum(nil))).with("ExpectedDigest", d.want)
 	}
 	return refuse(http.StatusBadRequest, "BadDigest", "The %s you specified did not match the calculated checksum.", strings.ToUpper(strings.TrimPrefix(d.name, checksumPrefix)))
 }

@@ -23,7 +23,7 @@ const (
 )
 
 // errFraming: the aws-chunked framing of a body is not what it should be.
-var errFraming = refuse(http.StatusBadRequest, "InvalidRequest", "The aws-chunked framing of the body is malformed.")
+var errFraming = refuse(http.StatusBadRequest, "IncompleteBody", "The request body terminated unexpectedly").hint("The aws-chunked framing of the body is malformed.")
 
 // errChunkSignature: a chunk was changed on its way.
 var errChunkSignature = refuse(http.StatusForbidden, "SignatureDoesNotMatch", "A chunk signature does not match.")

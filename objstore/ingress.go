@@ -85,9 +85,9 @@ func (in *ingress) finish() error {
 	n, err := io.ReadFull(in.src, more[:])
 	switch {
 	case n > 0:
-		return refuse(http.StatusBadRequest, "InvalidRequest", "The body is longer than announced.")
+		return refuse(http.StatusBadRequest, "IncompleteBody", "You did not provide the number of bytes specified by the Content-Length HTTP header").hint("The body is longer than announced.")
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return refuse(http.StatusBadRequest, "IncompleteBody", "The body ended before its last chunk.")
+		return refuse(http.StatusBadRequest, "IncompleteBody", "The request body terminated unexpectedly").hint("The body ended before its last chunk.")
 	case err != io.EOF:
 		return err
 	}

@@ -40,6 +40,10 @@ type xmlInitiate struct {
 
 // createMultipartUpload answers CreateMultipartUpload.
 func (p *Proxy) createMultipartUpload(ctx context.Context, c *call) error {
+	algorithm, kind, err := uploadChecksum(c.r.Header)
+	if err != nil {
+		return err
+	}
 	a, err := p.sealedAttributes(ctx, c, func(map[string]string) {})
 	if err != nil {
 		return err
@@ -49,10 +53,9 @@ func (p *Proxy) createMultipartUpload(ctx context.Context, c *call) error {
 		return err
 	}
 	h := c.w.header()
-	for _, name := range []string{"X-Amz-Checksum-Algorithm", "X-Amz-Checksum-Type"} {
-		if v := c.r.Header.Get(name); v != "" {
-			h.Set(name, v)
-		}
+	if algorithm != "" {
+		h.Set("X-Amz-Checksum-Algorithm", algorithm)
+		h.Set("X-Amz-Checksum-Type", kind)
 	}
 	return writeXML(c.w, http.StatusOK, xmlInitiate{Bucket: c.bucket.name, Key: c.key, UploadID: id})
 }

@@ -287,7 +287,7 @@ func hidden(key string) bool { return strings.HasPrefix(key, hiddenPrefix) }
 // refusedHeaders carry promises that byokd would break by ignoring them.
 var refusedHeaders = []string{
 	"X-Amz-Write-Offset-Bytes", "X-Amz-Rename-Source", "X-Amz-If-Match-Size", "X-Amz-If-Match-Last-Modified-Time",
-	"X-Amz-Server-Side-Encryption-Context", "X-Amz-If-Match-Initiated-Time",
+	"X-Amz-Server-Side-Encryption-Context",
 }
 
 // refuseHeaders refuses what cannot be kept.

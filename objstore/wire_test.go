@@ -302,7 +302,7 @@ func TestWrongBodies(t *testing.T) {
 		"hash":        {strings.Repeat("0", 64), "XAmzContentSHA256Mismatch", func(*http.Request) {}},
 		"length":      {"UNSIGNED-PAYLOAD", "MissingContentLength", func(r *http.Request) { r.ContentLength = -1 }},
 		"invalid md5": {"UNSIGNED-PAYLOAD", "InvalidDigest", func(r *http.Request) { r.Header.Set("Content-Md5", "x") }},
-		"no framing":  {"STREAMING-UNSIGNED-PAYLOAD-TRAILER", "InvalidRequest", func(r *http.Request) { r.Header.Set("X-Amz-Decoded-Content-Length", "5") }},
+		"no framing":  {"STREAMING-UNSIGNED-PAYLOAD-TRAILER", "IncompleteBody", func(r *http.Request) { r.Header.Set("X-Amz-Decoded-Content-Length", "5") }},
 		"no length":   {"STREAMING-UNSIGNED-PAYLOAD-TRAILER", "MissingContentLength", func(*http.Request) {}},
 		"xxhash":      {"UNSIGNED-PAYLOAD", "InvalidRequest", func(r *http.Request) { r.Header.Set("X-Amz-Checksum-Xxhash64", "AAAA") }},
 		"too large":   {"UNSIGNED-PAYLOAD", "EntityTooLarge", func(r *http.Request) { r.ContentLength = 5<<30 + 1 }},
