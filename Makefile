@@ -48,7 +48,7 @@ fuzz: ## fuzz every decoder for FUZZTIME (30s) each
 	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 	    echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; done; done
 
-bench: build ## compare with raw ext4, go-fuse's loopback and gocryptfs: a table, in minutes
+bench: build ## compare with raw ext4, loopback, gocryptfs; S3 with the direct way and rclone crypt: tables, in minutes
 	$(GO) run ./bench $(BENCH)
 
 micro: ## run the Go benchmarks with their allocation counts

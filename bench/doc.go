@@ -9,6 +9,11 @@
 // means that the kernel dropped every page, name and inode before, of the lower
 // filesystem too. It prints figures and asserts nothing.
 //
+// A second part compares the S3 proxy with the way straight to the same upstream
+// (devcloud), and with rclone's crypt remote served over S3 where an rclone is
+// installed that can (1.65 or newer). It needs no root.
+//
 //	make bench
+//	go run ./bench -parts s3
 //	go run ./bench -rounds 5 -loads 'append|msync' -peers raw,byokd
 package main

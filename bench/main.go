@@ -9,12 +9,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -36,7 +34,8 @@ type options struct {
 	rounds int
 	loads  *regexp.Regexp
 	peers  []string
-	keep   bool // do not stop: for a profiler
+	parts  []string // of the comparison: fs, s3
+	keep   bool     // do not stop: for a profiler
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -44,12 +43,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		switch args[0] {
 		case "load": // a child of ours
 			return runLoad(args[1], args[2], stdout)
+		case "s3load":
+			return runS3Load(ctx, args[1:], stdout)
 		case "loopback":
 			return serveLoopback(args[1], args[2])
 		}
 	}
 	var o options
-	var loads, peers string
+	var loads, peers, parts string
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.StringVar(&o.dir, "dir", "", "directory for all data; its filesystem is the raw peer (default: a new one in TMPDIR)")
@@ -57,6 +58,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.IntVar(&o.rounds, "rounds", 3, "interleaved rounds")
 	flags.StringVar(&loads, "loads", ".", "regular expression of the loads to run")
 	flags.StringVar(&peers, "peers", "raw,byokd,loopback,gocryptfs", "peers; what is not installed is left out")
+	flags.StringVar(&parts, "parts", "fs,s3", "parts of the comparison: the filesystem, the S3 proxy")
 	flags.BoolVar(&o.keep, "keep", false, "leave the mounts up until Ctrl-C")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -65,8 +67,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if o.loads, err = regexp.Compile(loads); err != nil {
 		return err
 	}
-	o.peers = strings.Split(peers, ",")
-	if os.Geteuid() != 0 {
+	o.peers, o.parts = strings.Split(peers, ","), strings.Split(parts, ",")
+	if os.Geteuid() != 0 && slices.Contains(o.parts, "fs") {
 		return errors.New("mounting and dropping caches need root")
 	}
 	return compare(ctx, o, stdout, stderr)
@@ -80,6 +82,22 @@ func compare(ctx context.Context, o options, stdout, stderr io.Writer) (err erro
 		}
 		defer os.RemoveAll(o.dir)
 	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	describe(stdout, o)
+	if slices.Contains(o.parts, "fs") {
+		err = compareFS(ctx, o, self, stdout, stderr)
+	}
+	if err == nil && slices.Contains(o.parts, "s3") && ctx.Err() == nil {
+		err = compareS3(ctx, o, self, stdout, stderr)
+	}
+	return err
+}
+
+// compareFS measures the filesystem's section and prints its table.
+func compareFS(ctx context.Context, o options, self string, stdout, stderr io.Writer) (err error) {
 	peers, err := startPeers(ctx, o, stderr)
 	defer func() {
 		for _, p := range slices.Backward(peers) {
@@ -89,18 +107,17 @@ func compare(ctx context.Context, o options, stdout, stderr io.Writer) (err erro
 	if err != nil {
 		return err
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
 	r := results{}
 	err = measureAll(ctx, o, self, peers, r, stderr)
 	if err != nil && ctx.Err() == nil {
 		return err
 	}
 	fmt.Fprintf(stderr, "\r%-60s\r", "")
-	describe(stdout, o) // also what there is when it was interrupted
-	r.print(stdout, peers)
+	names := make([]string, len(peers))
+	for i, p := range peers {
+		names[i] = p.name
+	}
+	r.print(stdout, loads, names) // also what there is when it was interrupted
 	if o.keep && err == nil {
 		fmt.Fprintln(stderr, "mounts are up under", o.dir, "until Ctrl-C")
 		<-ctx.Done()
@@ -134,13 +151,7 @@ func measure(ctx context.Context, self string, l load, p peer) (float64, error) 
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return 0, err
 	}
-	cmd := exec.CommandContext(ctx, self, "load", l.name, dir)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return 0, err
-	}
-	return strconv.ParseFloat(strings.TrimSpace(string(out)), 64)
+	return measureChild(ctx, self, "load", l.name, dir)
 }
 
 // describe says on what the figures were measured.

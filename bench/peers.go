@@ -111,8 +111,25 @@ func startByokd(ctx context.Context, o options, p *peer) error {
 	if err := p.launch(nil, filepath.Join(o.bin, "devcloud"), "serve", "--dir", o.dir+"/devcloud", "--listen", cloud, "--setup"); err != nil {
 		return err
 	}
-	control := kmstest.Control{Endpoint: "http://" + cloud}
-	var arn string
+	arn, err := awaitKey(ctx, "http://"+cloud)
+	if err != nil {
+		return err
+	}
+	config := fmt.Sprintf("cluster: {id: bench, region: %s}\nkeys:\n  primary: {arn: %q, endpoint: %q}\nvolume: {role: orchestration, lower: %q, mount: %q}\nadmin: {listen: %s}\nlog: {level: warn}\n",
+		kmstest.DefaultRegion, arn, "http://"+cloud, lower, p.dir, admin)
+	file := o.dir + "/byokd.yaml"
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		return err
+	}
+	if err := p.launch(tenantEnvironment(), filepath.Join(o.bin, "byokd"), "run", "--config", file); err != nil {
+		return err
+	}
+	return p.awaitMount()
+}
+
+// awaitKey waits for devcloud's key and returns its ARN.
+func awaitKey(ctx context.Context, cloud string) (arn string, err error) {
+	control := kmstest.Control{Endpoint: cloud}
 	err = await(func() bool {
 		status, err := control.Status(ctx)
 		if err != nil || len(status.Keys) == 0 {
@@ -122,20 +139,15 @@ func startByokd(ctx context.Context, o options, p *peer) error {
 		return true
 	})
 	if err != nil {
-		return fmt.Errorf("devcloud: %w", err)
+		return "", fmt.Errorf("devcloud: %w", err)
 	}
-	config := fmt.Sprintf("cluster: {id: bench, region: %s}\nkeys:\n  primary: {arn: %q, endpoint: %q}\nvolume: {role: orchestration, lower: %q, mount: %q}\nadmin: {listen: %s}\nlog: {level: warn}\n",
-		kmstest.DefaultRegion, arn, control.Endpoint, lower, p.dir, admin)
-	file := o.dir + "/byokd.yaml"
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
-		return err
-	}
-	env := append(os.Environ(), "AWS_REGION="+kmstest.DefaultRegion, "AWS_EC2_METADATA_DISABLED=true",
+	return arn, nil
+}
+
+// tenantEnvironment is what byokd needs to be let in at devcloud.
+func tenantEnvironment() []string {
+	return append(os.Environ(), "AWS_REGION="+kmstest.DefaultRegion, "AWS_EC2_METADATA_DISABLED=true",
 		"AWS_ACCESS_KEY_ID="+kmstest.TenantAccessKey, "AWS_SECRET_ACCESS_KEY="+kmstest.TenantSecret)
-	if err := p.launch(env, filepath.Join(o.bin, "byokd"), "run", "--config", file); err != nil {
-		return err
-	}
-	return p.awaitMount()
 }
 
 // lower makes the directory that a mount's files lie in.

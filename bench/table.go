@@ -37,14 +37,11 @@ func (r results) spread(load, peer string) float64 {
 
 // print writes the table: rates, and byokd's in parts of each other's. ▼ marks a
 // ratio below its goal.
-func (r results) print(w io.Writer, peers []peer) {
-	header := []string{"load", "unit"}
-	for _, p := range peers {
-		header = append(header, p.name)
-	}
-	others := slices.DeleteFunc(slices.Clone(peers), func(p peer) bool { return p.name == subject })
+func (r results) print(w io.Writer, loads []load, peers []string) {
+	header := append([]string{"load", "unit"}, peers...)
+	others := slices.DeleteFunc(slices.Clone(peers), func(p string) bool { return p == subject })
 	for _, p := range others {
-		header = append(header, "÷ "+p.name)
+		header = append(header, "÷ "+p)
 	}
 	header = append(header, "± "+subject)
 	rows := [][]string{header, nil}
@@ -58,12 +55,12 @@ func (r results) print(w io.Writer, peers []peer) {
 		}
 		row := []string{l.name, l.unit}
 		for _, p := range peers {
-			rate, _ := r.median(l.name, p.name)
+			rate, _ := r.median(l.name, p)
 			row = append(row, figures(rate))
 		}
 		for _, p := range others {
-			rate, _ := r.median(l.name, p.name)
-			row = append(row, ratio(ours, rate, l.goals[p.name]))
+			rate, _ := r.median(l.name, p)
+			row = append(row, ratio(ours, rate, l.goals[p]))
 		}
 		rows = append(rows, append(row, fmt.Sprintf("%.0f %%", 100*r.spread(l.name, subject))))
 	}

@@ -1,8 +1,63 @@
 package objstore
 
-import "time"
+import (
+	"context"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/byokd/byokd/internal/seal"
+)
 
 // Shrink makes the sizes and times small that tests could not reach otherwise.
 func (p *Proxy) Shrink(upstreamPut, part int64, keepAlive time.Duration) {
 	p.limits = limits{upstreamPut: upstreamPut, upstreamPart: part, keepAlive: keepAlive}
+}
+
+// alone is a source whose bytes may become an object.
+type alone struct{ io.Reader }
+
+func (alone) finish() error { return nil }
+
+// SealTo writes the sealed form of n bytes of src, for benchmarks.
+func (p *Proxy) SealTo(ctx context.Context, w io.Writer, bucket string, src io.Reader, n int64) error {
+	s, err := p.newSealing(ctx, &call{bucket: p.buckets[bucket]}, alone{src}, n, seal.ObjectID{}, 0)
+	if err != nil {
+		return err
+	}
+	defer s.release()
+	_, err = io.Copy(w, struct{ io.Reader }{s})
+	return err
+}
+
+// OpenTo writes the plain form of an object, for benchmarks.
+func (p *Proxy) OpenTo(ctx context.Context, w io.Writer, bucket, key string) error {
+	b := p.buckets[bucket]
+	obj, err := b.Upstream.Get(ctx, GetRequest{Ref: Ref{Key: key}})
+	if err != nil {
+		return err
+	}
+	o, err := p.openWhole(ctx, &call{bucket: b}, Ref{Key: key}, obj)
+	if err != nil {
+		return err
+	}
+	defer o.close()
+	_, err = io.Copy(w, struct{ io.Reader }{&plainReader{ctx: ctx, o: o}})
+	return err
+}
+
+// Authenticate verifies the signature of a request, for benchmarks.
+func (p *Proxy) Authenticate(r *http.Request) error {
+	_, err := p.authenticate(r)
+	return err
+}
+
+// Unchunk takes the aws-chunked framing off the body of a signed request and
+// verifies it, for benchmarks.
+func (p *Proxy) Unchunk(w io.Writer, r *http.Request) (int64, error) {
+	g, err := p.authenticate(r)
+	if err != nil {
+		return 0, err
+	}
+	return io.Copy(w, struct{ io.Reader }{newChunkReader(r.Body, g)})
 }
