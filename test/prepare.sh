@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests use beside Go: FUSE, real databases and real S3 clients. Idempotent; does nothing
+# Installs what the tests use beside Go: FUSE, lower filesystems, real databases and real S3 clients. Idempotent; does nothing
 # when all is there. It never fails: tests whose tool is missing are skipped, or fail where BYOKD_REQUIRE
 # names them.
 set -euo pipefail
@@ -14,6 +14,8 @@ need() { # need PACKAGE COMMAND...: PACKAGE is missing unless COMMAND succeeds
 postgres() { command -v pg_ctl || ls /usr/lib/postgresql/*/bin/pg_ctl; }
 
 need fuse3 command -v fusermount3
+need e2fsprogs command -v mkfs.ext4
+need xfsprogs command -v mkfs.xfs
 need sqlite3 command -v sqlite3
 need postgresql postgres
 need rocksdb-tools command -v db_bench
