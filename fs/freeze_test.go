@@ -28,7 +28,7 @@ func writePattern(t testing.TB, path string, size int) []byte {
 }
 
 // ofOtherTests are victims that do more than one call.
-var ofOtherTests = []string{"read-forever", "write-gigabyte", "make-open", "differential", "semantics", "append-lines", "try-locks", "fill", "fill-verify"}
+var ofOtherTests = []string{"read-forever", "write-gigabyte", "make-open", "differential", "semantics", "append-lines", "try-locks", "fill", "fill-verify", "make-sparse"}
 
 func operations() []string {
 	ops := make([]string, 0, len(victimOps))
