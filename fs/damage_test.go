@@ -416,6 +416,11 @@ func TestFailureTold(t *testing.T) {
 }
 
 func TestErrnoOf(t *testing.T) {
+	for err, want := range map[error]bool{unix.ENOSPC: true, fmt.Errorf("x: %w", unix.EDQUOT): true, unix.EIO: false, nil: false} {
+		if diskFull(err) != want {
+			t.Errorf("%v means a full disk: %v", err, !want)
+		}
+	}
 	for err, want := range map[error]syscall.Errno{
 		nil:                                    0,
 		unix.ENOSPC:                            unix.ENOSPC,

@@ -28,7 +28,7 @@ func writePattern(t testing.TB, path string, size int) []byte {
 }
 
 // ofOtherTests are victims that do more than one call.
-var ofOtherTests = []string{"read-forever", "write-gigabyte", "make-open", "differential", "semantics", "append-lines", "try-locks", "fill", "fill-verify", "make-sparse"}
+var ofOtherTests = []string{"read-forever", "write-gigabyte", "make-open", "differential", "semantics", "append-lines", "try-locks", "fill", "fill-verify", "make-sparse", "failing-sync"}
 
 func operations() []string {
 	ops := make([]string, 0, len(victimOps))
