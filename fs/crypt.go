@@ -36,20 +36,69 @@ const (
 	sealOne // src is the whole of one block
 )
 
-// crypt runs a job with the keys of the call's pass.
+// crypt runs a job with the keys of the call's pass, a large one on two cores
+// where one is free.
 func (c *call) crypt(n *node, j job) error {
-	c.job, c.jobFile = j, n.fileID
-	seal.Do(c.runJob) // a method value bound once: a closure here would allocate for each request
-	c.edges = [2]edge{c.job.head, c.job.tail}
-	c.job.dst, c.job.src = nil, nil
-	if c.job.err != nil {
-		c.fs.damaged(n, c.job.bad, c.job.err)
+	c.job, c.other, c.jobFile = j, job{}, n.fileID
+	if busy := c.fs.crypting.Add(1); int(busy) <= c.fs.cores/2 && c.split() {
+		c.both.Add(1)
+		go c.beside()
 	}
-	return c.job.err
+	seal.Do(c.runJob) // a method value bound once: a closure here would allocate for each request
+	c.both.Wait()
+	c.fs.crypting.Add(-1)
+	c.edges = [2]edge{c.job.head, c.job.tail}
+	if c.other.sealed != nil {
+		c.edges[1] = c.other.tail
+	}
+	err, bad := c.job.err, c.job.bad
+	if err == nil {
+		err, bad = c.other.err, c.other.bad
+	}
+	if err != nil {
+		clear(c.job.dst)
+		clear(c.other.dst)
+		c.fs.damaged(n, bad, err)
+	}
+	c.job.dst, c.job.src, c.other = nil, nil, job{}
+	return err
 }
 
-func (c *call) run() {
+// splitBlocks is how many blocks, about 70 µs of work, are worth waking another
+// core for.
+const splitBlocks = 64
+
+// split gives half of a large job to c.other, and reports whether it did.
+func (c *call) split() bool {
 	j := &c.job
+	blocks := int64(len(j.sealed)) / block
+	if blocks < splitBlocks || j.kind != openRange && j.kind != sealRange || j.ahead.from < j.ahead.to {
+		return false
+	}
+	half := j.index + blocks/2
+	at := seal.BlockStart(half) - seal.BlockStart(j.index) - int64(j.skip)
+	o := job{kind: j.kind, sealed: j.sealed[blocks/2*block:], index: half, tail: j.tail}
+	if j.kind == openRange {
+		o.dst, j.dst = j.dst[at:], j.dst[:at:at]
+	} else {
+		o.src, j.src, j.tail = j.src[at:], j.src[:at:at], edge{}
+	}
+	j.sealed = j.sealed[:blocks/2*block]
+	c.other = o
+	return true
+}
+
+func (c *call) run() { c.do(&c.job, &c.opened) }
+
+// runBeside runs the other half, in a goroutine of its own.
+func (c *call) runBeside() {
+	defer c.both.Done()
+	seal.Do(c.runOther)
+}
+
+func (c *call) runOtherHalf() { c.do(&c.other, &c.openedBeside) }
+
+func (c *call) do(j *job, scratch *[seal.BlockPayload]byte) {
 	root := c.pass.Keys().Root(c.fs.header.Volume)
 	cipher, err := root.File(c.jobFile)
 	if err != nil {
@@ -58,7 +107,7 @@ func (c *call) run() {
 	}
 	switch j.kind {
 	case openRange:
-		j.open(cipher, &c.opened)
+		j.open(cipher, scratch)
 	case openOne:
 		j.n, j.err = cipher.OpenBlock(j.dst, uint64(j.index), j.sealed)
 		j.bad = j.index

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -70,6 +71,8 @@ type Filesystem struct {
 	reserve    *reserve
 	refilling  atomic.Bool // refill is at work
 	hot        hotBlocks
+	crypting   atomic.Int32   // calls that seal or open
+	cores      int            // that may do so
 	background sync.WaitGroup // syncs of our own
 	stable     bool           // pages under writeback do not change below
 	track      bool           // clean pages may be told from dirty ones, see dirty.go
@@ -138,7 +141,7 @@ func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options) (*Fil
 	f := &Filesystem{
 		guard: g, lower: lower, header: header, form: form, generation: header.Generation, options: o, log: o.Logger,
 		root: root, nodes: newNodeTable(newLowerIDs(root), root), handles: newHandleTable(), turns: newTurns(),
-		stable: stablePages(&st), track: tracksBlocks(root), privileged: unix.Geteuid() == 0, umask: processUmask(),
+		stable: stablePages(&st), track: tracksBlocks(root), cores: runtime.GOMAXPROCS(0), privileged: unix.Geteuid() == 0, umask: processUmask(),
 	}
 	if f.log == nil {
 		f.log = zap.NewNop()

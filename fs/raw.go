@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"sync"
 	"time"
 	"unsafe"
 
@@ -38,14 +39,18 @@ type call struct {
 	ahead   ahead
 	job     job
 	jobFile seal.FileID
-	runJob  func() // run, bound once
+	other   job            // half of job, where it was split
+	both    sync.WaitGroup // until other is done
+
+	openedBeside             [seal.BlockPayload]byte
+	runJob, runOther, beside func() // run, runOtherHalf and runBeside, bound once
 }
 
 func (c *call) init(f *Filesystem, scratch []byte) {
 	c.RawFileSystem = fuse.NewDefaultRawFileSystem()
 	c.fs = f
 	c.sealed, c.block = scratch[:scratchSize:scratchSize], scratch[scratchSize:][:block:block]
-	c.runJob = c.run
+	c.runJob, c.runOther, c.beside = c.run, c.runOtherHalf, c.runBeside
 }
 
 func (c *call) begin(header *fuse.InHeader) { c.header = *header }
@@ -90,6 +95,7 @@ func (c *call) wipe() {
 	clear(c.head[:])
 	clear(c.plain[:])
 	clear(c.opened[:])
+	clear(c.openedBeside[:])
 }
 
 func (c *call) name() string { return ruleOf(c.header.Opcode).name }
