@@ -3,10 +3,7 @@
 package test
 
 import (
-	"bytes"
-	"encoding/json"
 	"net/http"
-	"os"
 	"strings"
 	"time"
 
@@ -25,16 +22,8 @@ func (s *stack) awaitErased() time.Time {
 		r, ok := s.report()
 		return ok && r.Keys[0].Erased
 	})
-	text, err := os.ReadFile(s.dir + "/audit.jsonl")
-	if err != nil {
-		s.t.Fatal(err)
-	}
 	var erased time.Time
-	for line := range bytes.Lines(text) {
-		var record keyguard.AuditRecord
-		if err := json.Unmarshal(line, &record); err != nil {
-			s.t.Fatalf("audit: %v in %s", err, line)
-		}
+	for _, record := range s.auditRecords() {
 		if record.Event == keyguard.AuditErase {
 			erased = record.Time
 		}

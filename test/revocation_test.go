@@ -399,6 +399,7 @@ func (s *stack) finish(l load) {
 	s.verifyObjects(l.clients)
 	s.stopDaemon()
 	s.assertSealed()
+	s.assertAuditJoins()
 	s.startDaemon()
 	s.awaitState(metrics.StateReady)
 	s.once(task{Role: "verify", Claims: told})

@@ -105,6 +105,7 @@ type stack struct {
 	arn     string
 	canary  string // in every plain byte string that the test writes
 	cache   string // of the volume
+	prepare func() // once devcloud runs, before byokd is configured
 	control kmstest.Control
 	kms     *kms.Client // as the administrator
 	daemon  *process    // byokd, while it runs
@@ -149,6 +150,9 @@ func newStack(t *testing.T, program func() (string, error), options ...option) *
 	s.kms = kms.New(kms.Options{Region: kmstest.DefaultRegion, BaseEndpoint: aws.String(s.cloud), HTTPClient: awshttp.NewBuildableClient(),
 		Credentials: credentials.NewStaticCredentialsProvider(kmstest.AdminAccessKey, kmstest.AdminSecret, "")})
 	s.startCloud()
+	if s.prepare != nil {
+		s.prepare()
+	}
 	s.configure()
 	s.startDaemon()
 	s.awaitState(metrics.StateReady)

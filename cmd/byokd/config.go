@@ -122,6 +122,9 @@ type CredentialsConfig struct {
 type BucketConfig struct {
 	// Where the sealed objects are kept.
 	Upstream UpstreamConfig `yaml:"upstream"`
+	// For a copy of a bucket (S3 replication into another region): the name of the bucket that its objects
+	// were sealed in, which is part of their encryption context. Left out, upstream.bucket.
+	SealedAs string `yaml:"sealedAs"`
 	// Which of the keys protects the bucket. May be left out when there is one key only.
 	Key string `yaml:"key"`
 	// What the bucket holds: documents, backups or another short name, shown on the status page. Left

@@ -95,7 +95,11 @@ func (k *keySource) bucket(name string) (BucketConfig, error) {
 
 // bucketBinding is the encryption context of a bucket's data keys.
 func bucketBinding(cfg Config, b BucketConfig) keyguard.Binding {
-	return keyguard.Binding{Cluster: cfg.Cluster.ID, Resource: "bucket/" + b.Upstream.Bucket, Tenant: cfg.Cluster.Tenant}
+	name := b.Upstream.Bucket
+	if b.SealedAs != "" {
+		name = b.SealedAs
+	}
+	return keyguard.Binding{Cluster: cfg.Cluster.ID, Resource: "bucket/" + name, Tenant: cfg.Cluster.Tenant}
 }
 
 // adopt reads a keyring, which may be missing (nil), and settles the encryption context. A keyring that is
