@@ -208,29 +208,3 @@ func (j *job) sealWhole(cipher seal.FileCipher, from, to int64) {
 
 // roomBefore is what SealBlocks asks for before the first block.
 const roomBefore = 2
-
-// seal lays the new bytes of an edge over what was there and seals it into its
-// place.
-func (e *edge) seal(cipher seal.FileCipher, index int64, place []byte) error {
-	payload := seal.PayloadOf(index)
-	if e.open {
-		switch {
-		case !seal.IsHole(place):
-			n, err := cipher.OpenBlock(e.plain, uint64(index), place)
-			if err != nil {
-				return err
-			}
-			e.n = n
-		case e.full:
-			e.n = payload
-			clear(e.plain)
-		default:
-			e.n = 0
-		}
-	}
-	clear(e.plain[e.n:])
-	copy(e.plain[e.at:], e.data)
-	e.n = max(e.n, e.at+len(e.data))
-	cipher.SealBlock(place, uint64(index), e.plain[:e.n])
-	return nil
-}
