@@ -35,6 +35,7 @@ type options struct {
 	loads  *regexp.Regexp
 	peers  []string
 	parts  []string // of the comparison: fs, s3
+	large  int64    // GiB of an object whose transfer is watched, 0 for none
 	keep   bool     // do not stop: for a profiler
 }
 
@@ -59,6 +60,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.StringVar(&loads, "loads", ".", "regular expression of the loads to run")
 	flags.StringVar(&peers, "peers", "raw,byokd,loopback,gocryptfs", "peers; what is not installed is left out")
 	flags.StringVar(&parts, "parts", "fs,s3", "parts of the comparison: the filesystem, the S3 proxy")
+	flags.Int64Var(&o.large, "large", 0, "put and get an object of so many GiB first, and tell how much memory byokd took (5 at most)")
 	flags.BoolVar(&o.keep, "keep", false, "leave the mounts up until Ctrl-C")
 	if err := flags.Parse(args); err != nil {
 		return err

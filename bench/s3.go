@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -174,6 +175,12 @@ func compareS3(ctx context.Context, o options, self string, stdout, stderr io.Wr
 	if err != nil {
 		return err
 	}
+	ours := peers[slices.IndexFunc(peers, func(p *s3Peer) bool { return p.name == subject })]
+	if o.large > 0 {
+		if err := ours.transferLarge(ctx, o.large<<30, stdout); err != nil {
+			return err
+		}
+	}
 	r := results{}
 	var rows []load
 	for round := range o.rounds {
@@ -206,7 +213,82 @@ func compareS3(ctx context.Context, o options, self string, stdout, stderr io.Wr
 		names[i] = p.name
 	}
 	r.print(stdout, rows, names)
-	return nil
+	peak, err := ours.peakMemory()
+	fmt.Fprintf(stdout, "byokd's memory at its peak: %s\n", peak)
+	return err
+}
+
+// transferLarge puts and gets one object, and tells byokd's memory before and after.
+func (p *s3Peer) transferLarge(ctx context.Context, size int64, stdout io.Writer) error {
+	client := s3.New(s3.Options{BaseEndpoint: &p.endpoint, UsePathStyle: true, Region: kmstest.DefaultRegion, Credentials: credentials.NewStaticCredentialsProvider(p.id, p.secret, "")})
+	key := aws.String("bench/large")
+	before, err := p.peakMemory()
+	if err != nil {
+		return err
+	}
+	link, err := s3.NewPresignClient(client).PresignPutObject(ctx, &s3.PutObjectInput{Bucket: &p.bucket, Key: key}, func(o *s3.PresignOptions) { o.Expires = time.Hour })
+	if err != nil {
+		return err
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPut, link.URL, io.LimitReader(zeros{}, size))
+	if err != nil {
+		return err
+	}
+	request.ContentLength = size
+	began := time.Now()
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return fmt.Errorf("PUT of %d bytes: %s", size, answer.Status)
+	}
+	put := time.Since(began)
+	afterPut, err := p.peakMemory()
+	if err != nil {
+		return err
+	}
+	began = time.Now()
+	out, err := client.GetObject(ctx, &s3.GetObjectInput{Bucket: &p.bucket, Key: key})
+	if err != nil {
+		return err
+	}
+	defer out.Body.Close()
+	if n, err := io.Copy(io.Discard, out.Body); err != nil || n != size {
+		return fmt.Errorf("GET of %d bytes: %d, %w", size, n, err)
+	}
+	got := time.Since(began)
+	afterGet, err := p.peakMemory()
+	if err != nil {
+		return err
+	}
+	mib := float64(size) / (1 << 20)
+	fmt.Fprintf(stdout, "one object of %.0f MiB: PUT %.0f MiB/s, GET %.0f MiB/s; byokd's memory at its peak: %s before, %s after the PUT, %s after the GET\n",
+		mib, mib/put.Seconds(), mib/got.Seconds(), before, afterPut, afterGet)
+	_, err = client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &p.bucket, Key: key})
+	return err
+}
+
+// zeros is an endless body that costs nothing.
+type zeros struct{}
+
+// Read implements io.Reader.
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+// peakMemory is the most that the peer's process has had in memory so far.
+func (p *s3Peer) peakMemory() (string, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.server[0].Process.Pid))
+	if err != nil {
+		return "", err
+	}
+	_, rest, _ := strings.Cut(string(text), "VmHWM:")
+	line, _, _ := strings.Cut(rest, "\n")
+	kib, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(line), " kB"), 64)
+	return fmt.Sprintf("%.1f MiB", kib/1024), err
 }
 
 // startS3Peers starts the upstream and what stands before it.
