@@ -48,7 +48,9 @@ func TestDocumentedCommandsExist(t *testing.T) {
 			args, _, _ := strings.Cut(strings.TrimRight(m[1], "\\"), "#")
 			args, _, _ = strings.Cut(args, ">")
 			found++
-			cmd, rest, err := newCommand(nil).Find(strings.Fields(args))
+			root := newCommand(nil)
+			root.InitDefaultCompletionCmd()
+			cmd, rest, err := root.Find(strings.Fields(args))
 			if err == nil && cmd.HasParent() {
 				err = cmd.ParseFlags(rest)
 			}

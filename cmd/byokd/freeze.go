@@ -134,6 +134,9 @@ const (
 
 func outputFlag(cmd *cobra.Command, output *string) {
 	cmd.Flags().StringVarP(output, "output", "o", outputTable, "table or json")
+	if err := cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]cobra.Completion{outputTable, outputJSON}, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // the flag was just made
+	}
 }
 
 func checkOutput(output string) error {

@@ -71,6 +71,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
+	root.InitDefaultCompletionCmd() // byokd completion bash|zsh|fish|powershell; it keeps the output that is set now
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return exitOK
@@ -111,7 +112,6 @@ func newCommand(environ []string) *cobra.Command {
 		newVersionCommand(),
 		newSentinelCommand(),
 	)
-	root.InitDefaultCompletionCmd() // byokd completion bash|zsh|fish|powershell
 	return root
 }
 

@@ -143,6 +143,20 @@ func TestOperatorFreezeAndThaw(t *testing.T) {
 	}
 }
 
+func TestCompletion(t *testing.T) {
+	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
+		if code, out, errs := byokd(t, nil, "completion", shell); code != exitOK || !strings.Contains(out, "byokd") {
+			t.Errorf("%s: %d %s", shell, code, errs)
+		}
+	}
+	if code, out, _ := byokd(t, nil, "__complete", "key", ""); code != exitOK || !strings.Contains(out, "rewrap") || !strings.Contains(out, "policy") {
+		t.Errorf("%d %s", code, out)
+	}
+	if code, out, _ := byokd(t, nil, "__complete", "preflight", "-o", ""); code != exitOK || !strings.Contains(out, "json") {
+		t.Errorf("%d %s", code, out)
+	}
+}
+
 // A byokd that is killed while frozen on request stays frozen when it is started anew.
 func TestOperatorFreezeOutlivesAKill(t *testing.T) {
 	needMounts(t)

@@ -208,7 +208,7 @@ func (g checkGroups) tell(out io.Writer, output string) error {
 
 func (g checkGroups) table(out io.Writer, failed, warned int) error {
 	for _, group := range g {
-		fmt.Fprintf(out, "%s  %s\n", strings.ToUpper(group.Name), group.About)
+		fmt.Fprintln(out, strings.TrimRight(strings.ToUpper(group.Name)+"  "+group.About, " "))
 		w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 		for _, c := range group.Checks {
 			fmt.Fprintf(w, "  %s\t%s\t%s\n", c.Result, c.Name, c.Detail)
@@ -228,10 +228,10 @@ func (g checkGroups) table(out io.Writer, failed, warned int) error {
 	}
 	verdict := "Everything that is required passes."
 	if failed > 0 {
-		verdict = fmt.Sprintf("%d checks failed.", failed)
+		verdict = "Failures: " + fmt.Sprint(failed) + "."
 	}
 	if warned > 0 {
-		verdict += fmt.Sprintf(" %d warnings.", warned)
+		verdict += fmt.Sprintf(" Warnings: %d.", warned)
 	}
 	_, err := fmt.Fprintf(out, "\n%s\n", verdict)
 	return err

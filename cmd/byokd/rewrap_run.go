@@ -76,45 +76,30 @@ type rewrapJob struct {
 	from string
 }
 
-// rewrapCall bounds one call of KMS, which answers in some 10 ms: without it, a KMS that hangs would hang the
-// command, or a request to a running byokd, for good.
-const rewrapCall = 10 * time.Second
-
-// boundedKMS is a key whose calls end.
-type boundedKMS struct{ *awskms.Client }
-
-func (k *boundedKMS) GenerateProbe(ctx context.Context, b keyguard.Binding) ([]byte, keyguard.Receipt, error) {
-	ctx, cancel := context.WithTimeout(ctx, rewrapCall)
-	defer cancel()
-	return k.Client.GenerateProbe(ctx, b)
-}
-
-func (k *boundedKMS) Probe(ctx context.Context, ciphertext []byte, b keyguard.Binding) (keyguard.Receipt, error) {
-	ctx, cancel := context.WithTimeout(ctx, rewrapCall)
-	defer cancel()
-	return k.Client.Probe(ctx, ciphertext, b)
-}
-
-func (k *boundedKMS) GenerateDataKey(ctx context.Context, b keyguard.Binding, use func([]byte) error) ([]byte, keyguard.Receipt, error) {
-	ctx, cancel := context.WithTimeout(ctx, rewrapCall)
-	defer cancel()
-	return k.Client.GenerateDataKey(ctx, b, use)
-}
-
-func (k *boundedKMS) Unwrap(ctx context.Context, wrapped []byte, b keyguard.Binding, use func([]byte) error) (keyguard.Receipt, error) {
-	ctx, cancel := context.WithTimeout(ctx, rewrapCall)
-	defer cancel()
-	return k.Client.Unwrap(ctx, wrapped, b, use)
-}
-
-func (k *boundedKMS) Describe(ctx context.Context) (keyguard.Description, error) {
-	ctx, cancel := context.WithTimeout(ctx, rewrapCall)
-	defer cancel()
-	return k.Client.Describe(ctx)
-}
-
 // run does what was asked for. The report is also there beside an error.
 func (j *rewrapJob) run(ctx context.Context) (*rewrapReport, error) {
+	report, err := j.move(ctx)
+	return report, j.explain(err)
+}
+
+// explain adds what to do about a refusal of KMS, for the key that it is about.
+func (j *rewrapJob) explain(err error) error {
+	var k *keyguard.KMSError
+	if !errors.As(err, &k) {
+		return err
+	}
+	s := keyguard.Status{KeyARN: j.request.To, Key: k.State, Reason: k.Reason, MissingAction: k.Action, Principal: k.Principal}
+	if j.from != "" && strings.Contains(k.Error(), j.from) {
+		s.KeyARN = j.from
+	}
+	if step := s.NextStep(); step != "" {
+		return fmt.Errorf("%w\nNext step: %s", err, step)
+	}
+	return err
+}
+
+// move does the work of run.
+func (j *rewrapJob) move(ctx context.Context) (*rewrapReport, error) {
 	if err := j.resolve(ctx); err != nil {
 		return nil, err
 	}

@@ -213,6 +213,20 @@ func TestRewrapOffline(t *testing.T) {
 	if _, errs := s.rewrap(t, exitMisconfigured, "--to", disabled, "--key", "primary"); !strings.Contains(errs, "is Disabled") {
 		t.Errorf("a disabled key: %s", errs)
 	}
+	for state, away := range map[string][2]func(string) error{
+		"enable-key":     {s.kms.Disable, s.kms.Enable},
+		"put-key-policy": {func(arn string) error { return s.kms.Deny(arn, "*", "") }, func(arn string) error { return s.kms.Allow(arn, "*", "") }},
+	} {
+		if err := away[0](s.first); err != nil {
+			t.Fatal(err)
+		}
+		if _, errs := s.rewrap(t, exitFailure, "--to", s.second); !strings.Contains(errs, "Next step: ") || !strings.Contains(errs, state+" --key-id "+s.first) {
+			t.Errorf("the old key is away: %s", errs)
+		}
+		if err := away[1](s.first); err != nil {
+			t.Fatal(err)
+		}
+	}
 	report, _ := s.rewrap(t, exitOK, "--to", s.second, "--finish")
 	if !report.Finished || report.From != s.first || report.Volume.Generation != 3 {
 		t.Errorf("%+v", report)
