@@ -57,7 +57,10 @@ micro: ## run the Go benchmarks with their allocation counts
 e2e: build ## run the whole-system tests, telling their figures
 	BYOKD_REQUIRE=fuse $(GO) test -count=1 -v -timeout 30m ./test/...
 
-soak: ## run the tests of the moving parts SOAK (20) times over, under the race detector
+soak: ## measure freeze and thaw over 1000 cycles and 100 scanned freezes, then run the moving parts SOAK (20) times under the race detector
+	BYOKD_SOAK_CYCLES=1000 BYOKD_SOAK_OUTAGES=1 $(GO) test -count=1 -v -timeout 0 \
+	  -run 'TestFreezeAndThawBounds|TestRecoveryDoesNotDependOnTheOutage|TestThousandPodsOnOneKey' ./keyguard/...
+	BYOKD_SOAK_FREEZES=100 $(GO) test -count=1 -v -timeout 0 -run TestFreezeOverAndOver ./test
 	$(GO) test -race -count=$(SOAK) -timeout 0 ./keyguard/... ./fs/... ./objstore/... ./metrics/... ./cmd/... ./test/...
 
 clean: ## remove what build and tests left; run/ with its data stays
