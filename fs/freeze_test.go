@@ -3,6 +3,7 @@ package fs
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -31,7 +32,7 @@ func writePattern(t testing.TB, path string, size int) []byte {
 var ofOtherTests = []string{"read-forever", "write-gigabyte", "make-open", "differential", "semantics", "append-lines", "try-locks", "fill", "fill-verify", "make-sparse", "failing-sync"}
 
 func operations() []string {
-	ops := make([]string, 0, len(victimOps))
+	ops := slices.Collect(maps.Keys(calls))
 	for op := range victimOps {
 		if !slices.Contains(ofOtherTests, op) {
 			ops = append(ops, op)
@@ -43,6 +44,10 @@ func operations() []string {
 
 // thawBound is promise 2 of the design.
 const thawBound = 2 * time.Second
+
+// frozenForEnv is for how long the matrix stays frozen, beside the moment that it
+// takes to see all calls hang: a Go duration, such as 5m.
+const frozenForEnv = "BYOKD_FROZEN_FOR"
 
 // TestFreezeMatrix: every kind of call hangs while frozen, on what was cached,
 // mapped and open before, and goes on by itself afterwards, with the right
@@ -68,6 +73,9 @@ func TestFreezeMatrix(t *testing.T) {
 		}
 		if s := v.fs.Stats(); s.Parked == 0 {
 			t.Error("no call is parked")
+		}
+		if long, err := time.ParseDuration(os.Getenv(frozenForEnv)); err == nil {
+			time.Sleep(long) // that nothing happens for so long is the test
 		}
 		v.kms.disable(false)
 		thawed := time.Now()

@@ -203,7 +203,11 @@ func prepareFsync(_, file string) (func() (string, error), error) {
 }
 
 func beVictim(op, dir, file string) error {
-	run, err := victimOps[op](dir, file)
+	prepare := victimOps[op]
+	if prepare == nil {
+		prepare = prepareCall(op)
+	}
+	run, err := prepare(dir, file)
 	if err != nil {
 		return err
 	}
