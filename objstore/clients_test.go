@@ -68,31 +68,39 @@ s3.delete_objects(Bucket='documents', Delete={'Objects': [{'Key': k} for k in si
 assert 'Contents' not in s3.list_objects_v2(Bucket='documents')
 `
 
-// TestRealClients runs boto3, the aws command line and rclone where they are
-// installed; with BYOKD_REQUIRE=s3clients a missing one is a failure.
-func TestRealClients(t *testing.T) {
-	required := slices.Contains(strings.Split(os.Getenv("BYOKD_REQUIRE"), ","), "s3clients")
-	run := func(t *testing.T, dir, name string, args ...string) string {
-		t.Helper()
-		cmd := exec.Command(name, args...)
-		cmd.Dir = dir
-		// A CA bundle in the environment makes some clients refuse plain endpoints.
-		cmd.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "AWS_") }),
-			"AWS_ACCESS_KEY_ID=byokd", "AWS_SECRET_ACCESS_KEY=byokd-secret", "AWS_DEFAULT_REGION=eu-central-1", "AWS_EC2_METADATA_DISABLED=true", "HOME="+dir)
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			t.Fatalf("%s %v: %v\n%s", name, args, err, out)
-		}
-		return string(out)
+// runTool runs a client where HOME is home, with byokd's credentials and nothing
+// else of ours that concerns AWS: a CA bundle in the environment, for one, makes
+// some clients refuse plain endpoints.
+func runTool(t *testing.T, home, dir, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "AWS_") }),
+		"AWS_ACCESS_KEY_ID=byokd", "AWS_SECRET_ACCESS_KEY=byokd-secret", "AWS_DEFAULT_REGION=eu-central-1", "AWS_EC2_METADATA_DISABLED=true", "HOME="+home)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
 	}
-	need := func(t *testing.T, name string, args ...string) {
-		t.Helper()
-		if err := exec.Command(name, args...).Run(); err != nil && required {
+	return string(out)
+}
+
+// needTool skips where a client is not installed, and fails where BYOKD_REQUIRE
+// names s3clients.
+func needTool(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if err := exec.Command(name, args...).Run(); err != nil {
+		if slices.Contains(strings.Split(os.Getenv("BYOKD_REQUIRE"), ","), "s3clients") {
 			t.Fatalf("%s is not here, and BYOKD_REQUIRE wants it: %v", name, err)
-		} else if err != nil {
-			t.Skipf("%s is not here", name)
 		}
+		t.Skipf("%s is not here", name)
 	}
+}
+
+// TestRealClients runs what people use S3 with, where it is installed; with
+// BYOKD_REQUIRE=s3clients a missing one is a failure.
+func TestRealClients(t *testing.T) {
+	run := func(t *testing.T, dir, name string, args ...string) string { return runTool(t, dir, dir, name, args...) }
+	need := needTool
 	tree := func(t *testing.T) string {
 		dir := t.TempDir()
 		for i, n := range []int{0, 1, 100_000, 12 << 20} {
@@ -138,5 +146,39 @@ func TestRealClients(t *testing.T) {
 		run(t, dir, "rclone", "copy", remote+"documents/r", remote+"backups/r")
 		run(t, dir, "rclone", "check", "--download", "tree", remote+"backups/r")
 		w.noPlaintext()
+	})
+	t.Run("s3cmd", func(t *testing.T) {
+		need(t, "s3cmd", "--version")
+		w, dir := newWorld(t, worldOptions{}), tree(t)
+		host := strings.TrimPrefix(w.server.URL, "http://")
+		s3cmd := func(args ...string) string {
+			return run(t, dir, "s3cmd", append([]string{"--no-ssl", "--host=" + host, "--host-bucket=" + host, "--region=eu-central-1", "--access_key=byokd", "--secret_key=byokd-secret", "--multipart-chunk-size-mb=5"}, args...)...)
+		}
+		s3cmd("put", "--recursive", "tree/", "s3://documents/s/")
+		if listed := s3cmd("ls", "--recursive", "s3://documents/s/"); strings.Count(listed, "s3://") != 4 || !strings.Contains(listed, " 12582912 ") {
+			t.Errorf("listed: %s", listed)
+		}
+		if err := os.Mkdir(filepath.Join(dir, "back"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		s3cmd("get", "--recursive", "s3://documents/s/", "back/")
+		run(t, dir, "diff", "-r", "tree", "back")
+		s3cmd("cp", "s3://documents/s/sub/d", "s3://backups/d")
+		s3cmd("del", "--recursive", "--force", "s3://documents/s/")
+		w.noPlaintext()
+	})
+	t.Run("restic", func(t *testing.T) {
+		need(t, "restic", "version")
+		w, dir := newWorld(t, worldOptions{}), tree(t)
+		t.Setenv("RESTIC_PASSWORD", "of the test")
+		restic := func(args ...string) string {
+			return run(t, dir, "restic", append([]string{"--repo", "s3:" + w.server.URL + "/backups/restic", "--no-cache", "--option", "s3.bucket-lookup=path"}, args...)...)
+		}
+		restic("init")
+		restic("backup", "tree")
+		restic("check", "--read-data")
+		restic("restore", "latest", "--target", "back")
+		run(t, dir, "diff", "-r", "tree", "back/tree")
+		restic("forget", "--keep-last", "1", "--prune")
 	})
 }
