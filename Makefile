@@ -16,10 +16,10 @@ FUZZTIME ?= 30s
 SOAK     ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test race lint fuzz bench micro e2e soak clean
+.PHONY: help build run test race lint fuzz bench micro e2e conformance-s3 soak clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/byokd and bin/devcloud
 	$(BUILD) -o bin/byokd ./cmd/byokd
@@ -54,8 +54,13 @@ bench: build ## compare with raw ext4, loopback, gocryptfs; S3 with the direct w
 micro: ## run the Go benchmarks with their allocation counts
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
-e2e: build ## run the whole-system tests, telling their figures
+e2e: build ## run the whole-system tests, telling their figures, and S3 clients of every kind
+	BYOKD_E2E=1 test/prepare.sh
+	BYOKD_E2E=1 BYOKD_REQUIRE=s3clients $(GO) test -count=1 -v -timeout 30m -run 'TestRealClients|TestSDKs|TestLinks|TestLong' ./objstore
 	BYOKD_REQUIRE=fuse $(GO) test -count=1 -v -timeout 30m ./test/...
+
+conformance-s3: ## run versitygw's public S3 tests against byokd and compare with docs/CONFORMANCE.md
+	BYOKD_CONFORMANCE=$(or $(TESTS),all) $(GO) test -count=1 -v -timeout 30m -run TestConformanceS3 ./test
 
 soak: ## measure freeze and thaw over 1000 cycles and 100 scanned freezes, then run the moving parts SOAK (20) times under the race detector
 	BYOKD_SOAK_CYCLES=1000 BYOKD_SOAK_OUTAGES=1 $(GO) test -count=1 -v -timeout 0 \

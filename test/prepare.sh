@@ -22,6 +22,14 @@ need rocksdb-tools command -v db_bench
 need awscli command -v aws
 need python3-boto3 python3 -c 'import boto3'
 need rclone command -v rclone
+need s3cmd command -v s3cmd
+need restic command -v restic
+need curl command -v curl
+if [[ -n ${BYOKD_E2E:-} ]]; then # what make e2e has beyond make test
+  need chromium-headless-shell command -v chromium-headless-shell
+  need npm command -v npm
+  need maven command -v mvn
+fi
 need python3-venv python3 -c 'import ensurepip'
 
 if ((${#missing[@]} > 0)); then
