@@ -19,7 +19,7 @@ SOAK     ?= 20
 .PHONY: help build run test race lint fuzz bench micro e2e conformance-s3 soak clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/byokd and bin/devcloud
 	$(BUILD) -o bin/byokd ./cmd/byokd

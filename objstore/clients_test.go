@@ -99,7 +99,9 @@ func needTool(t *testing.T, name string, args ...string) {
 // TestRealClients runs what people use S3 with, where it is installed; with
 // BYOKD_REQUIRE=s3clients a missing one is a failure.
 func TestRealClients(t *testing.T) {
-	run := func(t *testing.T, dir, name string, args ...string) string { return runTool(t, dir, dir, name, args...) }
+	run := func(t *testing.T, dir, name string, args ...string) string {
+		return runTool(t, dir, dir, name, args...)
+	}
 	need := needTool
 	tree := func(t *testing.T) string {
 		dir := t.TempDir()
