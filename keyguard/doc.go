@@ -74,6 +74,13 @@
 //  3. Subscribers' Thawed, in parallel, at most 250 ms.
 //  4. Gate Open.
 //
+// # On request
+//
+// OperatorFreeze and OperatorThaw are observations like any other (operator.go).
+// Held, the machine freezes as for a refusal, and granted calls tell that the key
+// is there without opening. What is asked for while the key is away is pending until
+// it is back, and then carried out.
+//
 // # Files
 //
 // gate.go holds the only lock-free code; transition.go is pure; guard.go is the

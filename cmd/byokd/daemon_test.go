@@ -421,7 +421,7 @@ func TestExitCodesAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	codes := []int{exitOK, exitFailure, exitUsage, exitConfig, exitLower, exitMisconfigured, exitMount, exitListen, exitForced, exitDamaged,
-		exitFrozen, exitWaiting, exitDegraded, exitStopping, exitFinal, exitNoAnswer}
+		exitFrozen, exitWaiting, exitDegraded, exitStopping, exitFinal, exitRecorded, exitStillNeeded, exitChecks, exitNoAnswer}
 	slices.Sort(codes)
 	if len(slices.Compact(slices.Clone(codes))) != len(codes) {
 		t.Error("two exit codes are the same")

@@ -26,7 +26,7 @@ const (
 	exitListen        = 7  // an address cannot be listened at
 	exitForced        = 8  // a second signal, or the time to stop ran out: stopped without flushing
 	exitDamaged       = 9  // decrypt, seal: sealed bytes are damaged, cut short, foreign or under another key
-	exitFrozen        = 10 // status: frozen; decrypt, seal: KMS refuses the key
+	exitFrozen        = 10 // status: frozen; decrypt, seal, key rewrap: KMS refuses the key
 	exitWaiting       = 11 // status: not started yet, usually waiting for the key
 	exitDegraded      = 12 // status: serving while KMS cannot be reached, until the lease ends
 	exitStopping      = 13 // status: stopping

@@ -234,7 +234,7 @@ func TestUnderEachDocumentedPolicy(t *testing.T) {
 			}
 			if name == "newest" {
 				s.rewrap(t, exitOK, "--to", s.second)
-			} else if _, errs := s.rewrap(t, exitFailure, "--to", s.second); !strings.Contains(errs, "kms:ReEncrypt") {
+			} else if _, errs := s.rewrap(t, exitFrozen, "--to", s.second); !strings.Contains(errs, "kms:ReEncrypt") {
 				t.Errorf("a rewrap says %s", errs)
 			}
 			s.mustRead(t, p, "before")

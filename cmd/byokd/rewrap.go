@@ -14,6 +14,7 @@ import (
 
 	"github.com/byokd/byokd/fs"
 	"github.com/byokd/byokd/internal/control"
+	"github.com/byokd/byokd/keyguard"
 )
 
 func newRewrapCommand(environ []string) *cobra.Command {
@@ -44,6 +45,7 @@ Exit codes:
   3   the configuration is wrong
   4   the volume's header is damaged, or an older one was put back
   5   the key to move to cannot be used
+  10  KMS refuses one of the keys; the text says which and what to do
   16  --finish: something still needs the old key`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
@@ -107,6 +109,7 @@ func rewrapAnywhere(cmd *cobra.Command, cfg Config, q rewrapRequest) (*rewrapRep
 // codedRewrap gives an error its exit code.
 func codedRewrap(err error) error {
 	var failed *control.Failure
+	var kms *keyguard.KMSError
 	switch {
 	case err == nil:
 		return nil
@@ -116,6 +119,9 @@ func codedRewrap(err error) error {
 		return &exitError{exitLower, err}
 	case errors.Is(err, fs.ErrBusy):
 		return &exitError{exitFailure, fmt.Errorf("%w; set admin.socket in its configuration, so that it can be asked to do this itself", err)}
+	}
+	if errors.As(err, &kms) && kms.State != keyguard.Unreachable && kms.State != keyguard.Misconfigured {
+		return &exitError{exitFrozen, err}
 	}
 	return &exitError{exitFailure, err}
 }

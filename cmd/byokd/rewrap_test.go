@@ -220,7 +220,7 @@ func TestRewrapOffline(t *testing.T) {
 		if err := away[0](s.first); err != nil {
 			t.Fatal(err)
 		}
-		if _, errs := s.rewrap(t, exitFailure, "--to", s.second); !strings.Contains(errs, "Next step: ") || !strings.Contains(errs, state+" --key-id "+s.first) {
+		if _, errs := s.rewrap(t, exitFrozen, "--to", s.second); !strings.Contains(errs, "Next step: ") || !strings.Contains(errs, state+" --key-id "+s.first) {
 			t.Errorf("the old key is away: %s", errs)
 		}
 		if err := away[1](s.first); err != nil {
