@@ -192,11 +192,24 @@ func (f *fakeKMS) Describe(ctx context.Context) (Description, error) {
 type bubbleClock struct {
 	mu        sync.Mutex
 	suspended time.Duration // mu
+	stepped   time.Duration // mu; of the wall clock alone
 }
 
 var bubbleStart = time.Date(1999, 12, 31, 0, 0, 0, 0, time.UTC)
 
-func (c *bubbleClock) Now() time.Time { return bubbleStart.Add(c.Boot()) }
+func (c *bubbleClock) Now() time.Time {
+	boot := c.Boot()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return bubbleStart.Add(boot + c.stepped)
+}
+
+// step sets the wall clock, as NTP or a person does.
+func (c *bubbleClock) step(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stepped += d
+}
 
 func (c *bubbleClock) Boot() time.Duration {
 	c.mu.Lock()

@@ -869,3 +869,39 @@ func TestRecoveryAfterAnyOutage(t *testing.T) {
 		}
 	}
 }
+
+// A wall clock that is set decides nothing: neither does an open gate close, nor
+// does a lease end early or late, nor does a thaw take longer.
+func TestClockStepsDecideNothing(t *testing.T) {
+	for _, step := range []time.Duration{-24 * time.Hour, -time.Second, time.Hour, 365 * 24 * time.Hour} {
+		opened(t, nil, func(w *world) {
+			w.clock.step(step)
+			w.stays(Open, 5*interval)
+			w.kms.set(Unreachable)
+			w.awaitGate(Degraded, 3*interval)
+			began := time.Now()
+			w.clock.step(step)
+			w.awaitGate(Frozen, DefaultOutageGrace+time.Second)
+			if took := time.Since(began); took < DefaultOutageGrace-5*interval {
+				t.Errorf("step %v: the lease of %v ended after %v", step, DefaultOutageGrace, took)
+			}
+			w.clock.step(-2 * step)
+			w.kms.set(Enabled)
+			w.awaitGate(Open, thawLimit)
+		})
+	}
+}
+
+// After a suspend that outlasts the lease the gate closes before it is asked
+// anything, and opens again when KMS answers; a shorter one is not noticed.
+func TestSuspend(t *testing.T) {
+	opened(t, nil, func(w *world) {
+		w.clock.suspend(DefaultOutageGrace / 2)
+		w.stays(Open, 5*interval)
+		w.kms.with(func(f *fakeKMS) { f.hang = true }) // the network is not up yet
+		w.clock.suspend(time.Hour)
+		w.awaitGate(Frozen, watchPause+time.Second)
+		w.kms.set(Enabled)
+		w.awaitGate(Open, thawLimit)
+	})
+}

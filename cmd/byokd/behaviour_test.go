@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -215,4 +216,41 @@ func freeUDP(t *testing.T) string {
 	}
 	defer c.Close()
 	return c.LocalAddr().String()
+}
+
+// A byokd that crashes leaves no core dump, and nobody but root may look into it,
+// not even its own user: the limits and the owner of /proc/PID say so.
+func TestNoCoreDumps(t *testing.T) {
+	s := newSite(t)
+	s.withoutVolume(t, nil)
+	p := s.start(t)
+	p.awaitState(t, exitOK)
+	proc := fmt.Sprintf("/proc/%d/", p.cmd.Process.Pid)
+	limits, err := os.ReadFile(proc + "limits")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for line := range strings.Lines(string(limits)) {
+		if rest, ok := strings.CutPrefix(line, "Max core file size"); ok {
+			found = true
+			if f := strings.Fields(rest); len(f) < 2 || f[0] != "0" || f[1] != "0" {
+				t.Errorf("core dumps are limited to %s", strings.TrimSpace(rest))
+			}
+		}
+	}
+	if !found {
+		t.Errorf("no limit of core dumps:\n%s", limits)
+	}
+	if os.Geteuid() != 0 { // as root, the files of a dumpable process belong to root as well
+		var of unix.Stat_t
+		if err := unix.Stat(proc+"mem", &of); err != nil || of.Uid != 0 {
+			t.Errorf("the memory belongs to user %d: the process is dumpable (%v)", of.Uid, err)
+		}
+	}
+	p.signal(t, unix.SIGABRT)
+	<-p.ended
+	if state := p.cmd.ProcessState.Sys().(syscall.WaitStatus); state.CoreDump() {
+		t.Error("a core was dumped")
+	}
 }
