@@ -92,7 +92,7 @@ func kernelCheck() awskey.Check {
 }
 
 func timeoutsCheck() awskey.Check {
-	return outcome("fs.fuse timeouts", "none", "", refuseRequestTimeouts())
+	return outcome("fs.fuse timeouts", "none", "", refuseRequestTimeouts(fuseSysctls))
 }
 
 func fuseCheck() awskey.Check {

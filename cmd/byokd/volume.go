@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 
@@ -40,7 +41,7 @@ func newVolume(cfg Config, log *zap.Logger) *volume {
 
 // inspect looks at both directories before any key is asked, and refuses what waiting would not mend.
 func (v *volume) inspect() error {
-	if err := refuseRequestTimeouts(); err != nil {
+	if err := refuseRequestTimeouts(fuseSysctls); err != nil {
 		return failure(v.log, "the kernel would break a freeze", exitMount, err)
 	}
 	if err := prepareMountPoint(v.cfg.Volume.Mount, v.log); err != nil {
@@ -207,11 +208,14 @@ func (v *volume) abandon() {
 	}
 }
 
+// fuseSysctls is where the kernel's settings for FUSE are read.
+const fuseSysctls = "/proc/sys/fs/fuse"
+
 // refuseRequestTimeouts refuses kernels set to abort FUSE connections whose requests take long: a freeze
 // would then end in errors instead of waiting (Linux 6.15 and later have these settings, 0 by default).
-func refuseRequestTimeouts() error {
+func refuseRequestTimeouts(sysctls string) error {
 	for _, name := range []string{"default_request_timeout", "max_request_timeout"} {
-		value, err := os.ReadFile("/proc/sys/fs/fuse/" + name)
+		value, err := os.ReadFile(filepath.Join(sysctls, name))
 		if err == nil && strings.TrimSpace(string(value)) != "0" {
 			return fmt.Errorf("fs.fuse.%s is %s seconds, so a longer freeze would abort the mount; type: sysctl fs.fuse.%s=0", name, strings.TrimSpace(string(value)), name)
 		}
