@@ -22,7 +22,7 @@ func (v *volume) lowerFiles() []string {
 	v.t.Helper()
 	var files []string
 	err := filepath.WalkDir(v.lower, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() && d.Name() != seal.VolumeHeaderName {
+		if err == nil && d.Type().IsRegular() && d.Name() != seal.VolumeHeaderName && d.Name() != seal.VolumeMarkName {
 			files = append(files, path)
 		}
 		return err

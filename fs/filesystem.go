@@ -77,6 +77,7 @@ type Filesystem struct {
 	stable     bool           // pages under writeback do not change below
 	track      bool           // clean pages may be told from dirty ones, see dirty.go
 	privileged bool           // may give files to other users
+	owner      fuse.Owner     // of this process, and so of what it makes
 	umask      uint32         // of this process: what it takes from a caller's mode is given back
 
 	serving  context.Context // ends when waiting calls must go
@@ -142,6 +143,7 @@ func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options) (*Fil
 		guard: g, lower: lower, header: header, form: form, generation: header.Generation, options: o, log: o.Logger,
 		root: root, nodes: newNodeTable(newLowerIDs(root), root), handles: newHandleTable(), turns: newTurns(),
 		stable: stablePages(&st), track: tracksBlocks(root), cores: runtime.GOMAXPROCS(0), privileged: unix.Geteuid() == 0, umask: processUmask(),
+		owner: fuse.Owner{Uid: uint32(unix.Geteuid()), Gid: uint32(unix.Getegid())},
 	}
 	if f.log == nil {
 		f.log = zap.NewNop()

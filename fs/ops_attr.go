@@ -81,6 +81,12 @@ func (c *call) fill(n *node, st *unix.Stat_t, out *fuse.Attr) error {
 // plainSize returns the size of a regular file. A file whose id is lost has
 // the size its blocks allow: it cannot be read, but it can be seen and removed.
 func (c *call) plainSize(n *node, lower int64) (uint64, error) {
+	n.content.RLock()
+	if n.known { // the lower file need not be open
+		defer n.content.RUnlock()
+		return uint64(n.size), nil
+	}
+	n.content.RUnlock()
 	err := c.share(n)
 	if err == nil {
 		defer n.content.RUnlock()
