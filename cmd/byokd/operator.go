@@ -31,6 +31,9 @@ const (
 	// quiesceFlush bounds one write-back before such a freeze: the kernel holds 8 MiB dirty at most, and a
 	// disk that takes longer than this for them is ill.
 	quiesceFlush = 30 * time.Second
+	// askGuard bounds how long a guard may take to carry out a request: a freeze is done within a second, and
+	// waits for at most one other.
+	askGuard = 10 * time.Second
 	// maxHeld bounds the file of held keys: a list of their names.
 	maxHeld = 64 << 10
 )
@@ -174,7 +177,10 @@ func (o *operator) freeze(ctx context.Context, from control.Peer, request json.R
 	volume := o.volumeOf(guards)
 	if !q.Quiesce || volume == nil {
 		statuses, err := onEach(ctx, guards, from.String(), (*keyguard.Guard).OperatorFreeze)
-		return reportOf(statuses, q.Quiesce), err
+		if err != nil {
+			return nil, errors.Join(err, o.forget(ctx, guards, from))
+		}
+		return reportOf(statuses, q.Quiesce), nil
 	}
 	return o.quiesce(ctx, volume, guards, from, progress)
 }
@@ -203,7 +209,7 @@ func (o *operator) quiesce(ctx context.Context, v *volume, guards []*keyguard.Gu
 		cancel()
 		statuses, err := onEach(ctx, guards, from.String(), (*keyguard.Guard).OperatorFreeze)
 		if err != nil {
-			return nil, err
+			return nil, errors.Join(err, o.forget(ctx, guards, from))
 		}
 		err = v.mounted.Load().Settled()
 		if err == nil {
@@ -230,7 +236,7 @@ func (o *operator) forget(ctx context.Context, guards []*keyguard.Guard, from co
 	for _, g := range guards {
 		delete(o.held, g.Status().Name)
 	}
-	_, err := onEach(context.WithoutCancel(ctx), guards, from.String(), (*keyguard.Guard).OperatorThaw)
+	_, err := onEach(ctx, guards, from.String(), (*keyguard.Guard).OperatorThaw)
 	return errors.Join(err, o.remember())
 }
 
@@ -276,8 +282,11 @@ func settled(ctx context.Context, g *keyguard.Guard) keyguard.Status {
 	}
 }
 
-// onEach asks all guards at the same time.
+// onEach asks all guards at the same time. A client that leaves does not end it half-way: what is written down
+// about a freeze and what is done must be the same.
 func onEach(ctx context.Context, guards []*keyguard.Guard, by string, ask func(*keyguard.Guard, context.Context, string) (keyguard.Status, error)) ([]keyguard.Status, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askGuard)
+	defer cancel()
 	statuses, errs := make([]keyguard.Status, len(guards)), make([]error, len(guards))
 	var all sync.WaitGroup
 	for i, g := range guards {

@@ -148,6 +148,12 @@ func TestRewrapOnline(t *testing.T) {
 			t.Errorf("progress says nothing of %q:\n%s", step, progress)
 		}
 	}
+	// It can be taken back, and done again.
+	back, _ := s.rewrap(t, exitOK, "--to", s.first, "--finish")
+	if !back.Finished || !slices.Equal(back.Volume.KMS, []string{s.first}) || !slices.Equal(back.Buckets[0].KMS, []string{s.first}) {
+		t.Errorf("taken back: %+v", back)
+	}
+	s.rewrap(t, exitOK, "--to", s.second)
 	s.mustRead(t, p, "before")
 	s.write(t, p, "between")
 	if _, errs := s.rewrap(t, exitStillNeeded, "--to", s.second, "--finish"); !strings.Contains(errs, "the running byokd") {
