@@ -254,3 +254,58 @@ func TestNoCoreDumps(t *testing.T) {
 		t.Error("a core was dumped")
 	}
 }
+
+// Volume, documents and backups under keys of their own, the last in another region: whichever is lost,
+// the other two serve, and status and metrics say which it is.
+func TestEachKeyFreezesItsOwn(t *testing.T) {
+	needMounts(t)
+	s := newSite(t)
+	arns := map[string]string{"orchestration disk": s.arn}
+	for resource, region := range map[string]string{"documents": "", "backups": "eu-west-1"} {
+		arn, err := s.kms.CreateKey(region, "", "", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		arns[resource] = arn
+	}
+	s.configure(t, map[string]string{
+		"probeInterval: 100ms}}": fmt.Sprintf("probeInterval: 100ms}, second: {arn: %q, endpoint: %q, probeInterval: 100ms}, third: {arn: %q, endpoint: %q, probeInterval: 100ms}}",
+			arns["documents"], s.endpoint, arns["backups"], s.endpoint),
+		"mount: ": "key: primary, mount: ",
+		"documents: {upstream: {bucket: sealed-documents, endpoint: \"http://127.0.0.1:9\"}}": "documents: {key: second, upstream: {bucket: sealed-documents, endpoint: \"http://127.0.0.1:9\"}}, " +
+			"backups: {key: third, upstream: {bucket: sealed-backups, region: eu-west-1, endpoint: \"http://127.0.0.1:9\"}}",
+	})
+	p := s.start(t)
+	p.awaitState(t, exitOK)
+	guards := map[string]string{"orchestration disk": "primary", "documents": "second", "backups": "third"}
+	for lost, arn := range arns {
+		if err := s.kms.Disable(arn); err != nil {
+			t.Fatal(err)
+		}
+		p.await(t, lost+" to be frozen, and nothing else", func() bool {
+			table := p.awaitState(t, exitFrozen)
+			_, series := p.probe(t, "/metrics")
+			for resource, guard := range guards {
+				state := "open"
+				if resource == lost {
+					state = "frozen"
+				}
+				if !strings.Contains(series, fmt.Sprintf(`byokd_gate_state{guard=%q,state=%q} 1`, guard, state)) {
+					return false
+				}
+			}
+			return strings.Contains(table, arn)
+		})
+		if lost != "orchestration disk" { // there the call would hang
+			if err := os.WriteFile(filepath.Join(s.mount, "a"), []byte("x"), 0o600); err != nil {
+				t.Errorf("without the key of %s the volume fails: %v", lost, err)
+			}
+		}
+		if err := s.kms.Enable(arn); err != nil {
+			t.Fatal(err)
+		}
+		p.awaitState(t, exitOK)
+	}
+	p.signal(t, unix.SIGTERM)
+	p.awaitEnd(t, exitOK)
+}
