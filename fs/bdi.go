@@ -22,13 +22,13 @@ type bdi struct {
 	throttled bool  // guarded by mu
 }
 
-const (
-	// dirtyBytes is the most the mount may hold dirty, and so what a freeze has
-	// to flush within its 500 ms: 8,192 scattered pages at 10 to 20 µs each. With
-	// 8 MiB, writers wait for the flush in the midst of it (sequential write 0.6
-	// of the rate, random 0.6). The reserve below (reserve.go) is made for it.
-	dirtyBytes = 32 << 20
+// DefaultDirtyLimit is the most the mount may hold dirty, and so what a freeze has
+// to flush within its 500 ms: 8,192 scattered pages at 10 to 20 µs each. With
+// 8 MiB, writers wait for the flush in the midst of it (sequential write 0.6
+// of the rate, random 0.6). The reserve below (reserve.go) is made for it.
+const DefaultDirtyLimit = 32 << 20
 
+const (
 	// throttleBytes is the most during a drain: less than a request, so that a
 	// writer in the middle of a large write() stops in balance_dirty_pages
 	// (drain 300 ms → 30 ms, measured).

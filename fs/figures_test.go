@@ -61,7 +61,7 @@ func TestFreezeFigures(t *testing.T) {
 			}
 		}
 		dirtied := keep("dirty", page)
-		for i := range 2 * dirtyBytes / pageSize {
+		for i := range 2 * DefaultDirtyLimit / pageSize {
 			if _, err := unix.Pwrite(dirtied, page, int64(i)*2*pageSize); err != nil {
 				t.Fatal(err)
 			}
@@ -90,7 +90,7 @@ func TestFreezeFigures(t *testing.T) {
 			t.Errorf("%d files were not drained in time", n)
 		}
 		v.thaw()
-		if _, err := unix.Pread(dirtied, page, (2*dirtyBytes/pageSize-1)*2*pageSize); err != nil || page[0] != byte(inodes-1)+1 {
+		if _, err := unix.Pread(dirtied, page, (2*DefaultDirtyLimit/pageSize-1)*2*pageSize); err != nil || page[0] != byte(inodes-1)+1 {
 			t.Errorf("what was dirty: %d, %v", page[0], err)
 		}
 	})

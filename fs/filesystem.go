@@ -49,10 +49,13 @@ type Observer interface {
 
 // Options of a Filesystem. The zero value is right.
 type Options struct {
-	Cache    CacheMode
-	Binding  keyguard.Binding // encryption context of the root key; must be the header's
-	Observer Observer         // may be nil
-	Logger   *zap.Logger      // may be nil
+	Cache CacheMode
+	// DirtyLimit is the most bytes that the kernel may hold dirty, and so what a
+	// freeze has to flush; 0 is DefaultDirtyLimit.
+	DirtyLimit int64
+	Binding    keyguard.Binding // encryption context of the root key; must be the header's
+	Observer   Observer         // may be nil
+	Logger     *zap.Logger      // may be nil
 }
 
 // Filesystem is one volume. It may be mounted once.
@@ -147,6 +150,9 @@ func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options) (*Fil
 	}
 	if f.log == nil {
 		f.log = zap.NewNop()
+	}
+	if f.options.DirtyLimit == 0 {
+		f.options.DirtyLimit = DefaultDirtyLimit
 	}
 	f.bdi.Store(&bdi{})
 	f.openReserve()

@@ -68,7 +68,7 @@ func (f *Filesystem) Mount(dir string) error {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return fmt.Errorf("the mount at %s does not answer: %w", dir, err)
 	}
-	limits, err := newBDI(dir, f.reserve.dirtyBudget(dirtyBytes))
+	limits, err := newBDI(dir, f.reserve.dirtyBudget(f.options.DirtyLimit))
 	if err != nil {
 		f.log.Warn("the mount's dirty pages cannot be bounded: a freeze under heavy writing may not drain in time", zap.Error(err))
 	}

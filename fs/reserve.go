@@ -181,7 +181,7 @@ func diskFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(
 
 // openReserve sets the reserve aside when the volume is opened.
 func (f *Filesystem) openReserve() {
-	r, err := newReserve(f.root, dirtyBytes)
+	r, err := newReserve(f.root, f.options.DirtyLimit)
 	f.reserve = r
 	if err != nil {
 		f.log.Warn("no space can be set aside below: on a full disk, writes that the kernel has accepted may fail at fsync",
@@ -237,7 +237,7 @@ func (f *Filesystem) refill() {
 }
 
 func (f *Filesystem) setDirtyBudget() {
-	if err := f.bdi.Load().setBudget(f.reserve.dirtyBudget(dirtyBytes)); err != nil {
+	if err := f.bdi.Load().setBudget(f.reserve.dirtyBudget(f.options.DirtyLimit)); err != nil {
 		f.log.Warn("the mount's dirty pages could not be bounded by the reserve", zap.Error(err))
 	}
 }

@@ -1,6 +1,10 @@
 package main
 
-import "time"
+import (
+	"time"
+
+	"github.com/byokd/byokd/fs"
+)
 
 // Config is the one configuration file of byokd. The comments on its fields are the manual: they are
 // rendered into reference.yaml, which `byokd config reference` prints and a test keeps in step.
@@ -79,6 +83,10 @@ type VolumeConfig struct {
 	// Kernel caching of writes: writeback (fast; what was fsynced is safe) or writethrough (each write
 	// is sealed before it returns).
 	Cache string `yaml:"cache"`
+	// The most that the kernel may hold dirty of the mount, from 1MiB to 1GiB: what a freeze has to flush
+	// within half a second. More of it makes bursts of writes faster; on a slow disk, less of it keeps the
+	// freeze prompt. Four times as much is set aside below for a full disk.
+	DirtyLimit Size `yaml:"dirtyLimit"`
 }
 
 // ObjectsConfig is the encrypting S3 proxy.
@@ -228,6 +236,7 @@ func (c Config) withDefaults() Config {
 		setDefault(&v.Role, "orchestration")
 		setDefault(&v.Key, only)
 		setDefault(&v.Cache, cacheWriteback)
+		v.DirtyLimit.setDefault(fs.DefaultDirtyLimit)
 		c.Volume = &v
 	}
 	if c.Objects != nil {

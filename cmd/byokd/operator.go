@@ -28,7 +28,7 @@ const (
 	// quiesceTries bounds how often a freeze is repeated that could not take everything from the kernel in
 	// time. Between two of them the volume serves, and the next drain begins with less.
 	quiesceTries = 5
-	// quiesceFlush bounds one write-back before such a freeze: the kernel holds 8 MiB dirty at most, and a
+	// quiesceFlush bounds one write-back before such a freeze: the kernel holds volume.dirtyLimit dirty, and a
 	// disk that takes longer than this for them is ill.
 	quiesceFlush = 30 * time.Second
 	// askGuard bounds how long a guard may take to carry out a request: a freeze is done within a second, and

@@ -171,7 +171,7 @@ func (v *volume) open(ctx context.Context) (*fs.Filesystem, error) {
 		cache = fs.Writethrough
 	}
 	v.resource.Waiting("waits for the key " + v.cfg.Volume.Key)
-	f, err := fs.Open(ctx, v.cfg.Volume.Lower, v.guard, fs.Options{Cache: cache, Binding: v.binding, Observer: v.observer, Logger: v.log})
+	f, err := fs.Open(ctx, v.cfg.Volume.Lower, v.guard, fs.Options{Cache: cache, DirtyLimit: v.cfg.Volume.DirtyLimit.Bytes, Binding: v.binding, Observer: v.observer, Logger: v.log})
 	if err != nil {
 		if ctx.Err() != nil || errors.Is(err, keyguard.ErrStopped) {
 			return nil, nil
