@@ -5,7 +5,9 @@ package test
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -28,8 +30,11 @@ const (
 	thawLimit   = 2 * time.Second // key usable → first plaintext byte
 )
 
-// rounds is how often each revocation is made.
-const rounds = 3
+// rounds is how often each revocation is made, unless roundsVariable says.
+const (
+	rounds         = 3
+	roundsVariable = "BYOKD_ROUNDS"
+)
 
 // revocation is one way to take a key away, and back.
 type revocation struct {
@@ -130,6 +135,10 @@ func (s *stack) awaitKey(want keyguard.KeyState) {
 }
 
 func TestRevocation(t *testing.T) {
+	rounds := rounds
+	if n, err := strconv.Atoi(os.Getenv(roundsVariable)); err == nil {
+		rounds = n
+	}
 	for _, r := range revocations {
 		t.Run(r.name, func(t *testing.T) {
 			if r.restore != nil {
