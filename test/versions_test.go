@@ -1,0 +1,186 @@
+//go:build linux
+
+package test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+
+	"github.com/byokd/byokd/keyguard/kmstest"
+	"github.com/byokd/byokd/metrics"
+)
+
+// secure is a devcloud and a byokd that serves its buckets over TLS, by host name
+// below s3.byokd.test and by path.
+type secure struct {
+	*stack
+	roots *x509.CertPool
+}
+
+func newSecure(t *testing.T) *secure {
+	t.Helper()
+	byokd, err := shipped()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &secure{&stack{t: t, dir: t.TempDir(), byokd: byokd, canary: newCanary()}, x509.NewCertPool()}
+	t.Cleanup(s.leaveNothing)
+	s.cloud, s.s3, s.admin = freeEndpoint(t), freeEndpoint(t), freeEndpoint(t)
+	s.control = kmstest.Control{Endpoint: s.cloud}
+	s.startCloud()
+	s.certify(1)
+	config := fmt.Sprintf(`
+cluster: {id: acme-test, region: eu-central-1}
+keys:
+  primary: {arn: %q, endpoint: %q}
+objects:
+  listen: %s
+  tls: {certificate: %q, key: %q}
+  domains: [s3.byokd.test]
+  credentials: {file: %q}
+  buckets:
+    documents: {upstream: {bucket: acme-documents, endpoint: %q}}
+admin: {listen: %s}
+audit: {file: %q}
+stopTimeout: %v
+`, s.arn, s.cloud, strings.TrimPrefix(s.s3, "http://"), s.dir+"/tls.crt", s.dir+"/tls.key", s.dir+"/s3-credentials", s.cloud,
+		strings.TrimPrefix(s.admin, "http://"), s.dir+"/audit.jsonl", stopTimeout)
+	for name, text := range map[string]string{"/byokd.yaml": config, "/s3-credentials": "byokd:byokd-secret\n"} {
+		if err := os.WriteFile(s.dir+name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.startDaemon()
+	s.awaitState(metrics.StateReady)
+	return s
+}
+
+// certify writes a new certificate and its key, which clients of this test trust.
+func (s *secure) certify(serial int64) {
+	s.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		DNSNames: []string{"s3.byokd.test", "*.s3.byokd.test"}, IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.roots.AppendCertsFromPEM(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	for name, block := range map[string]*pem.Block{"/tls.crt": {Type: "CERTIFICATE", Bytes: der}, "/tls.key": {Type: "PRIVATE KEY", Bytes: private}} {
+		if err := os.WriteFile(s.dir+name, pem.EncodeToMemory(block), 0o600); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+// client addresses buckets by host name; every name leads to byokd.
+func (s *secure) client() *s3.Client {
+	address := strings.TrimPrefix(s.s3, "http://")
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.roots}, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, network, address)
+	}}
+	s.t.Cleanup(transport.CloseIdleConnections)
+	return s3.New(s3.Options{Region: "eu-central-1", BaseEndpoint: aws.String("https://s3.byokd.test"), Retryer: aws.NopRetryer{}, HTTPClient: &http.Client{Transport: transport},
+		Credentials: credentials.NewStaticCredentialsProvider("byokd", "byokd-secret", "")})
+}
+
+// TestVersionedBucketOverTLS makes a bucket versioned through byokd, over TLS and by
+// host name, and uses its versions: each opens, with its own size, until it is
+// deleted.
+func TestVersionedBucketOverTLS(t *testing.T) {
+	s := newSecure(t)
+	client, ctx, bucket, key := s.client(), t.Context(), aws.String("documents"), aws.String("a report")
+	if _, err := client.PutBucketVersioning(ctx, &s3.PutBucketVersioningInput{Bucket: bucket, VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusEnabled}}); err != nil {
+		t.Fatal(err)
+	}
+	var ids []string
+	content := func(i int) []byte { return bytes.Repeat([]byte(s.canary), 100+i) }
+	for i := range 3 {
+		out, err := client.PutObject(ctx, &s3.PutObjectInput{Bucket: bucket, Key: key, Body: bytes.NewReader(content(i))})
+		if err != nil || out.VersionId == nil {
+			t.Fatalf("%+v %v", out, err)
+		}
+		ids = append(ids, *out.VersionId)
+	}
+	deleted, err := client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: bucket, Key: key})
+	if err != nil || !aws.ToBool(deleted.DeleteMarker) {
+		t.Fatalf("%+v %v", deleted, err)
+	}
+	if _, err := client.GetObject(ctx, &s3.GetObjectInput{Bucket: bucket, Key: key}); err == nil {
+		t.Error("a deleted object is there")
+	}
+	for i, id := range ids {
+		out, err := client.GetObject(ctx, &s3.GetObjectInput{Bucket: bucket, Key: key, VersionId: &id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(out.Body)
+		if err != nil || !bytes.Equal(got, content(i)) || *out.VersionId != id {
+			t.Errorf("version %d: %d bytes, %v", i, len(got), err)
+		}
+	}
+	listed, err := client.ListObjectVersions(ctx, &s3.ListObjectVersionsInput{Bucket: bucket, Prefix: key})
+	if err != nil || len(listed.Versions) != 3 || len(listed.DeleteMarkers) != 1 || !*listed.DeleteMarkers[0].IsLatest {
+		t.Fatalf("%+v %v", listed, err)
+	}
+	for i, v := range listed.Versions { // newest first
+		if *v.VersionId != ids[2-i] || *v.Size != int64(len(content(2-i))) {
+			t.Errorf("listed as %d: %s, %d bytes", i, *v.VersionId, *v.Size)
+		}
+	}
+	// An older version becomes the present one by a copy, and its own versions go for good.
+	if _, err := client.CopyObject(ctx, &s3.CopyObjectInput{Bucket: bucket, Key: key, CopySource: aws.String("documents/a%20report?versionId=" + ids[0])}); err != nil {
+		t.Fatal(err)
+	}
+	if head, err := client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: bucket, Key: key}); err != nil || *head.ContentLength != int64(len(content(0))) {
+		t.Fatalf("%+v %v", head, err)
+	}
+	if _, err := client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: bucket, Key: key, VersionId: &ids[1]}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.GetObject(ctx, &s3.GetObjectInput{Bucket: bucket, Key: key, VersionId: &ids[1]}); err == nil {
+		t.Error("a deleted version is there")
+	}
+	s.renewed(t)
+}
+
+// renewed replaces the certificate and waits until byokd serves the new one.
+func (s *secure) renewed(t *testing.T) {
+	s.certify(2)
+	s.await("the new certificate", s.daemon, func() bool {
+		conn, err := tls.Dial("tcp", strings.TrimPrefix(s.s3, "http://"), &tls.Config{RootCAs: s.roots, ServerName: "s3.byokd.test"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		return conn.ConnectionState().PeerCertificates[0].SerialNumber.Int64() == 2
+	})
+}
