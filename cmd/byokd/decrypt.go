@@ -20,16 +20,17 @@ import (
 
 // decryption is one `byokd decrypt`: what the command line says, and what follows from it.
 type decryption struct {
-	source    string
-	output    string
-	recursive bool
-	resume    bool
-	parts     int
-	version   string
-	region    string
-	endpoint  string
-	keyring   string
-	from      keySource
+	source      string
+	output      string
+	recursive   bool
+	resume      bool
+	zeroDamaged bool
+	parts       int
+	version     string
+	region      string
+	endpoint    string
+	keyring     string
+	from        keySource
 
 	environ []string
 	stdin   io.Reader
@@ -40,12 +41,14 @@ type decryption struct {
 func newDecryptCommand(environ []string) *cobra.Command {
 	d := &decryption{environ: environ}
 	cmd := &cobra.Command{
-		Use: "decrypt SOURCE [-o OUTPUT]", Short: "Turn sealed objects into plain files, with the key and no running byokd", Args: cobra.ExactArgs(1),
+		Use: "decrypt SOURCE [-o OUTPUT]", Short: "Turn sealed objects or a volume into plain files, with the key and no running byokd", Args: cobra.ExactArgs(1),
 		Long: "SOURCE is s3://BUCKET/KEY, with --recursive s3://BUCKET/PREFIX, a file with the sealed bytes of an object, or - for\n" +
 			"standard input. Plain bytes go to standard output, or to the file or directory given with -o, which appears only\n" +
 			"when all of it is there and authentic. Needs kms:Decrypt on the key and, for s3://, s3:GetObject and s3:ListBucket.\n" +
 			"Either --config names everything (BUCKET is then a bucket as its clients call it, or the upstream one), or --key\n" +
 			"does: a KMS key that is merely named in the sealed bytes is not asked, because anybody can write that.\n" +
+			"SOURCE may also be the lower directory of a volume that no byokd serves (stopped, or a snapshot): all of it is\n" +
+			"restored into the new directory OUTPUT, without mounting. Files with damaged blocks are left out.\n" +
 			"A file of an object that was uploaded in parts does not tell how many there were: give --parts if you know.\n" +
 			"Exit code 0 only when everything was restored; 9 when sealed bytes are damaged, cut short, foreign or under\n" +
 			"another key; 10 when KMS refuses the key.",
@@ -60,6 +63,7 @@ func newDecryptCommand(environ []string) *cobra.Command {
 	flags.StringVarP(&d.output, "output", "o", "", "file for the plain bytes, with --recursive a directory (default: standard output)")
 	flags.BoolVarP(&d.recursive, "recursive", "r", false, "restore every object whose key begins with the given prefix")
 	flags.BoolVar(&d.resume, "resume", false, "with --recursive: leave out objects whose file is there already")
+	flags.BoolVar(&d.zeroDamaged, "zero-damaged", false, "of a volume: restore damaged files, too, with zeros where they are damaged")
 	flags.StringVar(&d.version, "version-id", "", "restore this version of the object")
 	flags.IntVar(&d.parts, "parts", 0, "how many parts a sealed file must have")
 	flags.StringVar(&d.keyring, "keyring", "", "file with the bucket's keyring, for sealed files of a bucket that was moved to another key")
@@ -83,10 +87,17 @@ func (d *decryption) run(ctx context.Context) error {
 		err = d.object(ctx, bucket, key)
 	case d.recursive:
 		return exitWith(exitUsage, errors.New("--recursive is for s3://BUCKET/PREFIX"))
+	case isDirectory(d.source):
+		err = d.volume(ctx)
 	default:
 		err = d.file(ctx)
 	}
 	return explainDecrypt(err)
+}
+
+func isDirectory(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 // cutS3 splits s3://BUCKET/KEY.

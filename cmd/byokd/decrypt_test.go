@@ -18,6 +18,15 @@ import (
 	"github.com/byokd/byokd/objstore/s3test"
 )
 
+// setTenant gives commands that run in this process the role of byokd.
+func setTenant(t *testing.T) {
+	t.Helper()
+	for name, value := range map[string]string{"AWS_ACCESS_KEY_ID": kmstest.TenantAccessKey, "AWS_SECRET_ACCESS_KEY": kmstest.TenantSecret,
+		"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.DevNull, "AWS_SHARED_CREDENTIALS_FILE": os.DevNull, "AWS_REGION": "eu-central-1"} {
+		t.Setenv(name, value)
+	}
+}
+
 // bucketSite is a site with an upstream and no volume.
 type bucketSite struct {
 	*site
@@ -26,10 +35,7 @@ type bucketSite struct {
 
 func newBucketSite(t *testing.T) *bucketSite {
 	t.Helper()
-	for name, value := range map[string]string{"AWS_ACCESS_KEY_ID": kmstest.TenantAccessKey, "AWS_SECRET_ACCESS_KEY": kmstest.TenantSecret,
-		"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.DevNull, "AWS_SHARED_CREDENTIALS_FILE": os.DevNull, "AWS_REGION": "eu-central-1"} {
-		t.Setenv(name, value)
-	}
+	setTenant(t)
 	s := &bucketSite{site: newSite(t), up: s3test.New("sealed-documents")}
 	t.Cleanup(s.up.Close)
 	s.configure(t, map[string]string{

@@ -25,8 +25,8 @@ const (
 	exitMount         = 6  // the mount point cannot be used, or the mount ended by itself
 	exitListen        = 7  // an address cannot be listened at
 	exitForced        = 8  // a second signal, or the time to stop ran out: stopped without flushing
-	exitDamaged       = 9  // decrypt, seal: sealed bytes are damaged, cut short, foreign or under another key
-	exitFrozen        = 10 // status: frozen; decrypt, seal, key rewrap: KMS refuses the key
+	exitDamaged       = 9  // decrypt, seal, check: sealed bytes are damaged, cut short, foreign or under another key
+	exitFrozen        = 10 // status: frozen; decrypt, seal, check, key rewrap: KMS refuses the key
 	exitWaiting       = 11 // status: not started yet, usually waiting for the key
 	exitDegraded      = 12 // status: serving while KMS cannot be reached, until the lease ends
 	exitStopping      = 13 // status: stopping
@@ -108,6 +108,7 @@ func newCommand(environ []string) *cobra.Command {
 		newKeyCommand(environ),
 		newDecryptCommand(environ),
 		newSealCommand(environ),
+		newCheckCommand(environ),
 		newConfigCommand(environ),
 		newVersionCommand(),
 		newSentinelCommand(),

@@ -1,0 +1,17 @@
+// Package volumeread reads sealed volumes without mounting them: for
+// `byokd check`, which reads every block, and `byokd decrypt`, which restores
+// plain files. It knows the format and nothing of FUSE, KMS or gates; the root
+// key comes from its caller, for one file or piece of it at a time.
+//
+// # Guarantees
+//
+//   - Nothing is written, and nothing outside the lower directory is read:
+//     names are opened one by one, relative to the directory they were found in,
+//     and no symlink is followed.
+//   - What is passed on is authentic. What is not becomes a [Fault], and the
+//     rest goes on.
+//   - No byokd serves the volume meanwhile: [Open] takes a shared lock where the
+//     daemon takes an exclusive one.
+//
+// A Volume is used by one goroutine.
+package volumeread
