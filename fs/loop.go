@@ -47,6 +47,11 @@ const (
 	// slow disk, and other requests should not.
 	lateAfter = 20 * time.Millisecond
 
+	// warmSlots is how many slots are made at the start, enough for a flush: what
+	// is asked of the kernel for memory may have to wait for a mapping that is
+	// being taken down and waits for its flush, if it is one of this process.
+	warmSlots = flushWorkers + 2*idleReaders
+
 	// keepSlots bounds the idle slots: 3 MiB of address space each, of which is
 	// resident what requests have used since the last freeze.
 	keepSlots = 32
@@ -92,6 +97,9 @@ func newLoop(f *Filesystem, dev int) *loop {
 }
 
 func (l *loop) start() {
+	for range warmSlots {
+		l.give(l.newSlot())
+	}
 	for range idleReaders {
 		l.readOn()
 	}
@@ -360,6 +368,7 @@ func (l *loop) newSlot() *slot {
 	if err != nil {
 		panic("fs: no address space for a request buffer: " + err.Error())
 	}
+	memory[0] = 0 // the first fault in a mapping needs more than the later ones
 	s := &slot{memory: memory, in: memory[:bufferSize], out: memory[bufferSize : 2*bufferSize]}
 	s.call.init(l.fs, memory[2*bufferSize:])
 	s.call.parks = func() { l.parks(s) }
