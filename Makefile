@@ -16,7 +16,7 @@ FUZZTIME ?= 30s
 SOAK     ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test race lint fuzz bench micro e2e conformance-s3 soak clean
+.PHONY: help build run test race lint fuzz bench micro e2e conformance-s3 conformance-fs soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,7 +40,7 @@ lint: ## gofmt, go vet, staticcheck, shellcheck
 	$(GO) vet ./...
 	GOEXPERIMENT= $(GO) vet ./...
 	GOEXPERIMENT= $(GO) run $(STATICCHECK) ./...
-	@if command -v shellcheck >/dev/null; then shellcheck deploy/*.sh deploy/scripts/*.sh test/*.sh .ci/run; \
+	@if command -v shellcheck >/dev/null; then shellcheck deploy/*.sh deploy/scripts/*.sh test/*.sh test/conformance/*.sh .ci/run; \
 	  else echo "shellcheck is not installed: the scripts were not looked at (apt-get install shellcheck)"; fi
 
 fuzz: ## fuzz every decoder for FUZZTIME (30s) each
@@ -61,6 +61,9 @@ e2e: build ## run the whole-system tests, telling their figures, and S3 clients 
 
 conformance-s3: ## run versitygw's public S3 tests against byokd and compare with docs/CONFORMANCE.md
 	BYOKD_CONFORMANCE=$(or $(TESTS),all) $(GO) test -count=1 -v -timeout 30m -run TestConformanceS3 ./test
+
+conformance-fs: build ## run pjdfstest, fsx and stress-ng on a mount and on plain ext4
+	test/conformance/fs.sh
 
 soak: ## 10 M operations against plain ext4, 1000 freezes and thaws under load, a freeze of minutes, 100 scanned ones; then run the moving parts SOAK (20) times under the race detector
 	BYOKD_SOAK_CYCLES=1000 BYOKD_SOAK_OUTAGES=1 $(GO) test -count=1 -v -timeout 0 \
