@@ -407,6 +407,7 @@ func (v *convert) relay(ctx context.Context, from Ref, etag string, to PutReques
 	if err != nil {
 		return Stored{}, err
 	}
+	to.Metadata = keepPacked(to.Metadata, info.Metadata)
 	whole := &sealedReader{ctx: ctx, up: up, ref: from, etag: etag, size: info.Size}
 	defer whole.close()
 	if first.Part == 0 {

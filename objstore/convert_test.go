@@ -69,8 +69,9 @@ func (w *world) staged() (left []string) {
 }
 
 func TestConvert(t *testing.T) {
-	for _, large := range []bool{false, true} {
-		w := newWorld(t, worldOptions{})
+	for _, kind := range []string{"", "large", "compressing"} {
+		w := newWorld(t, worldOptions{compress: kind == "compressing"})
+		large := kind == "large"
 		if large { // sealed copies of more than four segments go upstream in parts
 			w.proxy.Shrink(4*sealedSegment, 2*segment, 1<<40)
 		}

@@ -109,6 +109,7 @@ func (p *Proxy) duplicate(ctx context.Context, c *call, src *copySource, info In
 	keepTags := !strings.EqualFold(c.r.Header.Get("X-Amz-Tagging-Directive"), "REPLACE")
 	conds := conditions(c.r.Header, "")
 	if src.bucket == c.bucket && !multipart(info.ETag) {
+		a.Metadata = keepPacked(a.Metadata, info.Metadata)
 		return c.bucket.Upstream.Copy(ctx, CopyRequest{
 			Source: src.ref, SourceETag: info.ETag, Key: c.key, Attributes: a, Conditions: conds, KeepTags: keepTags,
 		})

@@ -281,7 +281,8 @@ func (p *Proxy) layoutOf(ctx context.Context, b *bucket, ref Ref, info Info) (*l
 	if lay := b.layouts.get(ref); lay != nil && lay.etag == info.ETag && lay.sealed == info.Size {
 		return lay, nil
 	}
-	if _, ours := info.Metadata[metaEntry]; ours && !multipart(info.ETag) {
+	_, ours := info.Metadata[metaEntry]
+	if _, packed := info.Metadata[packedEntry]; ours && !packed && !multipart(info.ETag) {
 		plain, err := seal.PlainObjectSize(info.Size, 1)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", errBroken, err)

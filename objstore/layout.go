@@ -28,6 +28,7 @@ type layout struct {
 	object seal.ObjectID
 	parts  []partSpan // all of them when walked, else only the first
 	count  int
+	packed bool // compressed: segments differ in length, and every part is walked
 
 	mu      sync.Mutex
 	headers map[int]seal.ObjectHeader // guarded by mu; by part index, bounded
@@ -58,6 +59,9 @@ func newLayout(info Info, first seal.ObjectHeader) (*layout, error) {
 	}
 	size := int64(first.PlainSize)
 	l.parts = []partSpan{{plainSize: size, sealedSize: seal.SealedObjectSize(size), number: first.Part}}
+	if first.Suite == seal.SuiteZstd {
+		return l, l.beginPacked(info, first)
+	}
 	plain, err := seal.PlainObjectSize(l.sealed, l.count)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errBroken, err)
@@ -69,12 +73,23 @@ func newLayout(info Info, first seal.ObjectHeader) (*layout, error) {
 	return l, nil
 }
 
+// beginPacked completes the layout of a compressed object, as far as its first
+// header tells: one that has more parts has to be walked.
+func (l *layout) beginPacked(info Info, first seal.ObjectHeader) error {
+	l.packed, l.plain = true, int64(first.PlainSize)
+	l.parts[0].sealedSize = first.SealedSize()
+	if multipart(info.ETag) != (first.Part > 0) || l.count == 1 && l.parts[0].sealedSize != l.sealed {
+		return fmt.Errorf("%w: header and ETag differ", errBroken)
+	}
+	return nil
+}
+
 // predictable reports whether all parts but the last can be as long as the first,
 // and numbered without gaps.
 func (l *layout) predictable() bool {
 	first := l.parts[0]
 	before := int64(l.count-1) * first.sealedSize
-	return l.walked() || first.number == 1 && first.plainSize%seal.SegmentSize == 0 && first.plainSize > 0 &&
+	return l.walked() || !l.packed && first.number == 1 && first.plainSize%seal.SegmentSize == 0 && first.plainSize > 0 &&
 		l.sealed >= before+seal.SealedObjectSize(0) && l.sealed <= before+first.sealedSize
 }
 
@@ -116,7 +131,7 @@ func (l *layout) verify(s partSpan, h seal.ObjectHeader) error {
 		return fmt.Errorf("%w: part %d belongs to another object", errBroken, s.index+1)
 	case h.Part != s.number:
 		return fmt.Errorf("%w: part number %d at place %d", errBroken, h.Part, s.index+1)
-	case h.PlainSize != uint64(s.plainSize):
+	case h.PlainSize != uint64(s.plainSize), h.SealedSize() != s.sealedSize:
 		return fmt.Errorf("%w: part %d announces %d bytes instead of %d", errBroken, s.index+1, h.PlainSize, s.plainSize)
 	}
 	return nil
@@ -148,7 +163,7 @@ func (l *layout) remember(i int, h seal.ObjectHeader) {
 // walk returns the layout with every boundary read from the headers, for objects
 // whose parts differ in length. It costs one small request per part, once.
 func (l *layout) walk(ctx context.Context, up Upstream, ref Ref) (*layout, error) {
-	w := &layout{etag: l.etag, sealed: l.sealed, object: l.object, count: l.count, headers: map[int]seal.ObjectHeader{}}
+	w := &layout{etag: l.etag, sealed: l.sealed, object: l.object, count: l.count, packed: l.packed, headers: map[int]seal.ObjectHeader{}}
 	next, number := partSpan{}, uint32(1)
 	for i := range l.count {
 		h, known := l.header(i)
@@ -158,10 +173,10 @@ func (l *layout) walk(ctx context.Context, up Upstream, ref Ref) (*layout, error
 				return nil, err
 			}
 		}
-		if h.Object != l.object || h.Part < number || h.PlainSize > seal.MaxObjectSize {
+		if h.Object != l.object || h.Part < number || h.PlainSize > seal.MaxObjectSize || (h.Suite == seal.SuiteZstd) != l.packed {
 			return nil, fmt.Errorf("%w: header of part %d", errBroken, i+1)
 		}
-		next.index, next.plainSize, next.sealedSize = i, int64(h.PlainSize), seal.SealedObjectSize(int64(h.PlainSize))
+		next.index, next.plainSize, next.sealedSize = i, int64(h.PlainSize), h.SealedSize()
 		next.number, number = h.Part, h.Part+1
 		w.parts = append(w.parts, next)
 		w.plain += next.plainSize

@@ -5,6 +5,7 @@ import (
 	"encoding/xml"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/byokd/byokd/internal/seal"
 )
@@ -46,6 +47,9 @@ func encoder(c *call) (func(string) string, error) {
 // plainEntrySize is the plain length of a listed object. One that cannot be
 // sealed by its length was not written by byokd, and is as long as it is.
 func plainEntrySize(e Entry) int64 {
+	if e.Compressed {
+		return e.PlainSize
+	}
 	plain, err := seal.PlainObjectSize(e.Size, partsOf(e.ETag))
 	if err != nil {
 		return e.Size
@@ -118,6 +122,9 @@ func listing(ctx context.Context, c *call, q ListQuery) (Page, func(string) stri
 		return Page{}, nil, err
 	}
 	page, err := c.bucket.Upstream.List(ctx, q)
+	if err == nil {
+		page, err = c.bucket.measure(ctx, page, time.Now())
+	}
 	return page, encode, err
 }
 

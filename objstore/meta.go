@@ -34,8 +34,10 @@ func metadataOf(h http.Header) (map[string]string, error) {
 			m[strings.ToLower(key)] = strings.Join(values, ",")
 		}
 	}
-	if _, taken := m[metaEntry]; taken {
-		return nil, refuse(http.StatusBadRequest, "InvalidArgument", "The metadata name %s is byokd's own.", metaEntry)
+	for _, own := range []string{metaEntry, packedEntry} {
+		if _, taken := m[own]; taken {
+			return nil, refuse(http.StatusBadRequest, "InvalidArgument", "The metadata name %s is byokd's own.", own)
+		}
 	}
 	return m, nil
 }
@@ -92,6 +94,7 @@ func (b *bucket) openMetadata(ctx context.Context, lane uint32, stored map[strin
 	if entry == "" || entry == metaClear {
 		out := maps.Clone(stored)
 		delete(out, metaEntry)
+		delete(out, packedEntry)
 		return out, nil
 	}
 	text, tail, _ := strings.Cut(entry, ".")

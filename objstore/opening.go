@@ -20,6 +20,7 @@ const maxReopens = 3
 type opening struct {
 	bucket *bucket
 	pool   *bufferPool
+	packer *packer
 	lane   uint32
 	ref    Ref
 	lay    *layout
@@ -30,11 +31,12 @@ type opening struct {
 	to     int64 // end of the sealed range asked for
 	failed int   // reopens since the last progress
 
-	part    partSpan
-	header  seal.ObjectHeader
-	hasHead bool  // header is that of part; else it comes next in body
-	segment int64 // next one of part
-	skip    int   // plain bytes before the range in the next batch
+	part     partSpan
+	header   seal.ObjectHeader
+	hasHead  bool  // header is that of part; else it comes next in body
+	segment  int64 // next one of part
+	skip     int   // plain bytes before the range in the next batch
+	passOver int64 // segments of a compressed part to be passed over first
 
 	buf    *buffers
 	sealed []byte // of the present batch; part of buf
@@ -59,7 +61,7 @@ func (p *Proxy) openWhole(ctx context.Context, c *call, ref Ref, obj *Object) (*
 		return nil, err
 	}
 	return &opening{
-		bucket: c.bucket, pool: &p.pool, lane: c.lane, ref: ref, lay: lay, left: lay.plain,
+		bucket: c.bucket, pool: &p.pool, packer: p.packer, lane: c.lane, ref: ref, lay: lay, left: lay.plain,
 		body: obj.Body, pos: seal.ObjectHeaderSize, to: obj.Size,
 		part: lay.part(0), header: h, hasHead: true,
 	}, nil
@@ -69,14 +71,18 @@ func (p *Proxy) openWhole(ctx context.Context, c *call, ref Ref, obj *Object) (*
 func (p *Proxy) openRange(ctx context.Context, b *bucket, lane uint32, ref Ref, lay *layout, off, n int64) (*opening, error) {
 	if n == 0 { // an empty part; an empty object still has a segment to authenticate
 		h, _ := lay.header(0)
-		return &opening{bucket: b, pool: &p.pool, lane: lane, ref: ref, lay: lay, part: lay.part(0), header: h, hasHead: true, pos: seal.ObjectHeaderSize, to: lay.sealed}, nil
+		return &opening{bucket: b, pool: &p.pool, packer: p.packer, lane: lane, ref: ref, lay: lay, part: lay.part(0), header: h, hasHead: true, pos: seal.ObjectHeaderSize, to: lay.sealed}, nil
 	}
 	for {
-		o := &opening{bucket: b, pool: &p.pool, lane: lane, ref: ref, lay: lay, left: n, part: lay.partAt(off)}
+		o := &opening{bucket: b, pool: &p.pool, packer: p.packer, lane: lane, ref: ref, lay: lay, left: n, part: lay.partAt(off)}
 		inner := off - o.part.plainFrom
 		first, _, from, _, skip := seal.SegmentSpan(inner, n, o.part.plainSize)
 		o.segment, o.skip = first, skip
 		o.header, o.hasHead = lay.header(o.part.index)
+		if lay.packed {
+			o.beginPacked(off + n)
+			return o, nil
+		}
 		o.pos = o.part.sealedFrom + from
 		if !o.hasHead && first == 0 && lay.walked() {
 			o.pos = o.part.sealedFrom // the header comes along
@@ -100,6 +106,9 @@ func (p *Proxy) openRange(ctx context.Context, b *bucket, lane uint32, ref Ref, 
 // sealedEnd is the sealed offset up to which plain bytes up to end > 0 need.
 func (l *layout) sealedEnd(end int64) int64 {
 	p := l.partAt(end - 1)
+	if l.packed {
+		return p.sealedFrom + p.sealedSize
+	}
 	_, _, _, to, _ := seal.SegmentSpan(0, end-p.plainFrom, p.plainSize)
 	return p.sealedFrom + to
 }
@@ -136,11 +145,9 @@ func (o *opening) next(ctx context.Context) error {
 	if err := o.enterPart(ctx); err != nil {
 		return err
 	}
-	n := o.plan()
-	if err := o.readFull(ctx, o.buf.sealed[:n]); err != nil {
+	if err := o.readBatch(ctx); err != nil {
 		return fmt.Errorf("part %d, segments from %d: %w", o.part.index+1, o.segment, err)
 	}
-	o.sealed = o.buf.sealed[:n]
 	o.first = o.segment
 	o.segment += int64(o.count)
 	opened, err := o.open(ctx)
@@ -152,6 +159,35 @@ func (o *opening) next(ctx context.Context) error {
 	o.left -= int64(len(o.plain))
 	o.skip = 0
 	return nil
+}
+
+// readBatch reads the sealed bytes of the next batch.
+func (o *opening) readBatch(ctx context.Context) (err error) {
+	n := o.plan()
+	if !o.lay.packed {
+		o.sealed = o.buf.sealed[:n]
+		return o.readFull(ctx, o.sealed)
+	}
+	read := func(b []byte) error { return o.readFull(ctx, b) }
+	for ; o.passOver > 0; o.passOver-- { // segments before the range, whose lengths have to be read
+		if _, err := readPacked(o.buf.sealed, 1, read); err != nil {
+			return err
+		}
+	}
+	o.sealed, err = readPacked(o.buf.sealed, int64(o.count), read)
+	return err
+}
+
+// beginPacked prepares a range of a compressed object up to plain offset end: where
+// its segments lie is only found by reading those before, from the header on.
+func (o *opening) beginPacked(end int64) {
+	o.pos = o.part.sealedFrom
+	if o.hasHead {
+		o.pos += seal.ObjectHeaderSize
+	}
+	o.passOver = o.segment
+	last := o.lay.partAt(end - 1)
+	o.to = last.sealedFrom + last.sealedSize
 }
 
 // enterPart moves to the next part when the present one is through, and reads
@@ -239,6 +275,10 @@ func (o *opening) open(ctx context.Context) ([]byte, error) {
 				return err
 			}
 			opened = o.buf.plain[:0]
+			if o.lay.packed {
+				opened, err = o.packer.openPacked(cipher, opened, o.sealed, o.first, o.part.plainSize)
+				return err
+			}
 			for i := range o.count {
 				piece := o.sealed[i*sealedSegment : min((i+1)*sealedSegment, len(o.sealed))]
 				index := o.first + int64(i)

@@ -71,6 +71,9 @@ type Bucket struct {
 	// ClearMetadata leaves x-amz-meta-* readable upstream instead of sealing it in
 	// one entry.
 	ClearMetadata bool
+	// Compress packs objects that are put in one request before they are sealed.
+	// Listings then ask for the length of each object (see measure).
+	Compress bool
 }
 
 // Options configure a Proxy. Buckets and Credentials are required.
@@ -103,6 +106,7 @@ type Proxy struct {
 	log     *zap.Logger
 	limits  limits // fixed after New
 	pool    bufferPool
+	packer  *packer
 	lanes   atomic.Uint32 // spreads requests over the gate's lanes
 }
 
@@ -114,6 +118,7 @@ type bucket struct {
 	ring    *keyring
 	writing *writingKey
 	layouts *layoutCache
+	packed  packedLengths
 }
 
 // limits are sizes and times that tests make smaller.
@@ -134,6 +139,10 @@ func New(opts Options) (*Proxy, error) {
 	}
 	opts.setDefaults()
 	p := &Proxy{buckets: make(map[string]*bucket, len(opts.Buckets)), opts: opts, log: opts.Logger}
+	var err error
+	if p.packer, err = newPacker(); err != nil {
+		return nil, err
+	}
 	p.limits = limits{upstreamPut: maxPut, upstreamPart: upstreamPart, keepAlive: keepAliveEvery}
 	for name, b := range opts.Buckets {
 		if name == "" || strings.ContainsRune(name, '/') {

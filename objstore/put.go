@@ -117,6 +117,10 @@ func describeStored(h http.Header, s Stored) {
 // store seals size bytes of src into an object. src is released when it is no
 // longer read.
 func (p *Proxy) store(ctx context.Context, c *call, req PutRequest, src plainSource, size int64) (Stored, error) {
+	req.Metadata = dropPacked(req.Metadata)
+	if c.bucket.Compress && size > 0 {
+		return p.storePacked(ctx, c, req, src, size)
+	}
 	if seal.SealedObjectSize(size) > p.limits.upstreamPut {
 		return p.storeLarge(ctx, c, req, src, size)
 	}

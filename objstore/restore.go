@@ -38,7 +38,7 @@ type Restored struct {
 // Damaged knows.
 func Restore(ctx context.Context, src io.Reader, w io.Writer, keys RestoreKeys, parts int) (Restored, error) {
 	r := &restore{src: src, w: w, keys: keys,
-		plain: make([]byte, batchSegments*seal.SegmentSize), sealed: make([]byte, batchSegments*sealedSegment)}
+		plain: make([]byte, batchSegments*seal.SegmentSize), sealed: make([]byte, packedBatch)}
 	defer func() { clear(r.plain) }()
 	for {
 		h, err := r.header()
@@ -86,6 +86,7 @@ type restore struct {
 	number uint32        // of the last part
 
 	plain, sealed []byte // one batch
+	packer        *packer
 }
 
 // header reads the next header; io.EOF when there is no further byte.
@@ -135,6 +136,9 @@ func (r *restore) follows(h seal.ObjectHeader) error {
 func (r *restore) part(ctx context.Context, h seal.ObjectHeader) error {
 	size := int64(h.PlainSize)
 	count := seal.SegmentCount(size)
+	if h.Suite == seal.SuiteZstd {
+		return r.packedPart(ctx, h)
+	}
 	left := seal.SealedObjectSize(size) - seal.ObjectHeaderSize
 	for first := int64(0); first < count; first += batchSegments {
 		if ctx.Err() != nil {
@@ -160,6 +164,54 @@ func (r *restore) part(ctx context.Context, h seal.ObjectHeader) error {
 		}
 		left -= n
 		r.done.Plain += int64(len(opened))
+	}
+	return nil
+}
+
+// packedPart opens the compressed segments behind a header.
+func (r *restore) packedPart(ctx context.Context, h seal.ObjectHeader) error {
+	if r.packer == nil {
+		var err error
+		if r.packer, err = newPacker(); err != nil {
+			return err
+		}
+	}
+	size, left := int64(h.PlainSize), int64(h.PackedSize)
+	count := seal.SegmentCount(size)
+	read := func(b []byte) error {
+		_, err := io.ReadFull(r.src, b)
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			err = fmt.Errorf("%w: up to %d bytes are missing", seal.ErrTruncated, left)
+		}
+		left -= int64(len(b))
+		return err
+	}
+	for first := int64(0); first < count; first += batchSegments {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		batch, err := readPacked(r.sealed, min(batchSegments, count-first), read)
+		if err != nil {
+			return err
+		}
+		var opened []byte
+		err = r.keys.Use(ctx, h.Key, h.KeyARN, h.WrappedKey, func(root *seal.Root) error {
+			cipher, err := root.OpenObject(h)
+			if err == nil {
+				opened, err = r.packer.openPacked(cipher, r.plain[:0], batch, first, size)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if _, err := r.w.Write(opened); err != nil {
+			return err
+		}
+		r.done.Plain += int64(len(opened))
+	}
+	if left != 0 {
+		return fmt.Errorf("%w: packed length", errBroken)
 	}
 	return nil
 }

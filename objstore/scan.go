@@ -188,7 +188,7 @@ func keysOf(ctx context.Context, up Upstream, e Entry) ([]dataKey, error) {
 		if h.PlainSize > seal.MaxObjectSize {
 			return keys, fmt.Errorf("%w: length of part %d", errBroken, i+1)
 		}
-		at += seal.SealedObjectSize(int64(h.PlainSize))
+		at += h.SealedSize()
 	}
 	return keys, nil
 }

@@ -217,6 +217,10 @@ type Entry struct {
 	VersionID    string
 	Latest       bool
 	DeleteMarker bool
+	// Of a compressed object, whose plain length does not follow from Size; filled in
+	// by the proxy.
+	Compressed bool
+	PlainSize  int64
 }
 
 // Owner is as the upstream names it.

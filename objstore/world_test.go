@@ -146,6 +146,7 @@ type worldOptions struct {
 	hold       time.Duration
 	keyObjects int64
 	clear      bool
+	compress   bool
 	now        func() time.Time
 }
 
@@ -159,7 +160,7 @@ func newWorld(t testing.TB, o worldOptions) *world {
 	var err error
 	w.proxy, err = objstore.New(objstore.Options{
 		Buckets: map[string]objstore.Bucket{
-			"documents": {Upstream: objstore.NewUpstream(upstream, "acme-documents"), Guard: w.guard, ClearMetadata: o.clear,
+			"documents": {Upstream: objstore.NewUpstream(upstream, "acme-documents"), Guard: w.guard, ClearMetadata: o.clear, Compress: o.compress,
 				Binding: keyguard.Binding{Cluster: "acme", Resource: "bucket/acme-documents"}, Region: "eu-central-1"},
 			"backups": {Upstream: objstore.NewUpstream(upstream, "acme-backups"), Guard: w.other,
 				Binding: keyguard.Binding{Cluster: "acme", Resource: "bucket/acme-backups"}},

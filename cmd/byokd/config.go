@@ -142,6 +142,13 @@ type BucketConfig struct {
 	// leaves about 1.3 KB of names and values, or clear, readable upstream and up to S3's 2 KB. Objects
 	// keep what they were written with.
 	Metadata string `yaml:"metadata"`
+	// Compression of objects that are put in one request: none, or zstd, each 64 KiB on its own. What is
+	// in the bucket stays as it is, and stays readable when this is changed back. The price: every
+	// listing asks the upstream for the length of each object it has not listed before (one HEAD each,
+	// sixteen at once), ranges read an object from its part's beginning, an upload waits until 6 MiB of
+	// it are packed. Parts of multipart uploads are not compressed. Sizes seen upstream tell how well
+	// the content compresses.
+	Compression string `yaml:"compression"`
 }
 
 // UpstreamConfig is one bucket below the proxy.
@@ -248,6 +255,7 @@ func (c Config) withDefaults() Config {
 			setDefault(&b.Key, only)
 			setDefault(&b.Role, name)
 			setDefault(&b.Metadata, metadataSealed)
+			setDefault(&b.Compression, compressionNone)
 			setDefault(&b.Upstream.Region, c.Cluster.Region)
 			setDefault(&b.Upstream.Region, regionOfARN(c.Keys[b.Key].ARN))
 			buckets[name] = b
@@ -273,6 +281,8 @@ const (
 	cacheWritethrough = "writethrough"
 	metadataSealed    = "sealed"
 	metadataClear     = "clear"
+	compressionNone   = "none"
+	compressionZstd   = "zstd"
 )
 
 func setDefault(field *string, value string) {

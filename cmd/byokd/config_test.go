@@ -174,7 +174,7 @@ var referenceValues = map[string]string{
 	"objects.credentials.file": "/etc/byokd/s3-credentials",
 	"objects.holdFor":          "20s", "objects.buckets.documents.upstream.bucket": "acme-documents",
 	"objects.buckets.documents.upstream.region": "eu-central-1", "objects.buckets.documents.upstream.endpoint": `""`,
-	"objects.buckets.documents.key": "primary", "objects.buckets.documents.sealedAs": `""`, "objects.buckets.documents.role": "documents", "objects.buckets.documents.metadata": "sealed",
+	"objects.buckets.documents.key": "primary", "objects.buckets.documents.sealedAs": `""`, "objects.buckets.documents.role": "documents", "objects.buckets.documents.metadata": "sealed", "objects.buckets.documents.compression": "none",
 	"admin.listen": "127.0.0.1:9180", "admin.allowRemote": "false", "admin.hosts": "[]", "admin.socket": "/run/byokd/control.sock",
 	"audit.file": "/var/log/byokd/audit.jsonl", "audit.maxSize": "64MiB", "log.level": "info", "log.format": "json", "stopTimeout": "25s",
 }

@@ -76,7 +76,7 @@ func newObjects(ctx context.Context, d *daemon) (*objects, error) {
 		}
 		guard := d.guards[b.Key]
 		buckets[name] = objstore.Bucket{Upstream: upstream, Guard: guard, Region: b.Upstream.Region,
-			Binding: bucketBinding(d.cfg, b), ClearMetadata: b.Metadata == metadataClear}
+			Binding: bucketBinding(d.cfg, b), ClearMetadata: b.Metadata == metadataClear, Compress: b.Compression == compressionZstd}
 		title := b.Role
 		if title != name {
 			title += " (" + name + ")"

@@ -85,7 +85,7 @@ func (s *sealing) run(ctx context.Context) error {
 	up, err := newUpstream(ctx, b.Upstream)
 	if err == nil {
 		err = s.convert(ctx, objstore.Options{
-			Buckets:     map[string]objstore.Bucket{s.bucket: {Upstream: up, Guard: guard, Binding: bucketBinding(s.cfg, b), ClearMetadata: b.Metadata == metadataClear}},
+			Buckets:     map[string]objstore.Bucket{s.bucket: {Upstream: up, Guard: guard, Binding: bucketBinding(s.cfg, b), ClearMetadata: b.Metadata == metadataClear, Compress: b.Compression == compressionZstd}},
 			Credentials: objstore.StaticCredentials{}, HoldFor: sealHold, Logger: log.Named("objstore"),
 		})
 	}

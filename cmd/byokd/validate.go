@@ -185,6 +185,7 @@ func (c *checker) objects(cfg Config) {
 		}
 		c.keyRef(path+".key", b.Key, cfg)
 		c.oneOf(path+".metadata", b.Metadata, metadataSealed, metadataClear)
+		c.oneOf(path+".compression", b.Compression, compressionNone, compressionZstd)
 		c.endpoint(path+".upstream.endpoint", b.Upstream.Endpoint, true)
 		if !c.required(path+".upstream.bucket", b.Upstream.Bucket, "the name of the upstream bucket") {
 			continue

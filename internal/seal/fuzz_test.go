@@ -158,6 +158,24 @@ func FuzzParseVolumeHeader(f *testing.F) {
 	})
 }
 
+func FuzzOpenPacked(f *testing.F) {
+	r := seeds(f, "packed", func(v vector) { f.Add(v.Sealed) })
+	_, file := readVectors(f, "packed")
+	f.Fuzz(func(t *testing.T, sealed []byte) {
+		_, err := openPackedVector(r, vector{Sealed: sealed})
+		known(t, err)
+		if err != nil {
+			return
+		}
+		for _, v := range file.Cases {
+			if v.Error == "" && bytes.HasPrefix(sealed, v.Sealed) {
+				return
+			}
+		}
+		t.Fatal("a part that nobody sealed opens")
+	})
+}
+
 func FuzzParseKeyring(f *testing.F) {
 	r := seeds(f, "keyrings", func(v vector) { f.Add(v.Sealed) })
 	_, file := readVectors(f, "keyrings")

@@ -28,6 +28,14 @@ const (
 	MaxWrappedKey = objectTag - objectStrings
 )
 
+const (
+	// PackedPrefix is the length of what precedes a packed segment, in bytes.
+	PackedPrefix = 4
+	// MaxPacked is the longest content of a packed segment: a whole segment that
+	// does not get shorter, and one byte that says so.
+	MaxPacked = SegmentSize + 1
+)
+
 // PlainSizeUnknown stands in ObjectHeader.PlainSize where the length was not
 // known before sealing; the last segment then tells the end.
 const PlainSizeUnknown = ^uint64(0)
@@ -38,8 +46,8 @@ type Suite uint8
 const (
 	// SuiteAES256GCM is AES-256-GCM over segments of 64 KiB.
 	SuiteAES256GCM Suite = 1
-	// SuiteZstd is reserved for the same over zstd-compressed content; it is not
-	// read or written yet.
+	// SuiteZstd is the same over segments that were packed one by one: see
+	// SealPacked. This package does not compress; it only knows the framing.
 	SuiteZstd Suite = 2
 )
 
@@ -50,6 +58,7 @@ type ObjectHeader struct {
 	Object     ObjectID             // a multipart upload has one for all of its parts
 	Part       uint32               // 0 for a simple object, else 1 to MaxParts
 	PlainSize  uint64               // of this object or part, or PlainSizeUnknown
+	PackedSize uint32               // SuiteZstd only: length of what follows the header
 	Key        KeyID                // the data key; NewObject sets it
 	KeyARN     string               // the KMS key that wraps it
 	WrappedKey []byte               // the data key as KMS returned it
@@ -164,8 +173,10 @@ func (h *ObjectHeader) tagUnder(key *[keySize]byte) (tag [macSize]byte) {
 
 func (h *ObjectHeader) check() error {
 	switch {
-	case h.Suite != SuiteAES256GCM:
+	case h.Suite != SuiteAES256GCM && h.Suite != SuiteZstd:
 		return fmt.Errorf("%w: object suite %d", ErrUnknownVersion, h.Suite)
+	case (h.Suite == SuiteZstd) != (h.PackedSize > 0) || h.Suite == SuiteZstd && (h.PlainSize == 0 || h.PlainSize == PlainSizeUnknown):
+		return fmt.Errorf("%w: length of the packed content", ErrTampered)
 	case h.Part > MaxParts:
 		return fmt.Errorf("%w: part %d", ErrTampered, h.Part)
 	case h.PlainSize > MaxObjectSize && h.PlainSize != PlainSizeUnknown:
@@ -189,6 +200,7 @@ func (h *ObjectHeader) put(raw *[ObjectHeaderSize]byte) {
 	copy(raw[88:], h.Commitment[:])
 	binary.BigEndian.PutUint16(raw[120:], uint16(len(h.KeyARN)))
 	binary.BigEndian.PutUint16(raw[122:], uint16(len(h.WrappedKey)))
+	binary.BigEndian.PutUint32(raw[124:], h.PackedSize)
 	n := copy(raw[objectStrings:], h.KeyARN)
 	copy(raw[objectStrings+n:], h.WrappedKey)
 	copy(raw[objectTag:], h.Tag[:])
@@ -221,13 +233,14 @@ func ParseObjectHeader(raw []byte) (ObjectHeader, error) {
 	if arn > maxARN || arn+wrapped > MaxWrappedKey {
 		return ObjectHeader{}, fmt.Errorf("%w: lengths in the object header", ErrTampered)
 	}
-	if raw[11] != 0 || !IsHole(raw[124:objectStrings]) || !IsHole(raw[objectStrings+arn+wrapped:objectTag]) {
+	if raw[11] != 0 || !IsHole(raw[objectStrings+arn+wrapped:objectTag]) {
 		return ObjectHeader{}, fmt.Errorf("%w: reserved bytes of the object header", ErrTampered)
 	}
 	h := ObjectHeader{
 		Suite:      Suite(raw[10]),
 		Part:       binary.BigEndian.Uint32(raw[12:]),
 		PlainSize:  binary.BigEndian.Uint64(raw[16:]),
+		PackedSize: binary.BigEndian.Uint32(raw[124:]),
 		Object:     ObjectID(raw[24:40]),
 		Key:        KeyID(raw[40:56]),
 		Salt:       [SaltSize]byte(raw[56:88]),
@@ -285,6 +298,56 @@ func (c *ObjectCipher) OpenSegment(dst, sealed []byte, index uint64, last bool) 
 	}
 	if !segmentFits(len(sealed)-SegmentOverhead, index, last) {
 		return dst, fmt.Errorf("%w: segment %d of %d bytes, last %t", ErrTampered, index, len(sealed), last)
+	}
+	ad := segmentADs.Get().(*[segmentADSize]byte)
+	out, err := c.aead.Open(dst, nil, sealed, c.bind(ad, index, last))
+	segmentADs.Put(ad)
+	if err != nil {
+		return dst, fmt.Errorf("%w: segment %d", ErrTampered, index)
+	}
+	return out, nil
+}
+
+// SealedSize is the length of the object or part with its header. PlainSize is
+// known.
+func (h *ObjectHeader) SealedSize() int64 {
+	if h.Suite == SuiteZstd {
+		return ObjectHeaderSize + int64(h.PackedSize)
+	}
+	return SealedObjectSize(int64(h.PlainSize))
+}
+
+// SealPacked is SealSegment for SuiteZstd: content stands for a whole segment of
+// plain bytes, in at most MaxPacked bytes of the caller's own making, and is not
+// empty. PackedPrefix bytes before the sealed content tell its length.
+func (c *ObjectCipher) SealPacked(dst, content []byte, index uint64, last bool) []byte {
+	if len(content) == 0 || len(content) > MaxPacked || index >= maxSegments {
+		panic(fmt.Sprintf("seal: packed segment %d of %d bytes", index, len(content)))
+	}
+	dst = binary.BigEndian.AppendUint32(dst, uint32(len(content)+SegmentOverhead))
+	ad := segmentADs.Get().(*[segmentADSize]byte)
+	out := c.aead.Seal(dst, nil, content, c.bind(ad, index, last))
+	segmentADs.Put(ad)
+	return out
+}
+
+// PackedLength reads the prefix of a packed segment: how many bytes follow it. It
+// is not authenticated, but within bounds.
+func PackedLength(prefix []byte) (int, error) {
+	if len(prefix) < PackedPrefix {
+		return 0, fmt.Errorf("%w: the length of a packed segment", ErrTruncated)
+	}
+	n := binary.BigEndian.Uint32(prefix)
+	if n <= SegmentOverhead || n > MaxPacked+SegmentOverhead {
+		return 0, fmt.Errorf("%w: a packed segment of %d bytes", ErrTampered, n)
+	}
+	return int(n), nil
+}
+
+// OpenPacked opens what SealPacked sealed, without its prefix.
+func (c *ObjectCipher) OpenPacked(dst, sealed []byte, index uint64, last bool) ([]byte, error) {
+	if len(sealed) <= SegmentOverhead || len(sealed) > MaxPacked+SegmentOverhead || index >= maxSegments {
+		return dst, fmt.Errorf("%w: packed segment %d of %d bytes", ErrTampered, index, len(sealed))
 	}
 	ad := segmentADs.Get().(*[segmentADSize]byte)
 	out, err := c.aead.Open(dst, nil, sealed, c.bind(ad, index, last))

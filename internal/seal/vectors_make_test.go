@@ -52,6 +52,7 @@ func generators() map[string]func(t *testing.T, r *Root) []vector {
 		"blocks": makeBlocks, "names": makeNames, "symlinks": makeSymlinks, "xattrs": makeXattrs,
 		"meta": makeMeta, "volumes": makeVolumes, "headers": makeHeaders, "segments": makeSegments,
 		"keyrings": makeKeyrings,
+		"packed":   makePacked,
 	}
 }
 
@@ -223,6 +224,44 @@ func makeVolumes(t *testing.T, r *Root) []vector {
 		moving,
 		moving.changed("another next key", "tampered", replace("9999abcd", "9999abce")),
 		moving.changed("half a move", "tampered", replace("next-probe", "more-probe")),
+	}
+}
+
+func makePacked(t *testing.T, r *Root) []vector {
+	part := func(name string, size uint64, contents ...string) vector {
+		packed := 0
+		for _, content := range contents {
+			packed += PackedPrefix + len(content) + SegmentOverhead
+		}
+		h, c := testObject(t, r, ObjectHeader{
+			Suite: SuiteZstd, Object: UploadObjectID("upload-1"), Part: 2, PlainSize: size, PackedSize: uint32(packed),
+			KeyARN: "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab", WrappedKey: []byte("wrapped data key"),
+		})
+		v := vector{Name: name, Sealed: marshalObject(t, h)}
+		for i, content := range contents {
+			v.Sealed = c.SealPacked(v.Sealed, []byte(content), uint64(i), i == len(contents)-1)
+		}
+		if int64(len(v.Sealed)) != h.SealedSize() {
+			t.Fatalf("%d bytes, %d announced", len(v.Sealed), h.SealedSize())
+		}
+		var err error
+		if v.Plain, err = openPackedVector(r, v); err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	two := part("two segments", SegmentSize+9, "\x01compressed", "\x00nine bytes")
+	first := ObjectHeaderSize
+	return []vector{
+		two, part("one byte", 1, "\x00a"),
+		two.changed("packed length in the header", "tampered", flip(127)),
+		two.changed("no packed length", "tampered", func(v *vector) { clear(v.Sealed[124:128]) }),
+		two.changed("suite without packing", "tampered", func(v *vector) { v.Sealed[10] = 1 }),
+		two.changed("length of a segment", "tampered", flip(first+3)),
+		two.changed("length absurd", "tampered", flip(first)),
+		two.changed("content", "tampered", flip(first+30)),
+		two.changed("cut", "truncated", func(v *vector) { v.Sealed = v.Sealed[:len(v.Sealed)-1] }),
+		two.changed("cut at a segment", "truncated", func(v *vector) { v.Sealed = v.Sealed[:first+4+11+SegmentOverhead] }),
 	}
 }
 

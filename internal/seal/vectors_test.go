@@ -67,6 +67,7 @@ func kinds() map[string]func(r *Root, v vector) ([]byte, error) {
 		"headers":  openHeaderVector,
 		"segments": openSegmentVector,
 		"keyrings": openKeyringVector,
+		"packed":   openPackedVector,
 	}
 }
 
@@ -102,6 +103,37 @@ func openVolumeVector(r *Root, v vector) ([]byte, error) {
 		plain = fmt.Appendf(plain, " next %s root %q probe %q", h.Next.KeyARN, h.Next.WrappedRoot, h.Next.Probe)
 	}
 	return plain, nil
+}
+
+// openPackedVector opens a part of packed segments, header first.
+func openPackedVector(r *Root, v vector) ([]byte, error) {
+	h, err := ParseObjectHeader(v.Sealed)
+	if err != nil {
+		return nil, err
+	}
+	c, err := r.OpenObject(h)
+	if err != nil {
+		return nil, err
+	}
+	out := fmt.Appendf(nil, "suite %d part %d size %d packed %d", h.Suite, h.Part, h.PlainSize, h.PackedSize)
+	rest := v.Sealed[ObjectHeaderSize:]
+	count := uint64(SegmentCount(int64(h.PlainSize)))
+	for index := range count {
+		n, err := PackedLength(rest)
+		if err != nil {
+			return nil, err
+		}
+		if rest = rest[PackedPrefix:]; len(rest) < n {
+			return nil, ErrTruncated
+		}
+		content, err := c.OpenPacked(nil, rest[:n], index, index == count-1)
+		if err != nil {
+			return nil, err
+		}
+		rest = rest[n:]
+		out = fmt.Appendf(out, ", %q", content)
+	}
+	return out, nil
 }
 
 func openKeyringVector(r *Root, v vector) ([]byte, error) {
