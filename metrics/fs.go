@@ -30,6 +30,9 @@ type VolumeGauges struct {
 	LowerFreeBytes uint64 // space left below the mount
 	ParkedCalls    int64  // calls that wait for the key
 	Writeback      bool   // the kernel agreed to cache writes
+	Inodes         int    // files and directories that the kernel knows
+	UndrainedFiles uint64 // files of which a freeze left pages in the kernel, since the mount
+	ForeignNames   uint64 // lower names that byokd did not write, met since the mount
 }
 
 // NewFS registers the series of the filesystem. gauges is asked at every scrape; ok is false while
@@ -40,11 +43,8 @@ func (r *Registry) NewFS(gauges func() (g VolumeGauges, ok bool)) *FS {
 		Help: "Plain bytes moved through the mount, as the kernel asked for them (cached reads do not count).",
 	}, []string{"direction"})
 	f := &FS{
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    "byokd_fs_operation_duration_seconds",
-			Help:    "Time from reading a FUSE request to its reply, including any wait for the key.",
-			Buckets: latencyBuckets(),
-		}, []string{"op"}),
+		duration: newHistogramVec("byokd_fs_operation_duration_seconds",
+			"Time from reading a FUSE request to its reply, including any wait for the key.", latencyBuckets(), "op"),
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "byokd_fs_operation_errors_total",
 			Help: "FUSE requests answered with an error, by its name; ENOENT and the like are everyday answers.",
@@ -93,6 +93,9 @@ func errnoLabel(errno syscall.Errno) string {
 var (
 	lowerFree = prometheus.NewDesc("byokd_fs_lower_free_bytes", "Space left on the filesystem that holds the sealed files.", nil, nil)
 	parked    = prometheus.NewDesc("byokd_fs_parked_calls", "Calls on the mount that wait for the key.", nil, nil)
+	inodes    = prometheus.NewDesc("byokd_fs_cached_inodes", "Files and directories that the kernel knows and byokd keeps in memory.", nil, nil)
+	undrained = prometheus.NewDesc("byokd_fs_undrained_files_total", "Files of which a freeze could not take every cached page back in time; since the mount.", nil, nil)
+	foreign   = prometheus.NewDesc("byokd_fs_foreign_names_total", "Names in the lower directory that byokd did not write, met while listing; since the mount.", nil, nil)
 	writeback = prometheus.NewDesc("byokd_fs_writeback_cache", "1 when the kernel caches writes (cache: writeback), 0 when it does not.", nil, nil)
 )
 
@@ -102,9 +105,9 @@ type volumeCollector struct {
 }
 
 func (c volumeCollector) Describe(ch chan<- *prometheus.Desc) {
-	ch <- lowerFree
-	ch <- parked
-	ch <- writeback
+	for _, d := range []*prometheus.Desc{lowerFree, parked, writeback, inodes, undrained, foreign} {
+		ch <- d
+	}
 }
 
 func (c volumeCollector) Collect(ch chan<- prometheus.Metric) {
@@ -115,6 +118,9 @@ func (c volumeCollector) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(lowerFree, prometheus.GaugeValue, float64(g.LowerFreeBytes))
 	ch <- prometheus.MustNewConstMetric(parked, prometheus.GaugeValue, float64(g.ParkedCalls))
 	ch <- prometheus.MustNewConstMetric(writeback, prometheus.GaugeValue, oneIf(g.Writeback))
+	ch <- prometheus.MustNewConstMetric(inodes, prometheus.GaugeValue, float64(g.Inodes))
+	ch <- prometheus.MustNewConstMetric(undrained, prometheus.CounterValue, float64(g.UndrainedFiles))
+	ch <- prometheus.MustNewConstMetric(foreign, prometheus.CounterValue, float64(g.ForeignNames))
 }
 
 func oneIf(b bool) float64 {

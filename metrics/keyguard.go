@@ -27,6 +27,7 @@ type Guards struct {
 	freeze  *prometheus.HistogramVec
 	erase   *prometheus.HistogramVec
 	thaw    *prometheus.HistogramVec
+	frozen  *frozenTimes
 }
 
 // NewGuards registers the series that guards fill by observing.
@@ -38,35 +39,30 @@ func (r *Registry) NewGuards() *Guards {
 			Name: "byokd_probes_total",
 			Help: "Probes of the key by what they said: the state, and the reason when it was not enabled.",
 		}, []string{"guard", "state", "reason"}),
-		probe: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "byokd_probe_duration_seconds", Help: "Time that KMS took to answer a probe.",
-			Buckets: []float64{1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 0.5, 1, 2.5, 5},
-		}, []string{"guard"}),
+		probe: newHistogramVec("byokd_probe_duration_seconds", "Time that KMS took to answer a probe.",
+			[]float64{1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 0.5, 1, 2.5, 5}, "guard"),
 		freezes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "byokd_freezes_total", Help: "Freezes by the reason why the key may not be used.",
 		}, []string{"guard", "reason"}),
 		thaws: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "byokd_thaws_total", Help: "Openings of the gate: the first after start, and one after each freeze.",
 		}, []string{"guard"}),
-		freeze: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    "byokd_freeze_duration_seconds",
-			Help:    "Time from the first refusal (or the end of the lease) to the closed gate: no plain byte leaves after it.",
-			Buckets: bounds,
-		}, []string{"guard"}),
-		erase: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "byokd_erase_duration_seconds", Help: "Time from the closed gate to the last key gone from memory.", Buckets: bounds,
-		}, []string{"guard"}),
-		thaw: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "byokd_thaw_duration_seconds", Help: "Time from the first success of KMS to the open gate.", Buckets: bounds,
-		}, []string{"guard"}),
+		freeze: newHistogramVec("byokd_freeze_duration_seconds",
+			"Time from the first refusal (or the end of the lease) to the closed gate: no plain byte leaves after it.", bounds, "guard"),
+		erase: newHistogramVec("byokd_erase_duration_seconds",
+			"Time from the closed gate to the last key gone from memory.", bounds, "guard"),
+		thaw: newHistogramVec("byokd_thaw_duration_seconds",
+			"Time from the first success of KMS to the open gate.", bounds, "guard"),
 	}
-	r.prom.MustRegister(g.probes, g.probe, g.freezes, g.thaws, g.freeze, g.erase, g.thaw)
+	g.frozen = &frozenTimes{now: time.Now, of: map[string]*frozenTime{}}
+	r.prom.MustRegister(g.probes, g.probe, g.freezes, g.thaws, g.freeze, g.erase, g.thaw, g.frozen)
 	return g
 }
 
 // Observer returns the observer for the guard of that name, with its series in place from the start.
 func (g *Guards) Observer(guard string) keyguard.Observer {
 	g.thaws.WithLabelValues(guard)
+	g.frozen.add(guard)
 	for _, duration := range []*prometheus.HistogramVec{g.probe, g.freeze, g.erase, g.thaw} {
 		duration.WithLabelValues(guard)
 	}
@@ -88,7 +84,8 @@ func (o *guardObserver) Probed(state keyguard.KeyState, reason keyguard.Reason, 
 	o.probe.WithLabelValues(o.guard).Observe(took.Seconds())
 }
 
-func (o *guardObserver) Transitioned(keyguard.Transition) {} // states are read at the scrape
+// Transitioned measures how long freezes last; states are read at the scrape.
+func (o *guardObserver) Transitioned(t keyguard.Transition) { o.frozen.follow(o.guard, t) }
 
 func (o *guardObserver) Froze(t keyguard.Transition, times keyguard.FreezeTimes) {
 	o.freezes.WithLabelValues(o.guard, reasonLabel(t.Reason)).Inc()

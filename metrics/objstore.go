@@ -28,11 +28,9 @@ func (r *Registry) NewObjects(buckets []string) *Objects {
 			Name: "byokd_s3_requests_total",
 			Help: "Finished S3 requests by bucket, operation and answer: ok, the S3 error code, client_gone or aborted.",
 		}, []string{"bucket", "op", "code"}),
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    "byokd_s3_request_duration_seconds",
-			Help:    "Time from a request's header to its last byte, including any wait for the key.",
-			Buckets: []float64{1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 0.5, 1, 2.5, 10, 60},
-		}, []string{"op"}),
+		duration: newHistogramVec("byokd_s3_request_duration_seconds",
+			"Time from a request's header to its last byte, including any wait for the key.",
+			[]float64{1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 0.5, 1, 2.5, 10, 60}, "op"),
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "byokd_s3_bytes_total", Help: "Plain bytes taken from (in) and given to (out) clients.",
 		}, []string{"bucket", "direction"}),

@@ -106,7 +106,8 @@ func (v *volume) gauges() (metrics.VolumeGauges, bool) {
 		return metrics.VolumeGauges{}, false
 	}
 	s := f.Stats()
-	return metrics.VolumeGauges{LowerFreeBytes: s.LowerFreeBytes, ParkedCalls: int64(s.Parked), Writeback: s.Writeback}, true
+	return metrics.VolumeGauges{LowerFreeBytes: s.LowerFreeBytes, ParkedCalls: int64(s.Parked), Writeback: s.Writeback,
+		Inodes: s.Inodes, UndrainedFiles: s.Undrained, ForeignNames: s.ForeignNames}, true
 }
 
 // serve makes the volume if need be, mounts it once its key is usable, and serves until ctx ends or the
