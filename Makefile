@@ -49,7 +49,9 @@ fuzz: ## fuzz every decoder for FUZZTIME (30s) each
 	    echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; done; done
 
 bench: build ## compare with raw ext4, loopback, gocryptfs; S3 with the direct way and rclone crypt: tables, in minutes
-	$(GO) run ./bench $(BENCH)
+	@mkdir -p .cache
+	$(GO) run ./bench -json .cache/bench.json -svg .cache/bench.svg $(BENCH)
+	@echo "figures: .cache/bench.json, picture: .cache/bench.svg"
 
 micro: ## run the Go benchmarks with their allocation counts
 	$(GO) test -run '^$$' -bench . -benchmem ./...

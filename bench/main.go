@@ -37,6 +37,8 @@ type options struct {
 	parts  []string // of the comparison: fs, s3
 	large  int64    // GiB of an object whose transfer is watched, 0 for none
 	keep   bool     // do not stop: for a profiler
+	json   string   // file for the report
+	svg    string   // file for its picture
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -62,6 +64,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.StringVar(&parts, "parts", "fs,s3", "parts of the comparison: the filesystem, the S3 proxy")
 	flags.Int64Var(&o.large, "large", 0, "put and get an object of so many GiB first, and tell how much memory byokd took (5 at most)")
 	flags.BoolVar(&o.keep, "keep", false, "leave the mounts up until Ctrl-C")
+	flags.StringVar(&o.json, "json", "", "file to write the figures to as JSON")
+	flags.StringVar(&o.svg, "svg", "", "file to write a picture of the ratios to")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -88,18 +92,23 @@ func compare(ctx context.Context, o options, stdout, stderr io.Writer) (err erro
 	if err != nil {
 		return err
 	}
-	describe(stdout, o)
+	r := report{Machine: describe(o), Rounds: o.rounds}
+	fmt.Fprintf(stdout, "%v; medians of up to %d interleaved rounds\n\n", r.Machine, o.rounds)
 	if slices.Contains(o.parts, "fs") {
-		err = compareFS(ctx, o, self, stdout, stderr)
+		var s section
+		s, err = compareFS(ctx, o, self, stdout, stderr)
+		r.Sections = append(r.Sections, s)
 	}
 	if err == nil && slices.Contains(o.parts, "s3") && ctx.Err() == nil {
-		err = compareS3(ctx, o, self, stdout, stderr)
+		var s section
+		s, err = compareS3(ctx, o, self, stdout, stderr)
+		r.Sections = append(r.Sections, s)
 	}
-	return err
+	return errors.Join(err, r.write(o.json, o.svg))
 }
 
 // compareFS measures the filesystem's section and prints its table.
-func compareFS(ctx context.Context, o options, self string, stdout, stderr io.Writer) (err error) {
+func compareFS(ctx context.Context, o options, self string, stdout, stderr io.Writer) (s section, err error) {
 	peers, err := startPeers(ctx, o, stderr)
 	defer func() {
 		for _, p := range slices.Backward(peers) {
@@ -107,12 +116,12 @@ func compareFS(ctx context.Context, o options, self string, stdout, stderr io.Wr
 		}
 	}()
 	if err != nil {
-		return err
+		return s, err
 	}
-	r := results{}
+	r := newResults()
 	err = measureAll(ctx, o, self, peers, r, stderr)
 	if err != nil && ctx.Err() == nil {
-		return err
+		return s, err
 	}
 	fmt.Fprintf(stderr, "\r%-60s\r", "")
 	names := make([]string, len(peers))
@@ -124,7 +133,7 @@ func compareFS(ctx context.Context, o options, self string, stdout, stderr io.Wr
 		fmt.Fprintln(stderr, "mounts are up under", o.dir, "until Ctrl-C")
 		<-ctx.Done()
 	}
-	return err
+	return r.section("filesystem", loads, names), err
 }
 
 func measureAll(ctx context.Context, o options, self string, peers []peer, r results, stderr io.Writer) error {
@@ -136,11 +145,13 @@ func measureAll(ctx context.Context, o options, self string, peers []peer, r res
 			fmt.Fprintf(stderr, "\rround %d of %d: %-40s", round+1, o.rounds, l.name)
 			for i := range peers {
 				p := peers[(i+round)%len(peers)]
+				before := p.cpuSeconds()
 				rate, err := measure(ctx, self, l, p)
 				if err != nil {
 					return fmt.Errorf("%s on %s: %w", l.name, p.name, err)
 				}
-				r.add(l.name, p.name, rate)
+				r.rates.add(l.name, p.name, rate)
+				r.cpu.add(l.name, p.name, p.cpuSeconds()-before)
 			}
 		}
 	}
@@ -157,7 +168,7 @@ func measure(ctx context.Context, self string, l load, p peer) (float64, error) 
 }
 
 // describe says on what the figures were measured.
-func describe(w io.Writer, o options) {
+func describe(o options) machine {
 	var name unix.Utsname
 	var st unix.Statfs_t
 	_ = unix.Uname(&name)
@@ -175,6 +186,5 @@ func describe(w io.Writer, o options) {
 	var cpus unix.CPUSet
 	_ = unix.SchedGetaffinity(0, &cpus)
 	load, _ := os.ReadFile("/proc/loadavg")
-	fmt.Fprintf(w, "Linux %s, %d × %s, %s; load average %s; medians of up to %d interleaved rounds\n\n",
-		unix.ByteSliceToString(name.Release[:]), cpus.Count(), processor, kind, strings.Join(strings.Fields(string(load))[:3], " "), o.rounds)
+	return machine{unix.ByteSliceToString(name.Release[:]), cpus.Count(), processor, kind, strings.Join(strings.Fields(string(load))[:3], " ")}
 }

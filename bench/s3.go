@@ -165,7 +165,7 @@ func runS3Load(ctx context.Context, args []string, stdout io.Writer) error {
 }
 
 // compareS3 measures the S3 section and prints its table.
-func compareS3(ctx context.Context, o options, self string, stdout, stderr io.Writer) (err error) {
+func compareS3(ctx context.Context, o options, self string, stdout, stderr io.Writer) (s section, err error) {
 	peers, err := startS3Peers(ctx, o, stderr)
 	defer func() {
 		for _, p := range slices.Backward(peers) {
@@ -173,15 +173,15 @@ func compareS3(ctx context.Context, o options, self string, stdout, stderr io.Wr
 		}
 	}()
 	if err != nil {
-		return err
+		return s, err
 	}
 	ours := peers[slices.IndexFunc(peers, func(p *s3Peer) bool { return p.name == subject })]
 	if o.large > 0 {
 		if err := ours.transferLarge(ctx, o.large<<30, stdout); err != nil {
-			return err
+			return s, err
 		}
 	}
-	r := results{}
+	r := newResults()
 	var rows []load
 	for round := range o.rounds {
 		for _, l := range s3Loads {
@@ -194,14 +194,16 @@ func compareS3(ctx context.Context, o options, self string, stdout, stderr io.Wr
 			fmt.Fprintf(stderr, "\rround %d of %d: %-40s", round+1, o.rounds, l.name)
 			for i := range peers {
 				p := peers[(i+round)%len(peers)]
+				before := p.cpuSeconds()
 				rate, err := measureChild(ctx, self, "s3load", l.name, p.endpoint, p.bucket, p.id, p.secret)
 				if ctx.Err() != nil {
 					break
 				}
 				if err != nil {
-					return fmt.Errorf("%s on %s: %w", l.name, p.name, err)
+					return s, fmt.Errorf("%s on %s: %w", l.name, p.name, err)
 				}
-				r.add(l.name, p.name, rate)
+				r.rates.add(l.name, p.name, rate)
+				r.cpu.add(l.name, p.name, p.cpuSeconds()-before)
 			}
 		}
 	}
@@ -215,7 +217,7 @@ func compareS3(ctx context.Context, o options, self string, stdout, stderr io.Wr
 	r.print(stdout, rows, names)
 	peak, err := ours.peakMemory()
 	fmt.Fprintf(stdout, "byokd's memory at its peak: %s\n", peak)
-	return err
+	return r.section("S3", rows, names), err
 }
 
 // transferLarge puts and gets one object, and tells byokd's memory before and after.

@@ -9,15 +9,20 @@ import (
 	"strings"
 )
 
-// results holds a rate for each round, by load and peer.
-type results map[[2]string][]float64
+// results of a section: rates, and the processor time of the peers' servers.
+type results struct{ rates, cpu samples }
 
-func (r results) add(load, peer string, rate float64) {
+func newResults() results { return results{samples{}, samples{}} }
+
+// samples holds a figure for each round, by load and peer.
+type samples map[[2]string][]float64
+
+func (r samples) add(load, peer string, rate float64) {
 	key := [2]string{load, peer}
 	r[key] = append(r[key], rate)
 }
 
-func (r results) median(load, peer string) (float64, bool) {
+func (r samples) median(load, peer string) (float64, bool) {
 	all := slices.Sorted(slices.Values(r[[2]string{load, peer}]))
 	if len(all) == 0 {
 		return 0, false
@@ -26,7 +31,7 @@ func (r results) median(load, peer string) (float64, bool) {
 }
 
 // spread is how far the rounds lie apart, in parts of the median.
-func (r results) spread(load, peer string) float64 {
+func (r samples) spread(load, peer string) float64 {
 	all := r[[2]string{load, peer}]
 	m, ok := r.median(load, peer)
 	if !ok || m == 0 {
@@ -43,31 +48,32 @@ func (r results) print(w io.Writer, loads []load, peers []string) {
 	for _, p := range others {
 		header = append(header, "÷ "+p)
 	}
-	header = append(header, "± "+subject)
+	header = append(header, "± "+subject, "CPU s")
 	rows := [][]string{header, nil}
 	for range header {
 		rows[1] = append(rows[1], "---")
 	}
 	for _, l := range loads {
-		ours, ok := r.median(l.name, subject)
+		ours, ok := r.rates.median(l.name, subject)
 		if !ok {
 			continue
 		}
 		row := []string{l.name, l.unit}
 		for _, p := range peers {
-			rate, _ := r.median(l.name, p)
+			rate, _ := r.rates.median(l.name, p)
 			row = append(row, figures(rate))
 		}
 		for _, p := range others {
-			rate, _ := r.median(l.name, p)
+			rate, _ := r.rates.median(l.name, p)
 			row = append(row, ratio(ours, rate, l.goals[p]))
 		}
-		rows = append(rows, append(row, fmt.Sprintf("%.0f %%", 100*r.spread(l.name, subject))))
+		cpu, _ := r.cpu.median(l.name, subject)
+		rows = append(rows, append(row, fmt.Sprintf("%.0f %%", 100*r.rates.spread(l.name, subject)), fmt.Sprintf("%.2f", cpu)))
 	}
 	for _, row := range rows {
 		fmt.Fprintln(w, "|", strings.Join(row, " | "), "|")
 	}
-	fmt.Fprintln(w, "\nRates: more is better. ÷ is byokd's rate in parts of the other's, ▼ below the goal; ± how far byokd's rounds lie apart.")
+	fmt.Fprintln(w, "\nRates: more is better. ÷ is byokd's rate in parts of the other's, ▼ below the goal; ± how far byokd's rounds lie apart; CPU s is byokd's processor time for a run.")
 }
 
 func figures(rate float64) string {
