@@ -24,6 +24,19 @@ import (
 type lowerFile struct {
 	fd     atomic.Int32 // descriptor + 1, 0 when closed
 	direct atomic.Int32 // the same file with O_DIRECT, opened at the first rewrite; equals fd where rewrites may be buffered
+	fault  faultBelow   // nil but in tests; fixed before the file is opened
+}
+
+// faultBelow stands, in tests, before each operation on a lower file, of length
+// bytes where it reads or writes: it may let it pass, fail it, or shorten it.
+type faultBelow func(op string, length int) (allowed int, err error)
+
+// allows asks fault, of which there is none.
+func (f *lowerFile) allows(op string, length int) (int, error) {
+	if f.fault == nil {
+		return length, nil
+	}
+	return f.fault(op, length)
 }
 
 func (f *lowerFile) isOpen() bool  { return f.fd.Load() != 0 }
@@ -79,7 +92,11 @@ func (f *lowerFile) take() (fd, direct int32) {
 // zeros, which is how a hole reads.
 func (f *lowerFile) readAt(b []byte, off int64) error {
 	for done := 0; done < len(b); {
-		n, err := ignoringEINTR(func() (int, error) { return unix.Pread(f.buffered(), b[done:], off+int64(done)) })
+		part, err := f.allows("read", len(b)-done)
+		if err != nil {
+			return err
+		}
+		n, err := ignoringEINTR(func() (int, error) { return unix.Pread(f.buffered(), b[done:done+part], off+int64(done)) })
 		if err != nil {
 			return err
 		}
@@ -102,17 +119,27 @@ func (f *lowerFile) rewrite(b []byte, off int64) error {
 	return f.writeAt(int(f.direct.Load())-1, b, off)
 }
 
+// maxIdleWrites bounds the attempts to write a block of which the lower
+// filesystem takes a part only, without saying why.
+const maxIdleWrites = 8
+
 func (f *lowerFile) writeAt(fd int, b []byte, off int64) error {
-	for len(b) > 0 {
-		n, err := ignoringEINTR(func() (int, error) { return unix.Pwrite(fd, b, off) })
+	for idle := 0; len(b) > 0; {
+		part, err := f.allows("write", len(b))
 		if err != nil {
 			return err
 		}
-		// A short write ends at a block or it is made good by writing that
-		// block again from its beginning.
+		n, err := ignoringEINTR(func() (int, error) { return unix.Pwrite(fd, b[:part], off) })
+		if err != nil {
+			return err
+		}
+		// A short write ends at a block, or it is made good by writing that block
+		// again from its beginning: then the cause is told, or is gone.
 		n -= n % seal.BlockSize
-		if n == 0 {
-			return unix.ENOSPC
+		if idle++; n > 0 {
+			idle = 0
+		} else if idle == maxIdleWrites {
+			return unix.EIO
 		}
 		b, off = b[n:], off+int64(n)
 	}
@@ -120,11 +147,17 @@ func (f *lowerFile) writeAt(fd int, b []byte, off int64) error {
 }
 
 func (f *lowerFile) truncate(size int64) error {
+	if _, err := f.allows("truncate", 0); err != nil {
+		return err
+	}
 	_, err := ignoringEINTR(func() (int, error) { return 0, unix.Ftruncate(f.buffered(), size) })
 	return err
 }
 
 func (f *lowerFile) fallocate(mode uint32, off, length int64) error {
+	if _, err := f.allows("fallocate", 0); err != nil {
+		return err
+	}
 	_, err := ignoringEINTR(func() (int, error) { return 0, unix.Fallocate(f.buffered(), mode, off, length) })
 	return err
 }
@@ -132,6 +165,9 @@ func (f *lowerFile) fallocate(mode uint32, off, length int64) error {
 // sync makes the file durable; with dataOnly, its data and what is needed to
 // find them.
 func (f *lowerFile) sync(dataOnly bool) error {
+	if _, err := f.allows("sync", 0); err != nil {
+		return err
+	}
 	if dataOnly {
 		return unix.Fdatasync(f.buffered())
 	}

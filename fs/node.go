@@ -95,6 +95,7 @@ func (f *failures) since(seen uint64) (uint64, error) {
 type nodeTable struct {
 	ids       lowerIDs
 	heldPaths atomic.Int32 // O_PATH descriptors open
+	fault     faultBelow   // of new nodes; nil but in tests
 
 	mu   sync.RWMutex
 	byID map[uint64]*node // guarded by mu
@@ -110,6 +111,12 @@ func newNodeTable(ids lowerIDs, root int) *nodeTable {
 	return t
 }
 
+func (t *nodeTable) newNode(id uint64) *node {
+	n := &node{id: id}
+	n.file.fault = t.fault
+	return n
+}
+
 // look names the lower inode at (dir, name), or dir itself, to the kernel: the
 // kernel gains one reference, which a FORGET gives back.
 func (t *nodeTable) look(dir int, name string, st *unix.Stat_t) (*node, error) {
@@ -121,7 +128,7 @@ func (t *nodeTable) look(dir int, name string, st *unix.Stat_t) (*node, error) {
 	}
 	n := t.byID[id]
 	if n == nil {
-		n = &node{id: id}
+		n = t.newNode(id)
 		t.byID[id] = n
 	}
 	n.lookups.Add(1)
@@ -161,7 +168,7 @@ func (t *nodeTable) use(id uint64) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if n = t.byID[id]; n == nil {
-		n = &node{id: id}
+		n = t.newNode(id)
 		t.byID[id] = n
 	}
 	n.using.Add(1)
