@@ -34,6 +34,10 @@ func TuneClient(o *s3.Options) {
 	if c, ok := o.HTTPClient.(*awshttp.BuildableClient); ok {
 		o.HTTPClient = c.WithTransportOptions(func(t *http.Transport) {
 			t.MaxIdleConnsPerHost = upstreamConns
+			// No bound over all hosts: at that one, net/http closes the connection that is
+			// idle the longest, which under a burst may be one whose answer (without a body)
+			// was not handed on yet, and an upload that succeeded would be told as failed.
+			t.MaxIdleConns = 0
 			t.WriteBufferSize, t.ReadBufferSize = 64<<10, 64<<10
 			// Sealed bytes do not compress, and a Range must stay one.
 			t.DisableCompression = true
