@@ -321,15 +321,23 @@ func TestRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.unmount()
-	changed := bytes.Replace(header, []byte(testARN), []byte(strings.Replace(testARN, "1111", "2222", 1)), 1)
-	if bytes.Equal(changed, header) {
-		t.Fatal("the header does not name the key")
-	}
-	if err := os.WriteFile(path, changed, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Open(ctx, v.lower, v.guard, v.option); !errors.Is(err, seal.ErrTampered) {
-		t.Errorf("a header changed by hand: %v", err)
+	for _, change := range []struct {
+		old, new string
+		want     error
+	}{
+		{testARN, strings.Replace(testARN, "1111", "2222", 1), ErrOtherKey}, // nobody is asked
+		{"generation: 1\n", "generation: 9\n", seal.ErrTampered},
+	} {
+		changed := bytes.Replace(header, []byte(change.old), []byte(change.new), 1)
+		if bytes.Equal(changed, header) {
+			t.Fatalf("the header has no %q", change.old)
+		}
+		if err := os.WriteFile(path, changed, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(ctx, v.lower, v.guard, v.option); !errors.Is(err, change.want) {
+			t.Errorf("%q changed by hand: %v, want %v", change.old, err, change.want)
+		}
 	}
 	if err := os.WriteFile(path, header, 0o600); err != nil {
 		t.Fatal(err)
