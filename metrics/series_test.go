@@ -27,6 +27,7 @@ func exposition(t *testing.T) string {
 	s.guard.set(keyguard.Frozen, keyguard.PendingDeletion, keyguard.ReasonPendingDeletion)
 	s.guard.mu.Lock()
 	s.guard.status.LastSuccess, s.guard.status.LeaseUntil, s.guard.status.DeletionDate = time.Now(), time.Now(), time.Now()
+	s.guard.status.MaterialExpires = time.Now()
 	s.guard.mu.Unlock()
 	s.guards.Probed(keyguard.Disabled, keyguard.ReasonKeyDisabled, time.Millisecond)
 	s.fs.Done("write", 1, time.Millisecond, 0)
