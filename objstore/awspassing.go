@@ -93,6 +93,14 @@ func ofSource(ctx context.Context) context.Context {
 	return context.WithValue(ctx, passingKey{}, source)
 }
 
+// ofOwn keeps the headers of a client from requests about byokd's own objects.
+func ofOwn(ctx context.Context, key string) context.Context {
+	if !hidden(key) {
+		return ctx
+	}
+	return context.WithValue(ctx, passingKey{}, (*passedThrough)(nil))
+}
+
 // send adds the headers that one request to the upstream takes.
 func (p *passedThrough) send(operation string, h http.Header) {
 	names := slices.Concat(passedHeaders[""], passedHeaders[operation])

@@ -151,7 +151,7 @@ func (u *awsUpstream) Get(ctx context.Context, req GetRequest) (*Object, error) 
 		}
 		in.Range = aws.String("bytes=" + strconv.FormatInt(req.From, 10) + "-" + last)
 	}
-	out, err := u.client.GetObject(ctx, in)
+	out, err := u.client.GetObject(ofOwn(ctx, req.Key), in)
 	if err != nil {
 		return nil, failed(err)
 	}
@@ -190,7 +190,7 @@ func totalOf(contentRange string, from int64) (int64, error) {
 }
 
 func (u *awsUpstream) Head(ctx context.Context, req GetRequest) (Info, error) {
-	out, err := u.client.HeadObject(ctx, &s3.HeadObjectInput{
+	out, err := u.client.HeadObject(ofOwn(ctx, req.Key), &s3.HeadObjectInput{
 		Bucket: &u.bucket, Key: &req.Key, VersionId: opt(req.VersionID),
 		IfMatch: opt(req.IfMatch), IfNoneMatch: opt(req.IfNoneMatch),
 		IfModifiedSince: optTime(req.IfModifiedSince), IfUnmodifiedSince: optTime(req.IfUnmodifiedSince),
@@ -214,7 +214,7 @@ func (u *awsUpstream) Head(ctx context.Context, req GetRequest) (Info, error) {
 
 func (u *awsUpstream) Put(ctx context.Context, req PutRequest, body io.Reader, size int64) (Stored, error) {
 	a := req.Attributes
-	out, err := u.client.PutObject(ctx, &s3.PutObjectInput{
+	out, err := u.client.PutObject(ofOwn(ctx, req.Key), &s3.PutObjectInput{
 		Bucket: &u.bucket, Key: &req.Key, Body: body, ContentLength: &size,
 		ContentType: opt(a.ContentType), CacheControl: opt(a.CacheControl), ContentDisposition: opt(a.ContentDisposition),
 		ContentEncoding: opt(a.ContentEncoding), ContentLanguage: opt(a.ContentLanguage), Expires: optExpires(a.Expires),
@@ -258,7 +258,7 @@ func (u *awsUpstream) Copy(ctx context.Context, req CopyRequest) (Stored, error)
 }
 
 func (u *awsUpstream) Delete(ctx context.Context, ref Ref, ifMatch string) (Deleted, error) {
-	out, err := u.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &u.bucket, Key: &ref.Key, VersionId: opt(ref.VersionID), IfMatch: opt(ifMatch)})
+	out, err := u.client.DeleteObject(ofOwn(ctx, ref.Key), &s3.DeleteObjectInput{Bucket: &u.bucket, Key: &ref.Key, VersionId: opt(ref.VersionID), IfMatch: opt(ifMatch)})
 	if err != nil {
 		return Deleted{}, failed(err)
 	}

@@ -191,6 +191,10 @@ func checksumElements(sums map[string]string) *xmlChecksum {
 // getObjectAttributes answers GetObjectAttributes. Its checksums are those the
 // client sent; those the upstream has are of sealed bytes.
 func (p *Proxy) getObjectAttributes(ctx context.Context, c *call) error {
+	names, err := attributeNames(c)
+	if err != nil {
+		return err
+	}
 	info, err := c.bucket.Upstream.Head(ctx, GetRequest{Ref: c.ref(), Conditions: conditions(c.r.Header, "")})
 	if err != nil {
 		return err
@@ -207,10 +211,7 @@ func (p *Proxy) getObjectAttributes(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	doc, err := attributesDocument(c, info, lay, takeChecksums(meta))
-	if err != nil {
-		return err
-	}
+	doc := attributesDocument(names, info, lay, takeChecksums(meta))
 	h := c.w.header()
 	setVersion(c, info.VersionID)
 	if !info.LastModified.IsZero() {
@@ -219,11 +220,27 @@ func (p *Proxy) getObjectAttributes(ctx context.Context, c *call) error {
 	return writeXML(c.w, http.StatusOK, doc)
 }
 
-// attributesDocument holds the attributes that were asked for.
-func attributesDocument(c *call, info Info, lay *layout, sums map[string]string) (*xmlAttributes, error) {
-	doc := &xmlAttributes{}
+// attributeNames are the attributes that were asked for.
+func attributeNames(c *call) ([]string, error) {
+	var names []string
 	for name := range strings.SplitSeq(strings.Join(c.r.Header.Values("X-Amz-Object-Attributes"), ","), ",") {
-		switch strings.TrimSpace(name) {
+		switch name = strings.TrimSpace(name); name {
+		case "ETag", "ObjectSize", "StorageClass", "ObjectParts", "Checksum":
+			names = append(names, name)
+		case "":
+			return nil, refuse(http.StatusBadRequest, "InvalidRequest", "The x-amz-object-attributes header specifying the attributes to be retrieved is either missing or empty")
+		default:
+			return nil, invalidArgument("attributes", name, "Invalid attribute name specified.")
+		}
+	}
+	return names, nil
+}
+
+// attributesDocument holds the attributes that were asked for.
+func attributesDocument(names []string, info Info, lay *layout, sums map[string]string) *xmlAttributes {
+	doc := &xmlAttributes{}
+	for _, name := range names {
+		switch name {
 		case "ETag":
 			doc.ETag = strings.Trim(clientETag(info.ETag), `"`)
 		case "ObjectSize":
@@ -240,11 +257,7 @@ func attributesDocument(c *call, info Info, lay *layout, sums map[string]string)
 			if len(sums) > 0 {
 				doc.Checksum = checksumElements(sums)
 			}
-		case "":
-			return nil, refuse(http.StatusBadRequest, "InvalidRequest", "The x-amz-object-attributes header specifying the attributes to be retrieved is either missing or empty")
-		default:
-			return nil, invalidArgument("attributes", name, "Invalid attribute name specified.")
 		}
 	}
-	return doc, nil
+	return doc
 }

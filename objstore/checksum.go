@@ -98,14 +98,14 @@ func digestsOf(h http.Header, op Op) ([]*digest, error) {
 func uploadChecksum(h http.Header) (algorithm, kind string, err error) {
 	algorithm, kind = strings.ToUpper(h.Get("X-Amz-Checksum-Algorithm")), strings.ToUpper(h.Get("X-Amz-Checksum-Type"))
 	switch {
+	case kind != "" && kind != "COMPOSITE" && kind != "FULL_OBJECT":
+		return "", "", refuse(http.StatusBadRequest, "InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
 	case algorithm == "" && kind != "":
 		return "", "", refuse(http.StatusBadRequest, "InvalidRequest", "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.")
 	case algorithm == "":
 		return "", "", nil
 	case newDigest(strings.ToLower(algorithm)) == nil:
 		return "", "", errChecksumAlgorithm
-	case kind != "" && kind != "COMPOSITE" && kind != "FULL_OBJECT":
-		return "", "", refuse(http.StatusBadRequest, "InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
 	}
 	crc := strings.HasPrefix(algorithm, "CRC")
 	switch {

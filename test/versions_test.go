@@ -11,6 +11,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -25,6 +26,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"github.com/aws/smithy-go"
 
 	"github.com/byokd/byokd/keyguard/kmstest"
 	"github.com/byokd/byokd/metrics"
@@ -169,7 +171,63 @@ func TestVersionedBucketOverTLS(t *testing.T) {
 	if _, err := client.GetObject(ctx, &s3.GetObjectInput{Bucket: bucket, Key: key, VersionId: &ids[1]}); err == nil {
 		t.Error("a deleted version is there")
 	}
+	s.settings(t, client)
 	s.renewed(t)
+}
+
+// settings sets and reads rules of the bucket and of an object through byokd, and
+// asks as a browser does what another site may do.
+func (s *secure) settings(t *testing.T, client *s3.Client) {
+	ctx, bucket, key := t.Context(), aws.String("documents"), aws.String("a report")
+	_, err := client.GetBucketPolicy(ctx, &s3.GetBucketPolicyInput{Bucket: bucket})
+	var api smithy.APIError
+	if !errors.As(err, &api) || api.ErrorCode() != "NoSuchBucketPolicy" {
+		t.Errorf("the policy: %v", err)
+	}
+	if _, err := client.PutBucketTagging(ctx, &s3.PutBucketTaggingInput{Bucket: bucket, Tagging: &types.Tagging{TagSet: []types.Tag{{Key: aws.String("team"), Value: aws.String("x")}}}}); err != nil {
+		t.Fatal(err)
+	}
+	tags, err := client.GetBucketTagging(ctx, &s3.GetBucketTaggingInput{Bucket: bucket})
+	if err != nil || len(tags.TagSet) != 1 || *tags.TagSet[0].Value != "x" {
+		t.Fatalf("%+v %v", tags, err)
+	}
+	if acl, err := client.GetObjectAcl(ctx, &s3.GetObjectAclInput{Bucket: bucket, Key: key}); err == nil && len(acl.Grants) == 0 {
+		t.Errorf("%+v", acl)
+	}
+	rules := &types.CORSConfiguration{CORSRules: []types.CORSRule{{AllowedMethods: []string{"GET"}, AllowedOrigins: []string{"https://portal.test"}, AllowedHeaders: []string{"*"}}}}
+	if _, err := client.PutBucketCors(ctx, &s3.PutBucketCorsInput{Bucket: bucket, CORSConfiguration: rules}); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(method, url, origin string) http.Header {
+		r, err := http.NewRequestWithContext(ctx, method, url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Origin", origin)
+		if method == http.MethodOptions {
+			r.Header.Set("Access-Control-Request-Method", "GET")
+		}
+		response, err := client.Options().HTTPClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		return response.Header
+	}
+	const address, allow = "https://documents.s3.byokd.test/a%20report", "Access-Control-Allow-Origin"
+	if got := ask(http.MethodOptions, address, "https://portal.test").Get(allow); got != "https://portal.test" {
+		t.Errorf("the portal may not ask: %q", got)
+	}
+	if got := ask(http.MethodOptions, address, "https://other.test").Get(allow); got != "" {
+		t.Errorf("another site may ask: %q", got)
+	}
+	link, err := s3.NewPresignClient(client).PresignGetObject(ctx, &s3.GetObjectInput{Bucket: bucket, Key: key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := ask(http.MethodGet, link.URL, "https://portal.test").Get(allow); got != "https://portal.test" {
+		t.Errorf("the portal may not read: %q", got)
+	}
 }
 
 // renewed replaces the certificate and waits until byokd serves the new one.
