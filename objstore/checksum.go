@@ -1,11 +1,13 @@
 package objstore
 
 import (
+	"bytes"
 	"crypto/md5"
 	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/base64"
+	"encoding/hex"
 	"hash"
 	"hash/crc32"
 	"hash/crc64"
@@ -159,15 +161,17 @@ func (d *digest) check() error {
 		return refuse(http.StatusBadRequest, "MalformedTrailerError", "The request contained trailing data that was not well-formed or did not conform to our published schema.").
 			hint("The trailer %s was announced but not sent.", d.name)
 	}
-	if raw, err := base64.StdEncoding.DecodeString(d.want); err != nil || len(raw) != d.state.Size() { // from a trailer
+	raw, err := base64.StdEncoding.DecodeString(d.want)
+	if err != nil || len(raw) != d.state.Size() { // from a trailer
 		return refuse(http.StatusBadRequest, "InvalidRequest", "Value for %s trailing header is invalid.", d.name)
 	}
-	if base64.StdEncoding.EncodeToString(d.state.Sum(nil)) == d.want {
+	calculated := d.state.Sum(nil)
+	if bytes.Equal(calculated, raw) {
 		return nil
 	}
 	if d.name == "content-md5" {
 		return refuse(http.StatusBadRequest, "BadDigest", "The Content-MD5 you specified did not match what we received.").
-			with("CalculatedDigest", base64.StdEncoding.EncodeToString(d.state.Sum(nil))).with("ExpectedDigest", d.want)
+			with("CalculatedDigest", base64.StdEncoding.EncodeToString(calculated)).with("ExpectedDigest", hex.EncodeToString(raw))
 	}
 	return refuse(http.StatusBadRequest, "BadDigest", "The %s you specified did not match the calculated checksum.", strings.ToUpper(strings.TrimPrefix(d.name, checksumPrefix)))
 }
