@@ -213,14 +213,14 @@ func TestUnsignedTrailer(t *testing.T) {
 		{"5\r\nhello\r\n0\r\nx-amz-checksum-crc32:NhCmhw==\r\n\r\n", "BadDigest"},
 		{"5\r\nhello\r\n0\r\n\r\n", "MalformedTrailerError"},
 		{"5\r\nhello\r\n", "IncompleteBody"},
-		{"6\r\nhello!\r\n0\r\nx-amz-checksum-crc32:NhCmhg==\r\n\r\n", "InvalidRequest"},
+		{"6\r\nhello!\r\n0\r\nx-amz-checksum-crc32:NhCmhg==\r\n\r\n", "IncompleteBody"},
 		{"4\r\nhell\r\n0\r\n\r\n", "IncompleteBody"},
-		{"5\r\nhelloX\r\n0\r\n\r\n", "InvalidRequest"},
-		{"zz\r\nhello\r\n", "InvalidRequest"},
-		{"-5\r\nhello\r\n", "InvalidRequest"},
-		{"5;chunk-signature=00\r\nhello\r\n", "InvalidRequest"},
-		{strings.Repeat("0", 500) + "5\r\nhello\r\n", "InvalidRequest"},
-		{"5\r\nhello\r\n0\r\n" + strings.Repeat("a:b\r\n", 2000), "InvalidRequest"},
+		{"5\r\nhelloX\r\n0\r\n\r\n", "IncompleteBody"},
+		{"zz\r\nhello\r\n", "IncompleteBody"},
+		{"-5\r\nhello\r\n", "IncompleteBody"},
+		{"5;chunk-signature=00\r\nhello\r\n", "IncompleteBody"},
+		{strings.Repeat("0", 500) + "5\r\nhello\r\n", "IncompleteBody"},
+		{"5\r\nhello\r\n0\r\n" + strings.Repeat("a:b\r\n", 2000), "IncompleteBody"},
 	} {
 		r.Body = io.NopCloser(strings.NewReader(c.body))
 		in, err := newIngress(r, &grant{kind: payloadUnsignedTrailer}, OpPutObject)
