@@ -66,7 +66,7 @@ func series(t *testing.T) map[string][]string {
 }
 
 var (
-	selector = regexp.MustCompile(`\b(byokd_[a-z0-9_]+)(\{[^}]*\})?`)
+	selector = regexp.MustCompile(`\b((?:byokd|process|go)_[a-z0-9_]+)(\{[^}]*\})?`)
 	matcher  = regexp.MustCompile(`([a-z_]+)(=~|!~|!=|=)"([^"]*)"`)
 )
 
