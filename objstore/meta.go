@@ -90,28 +90,13 @@ func checkMetaSize(m map[string]string) error {
 // openMetadata returns the user metadata of an object, given what is stored
 // upstream.
 func (b *bucket) openMetadata(ctx context.Context, lane uint32, stored map[string]string) (map[string]string, error) {
-	entry := stored[metaEntry]
-	if entry == "" || entry == metaClear {
-		out := maps.Clone(stored)
-		delete(out, metaEntry)
-		delete(out, packedEntry)
-		return out, nil
-	}
-	text, tail, _ := strings.Cut(entry, ".")
-	id, err := seal.MetaKey(text)
-	if errors.Is(err, seal.ErrNotSealed) {
-		err = fmt.Errorf("%w: metadata entry: %w", seal.ErrTampered, err) // the entry is ours by its name
-	}
-	if err != nil {
-		return nil, err
-	}
-	wrapped, err := base64.RawURLEncoding.DecodeString(tail)
-	if err != nil {
-		return nil, fmt.Errorf("%w: wrapped key of the metadata", seal.ErrTampered)
+	text, key, err := sealedMetadata(stored)
+	if err != nil || text == "" {
+		return clearMetadata(stored), err
 	}
 	for {
 		var plain []byte
-		_, err := b.withKey(ctx, lane, dataKey{id: id, wrapped: wrapped}, func(root *seal.Root) (err error) {
+		_, err := b.withKey(ctx, lane, key, func(root *seal.Root) (err error) {
 			plain, err = root.OpenMeta(b.Binding.Resource, text)
 			return err
 		})
@@ -124,6 +109,36 @@ func (b *bucket) openMetadata(ctx context.Context, lane uint32, stored map[strin
 		}
 		return unpackMetadata(plain)
 	}
+}
+
+// clearMetadata is what is stored without byokd's own entries.
+func clearMetadata(stored map[string]string) map[string]string {
+	out := maps.Clone(stored)
+	delete(out, metaEntry)
+	delete(out, packedEntry)
+	return out
+}
+
+// sealedMetadata returns the sealed text of stored metadata and its key, or "" for
+// metadata that is clear.
+func sealedMetadata(stored map[string]string) (string, dataKey, error) {
+	entry := stored[metaEntry]
+	if entry == "" || entry == metaClear {
+		return "", dataKey{}, nil
+	}
+	text, tail, _ := strings.Cut(entry, ".")
+	id, err := seal.MetaKey(text)
+	if errors.Is(err, seal.ErrNotSealed) {
+		err = fmt.Errorf("%w: metadata entry: %w", seal.ErrTampered, err) // the entry is ours by its name
+	}
+	if err != nil {
+		return "", dataKey{}, err
+	}
+	wrapped, err := base64.RawURLEncoding.DecodeString(tail)
+	if err != nil {
+		return "", dataKey{}, fmt.Errorf("%w: wrapped key of the metadata", seal.ErrTampered)
+	}
+	return text, dataKey{id: id, wrapped: wrapped}, nil
 }
 
 // packMetadata encodes names and values, which may hold any byte, each with its

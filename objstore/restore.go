@@ -13,7 +13,8 @@ import (
 // RestoreKeys gives Restore the use of data keys. Safe for concurrent use.
 type RestoreKeys interface {
 	// Use runs f inside seal.Do on the root of the data key that a header names: id,
-	// wrapped form and the ARN of the KMS key that wraps it. The header is not
+	// wrapped form and the ARN of the KMS key that wraps it, "" for the key of
+	// metadata, where that is not written down. The header is not
 	// authentic before f has said so; therefore an implementation must not ask just
 	// any KMS key that a header names.
 	Use(ctx context.Context, id seal.KeyID, keyARN string, wrapped []byte, f func(root *seal.Root) error) error
@@ -243,6 +244,29 @@ func RestoreObject(ctx context.Context, up Upstream, ref Ref, w io.Writer, keys 
 	src := &sealedReader{ctx: ctx, up: up, ref: ref, etag: obj.ETag, size: obj.Size, body: obj.Body}
 	defer src.close()
 	return Restore(ctx, src, w, keys, partsOf(obj.ETag))
+}
+
+// RestoreMetadata returns what travels beside the bytes of an object, user metadata
+// opened. place is the resource of the bucket's encryption context.
+func RestoreMetadata(ctx context.Context, up Upstream, ref Ref, place string, keys RestoreKeys) (Attributes, error) {
+	info, err := up.Head(ctx, GetRequest{Ref: ref})
+	if err != nil {
+		return Attributes{}, err
+	}
+	a := info.Attributes
+	a.Metadata = clearMetadata(info.Metadata)
+	text, key, err := sealedMetadata(info.Metadata)
+	if err == nil && text != "" {
+		err = keys.Use(ctx, key.id, "", key.wrapped, func(root *seal.Root) error {
+			plain, err := root.OpenMeta(place, text)
+			if err == nil {
+				a.Metadata, err = unpackMetadata(plain)
+			}
+			return err
+		})
+	}
+	takeChecksums(a.Metadata)
+	return a, err
 }
 
 // sealedReader reads the sealed bytes of one version of an object, asking again

@@ -2,10 +2,8 @@ package objstore
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 
 	"github.com/byokd/byokd/internal/seal"
@@ -179,10 +177,8 @@ func keysOf(ctx context.Context, up Upstream, e Entry) ([]dataKey, error) {
 		if err != nil {
 			return keys, foreignRange(err)
 		}
-		if i == 0 {
-			if key, ok := metadataKey(info.Metadata); ok {
-				keys = append(keys, key)
-			}
+		if text, key, err := sealedMetadata(info.Metadata); i == 0 && err == nil && text != "" {
+			keys = append(keys, key)
 		}
 		keys = append(keys, dataKeyOf(h))
 		if h.PlainSize > seal.MaxObjectSize {
@@ -191,15 +187,4 @@ func keysOf(ctx context.Context, up Upstream, e Entry) ([]dataKey, error) {
 		at += h.SealedSize()
 	}
 	return keys, nil
-}
-
-// metadataKey returns the key of sealed metadata.
-func metadataKey(stored map[string]string) (dataKey, bool) {
-	text, tail, _ := strings.Cut(stored[metaEntry], ".")
-	id, err := seal.MetaKey(text)
-	if err != nil {
-		return dataKey{}, false
-	}
-	wrapped, err := base64.RawURLEncoding.DecodeString(tail)
-	return dataKey{id: id, wrapped: wrapped}, err == nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,7 @@ type decryption struct {
 	output      string
 	recursive   bool
 	resume      bool
+	metadata    bool
 	zeroDamaged bool
 	parts       int
 	version     string
@@ -64,6 +66,7 @@ func newDecryptCommand(environ []string) *cobra.Command {
 	flags.BoolVarP(&d.recursive, "recursive", "r", false, "restore every object whose key begins with the given prefix")
 	flags.BoolVar(&d.resume, "resume", false, "with --recursive: leave out objects whose file is there already")
 	flags.BoolVar(&d.zeroDamaged, "zero-damaged", false, "of a volume: restore damaged files, too, with zeros where they are damaged")
+	flags.BoolVar(&d.metadata, "metadata", false, "write content headers and user metadata to OUTPUT.metadata.json as well (s3:// only)")
 	flags.StringVar(&d.version, "version-id", "", "restore this version of the object")
 	flags.IntVar(&d.parts, "parts", 0, "how many parts a sealed file must have")
 	flags.StringVar(&d.keyring, "keyring", "", "file with the bucket's keyring, for sealed files of a bucket that was moved to another key")
@@ -173,9 +176,17 @@ func (d *decryption) object(ctx context.Context, bucket, key string) error {
 	if err != nil {
 		return err
 	}
+	ref := objstore.Ref{Key: key, VersionID: d.version}
+	var beside func() ([]byte, error)
+	if d.metadata {
+		if d.output == "" || d.output == "-" {
+			return exitWith(exitUsage, errors.New("--metadata needs -o FILE"))
+		}
+		beside = func() ([]byte, error) { return d.metadataOf(ctx, up, ref) }
+	}
 	return d.write(func(w io.Writer) (objstore.Restored, error) {
-		return objstore.RestoreObject(ctx, up, objstore.Ref{Key: key, VersionID: d.version}, w, &d.from)
-	})
+		return objstore.RestoreObject(ctx, up, ref, w, &d.from)
+	}, beside)
 }
 
 // file restores a sealed file, or standard input.
@@ -208,11 +219,30 @@ func (d *decryption) file(ctx context.Context) error {
 			fmt.Fprintf(d.stderr, "byokd: the object has %d parts; whether more followed, the file does not tell (--parts)\n", done.Parts)
 		}
 		return done, err
-	})
+	}, nil)
+}
+
+// metadataOf returns what OUTPUT.metadata.json holds.
+func (d *decryption) metadataOf(ctx context.Context, up objstore.Upstream, ref objstore.Ref) ([]byte, error) {
+	a, err := objstore.RestoreMetadata(ctx, up, ref, d.from.binding.Resource, &d.from)
+	if err != nil {
+		return nil, fmt.Errorf("metadata: %w", err)
+	}
+	text, err := json.MarshalIndent(struct {
+		ContentType        string            `json:"contentType,omitempty"`
+		CacheControl       string            `json:"cacheControl,omitempty"`
+		ContentDisposition string            `json:"contentDisposition,omitempty"`
+		ContentEncoding    string            `json:"contentEncoding,omitempty"`
+		ContentLanguage    string            `json:"contentLanguage,omitempty"`
+		Expires            string            `json:"expires,omitempty"`
+		Metadata           map[string]string `json:"metadata"`
+	}{a.ContentType, a.CacheControl, a.ContentDisposition, a.ContentEncoding, a.ContentLanguage, a.Expires, a.Metadata}, "", "  ")
+	return append(text, '\n'), err
 }
 
 // write gives restore its output: standard output, or a file that appears when it is complete.
-func (d *decryption) write(restore func(io.Writer) (objstore.Restored, error)) error {
+// beside, if any, makes what goes to the file of metadata next to it.
+func (d *decryption) write(restore func(io.Writer) (objstore.Restored, error), beside func() ([]byte, error)) error {
 	if d.output == "" || d.output == "-" {
 		done, err := restore(d.stdout)
 		if err != nil && done.Plain > 0 {
@@ -224,6 +254,7 @@ func (d *decryption) write(restore func(io.Writer) (objstore.Restored, error)) e
 	if err != nil {
 		return err
 	}
+	file.beside = beside
 	done, err := restore(file)
 	if err != nil {
 		file.Abort()
@@ -255,7 +286,17 @@ func (d *decryption) prefix(ctx context.Context, bucket, prefix string) error {
 	}
 	told := time.Now()
 	progress, failures, err := objstore.RestoreAll(ctx, objstore.RestoreAllOptions{
-		Upstream: up, Prefix: prefix, Keys: &d.from, Target: tree.target,
+		Upstream: up, Prefix: prefix, Keys: &d.from,
+		Target: func(e objstore.Entry) (objstore.RestoreTarget, error) {
+			file, err := tree.target(e)
+			if file == nil || err != nil {
+				return nil, err
+			}
+			if d.metadata {
+				file.beside = func() ([]byte, error) { return d.metadataOf(ctx, up, objstore.Ref{Key: e.Key}) }
+			}
+			return file, nil
+		},
 		Progress: func(p objstore.RestoreProgress) {
 			if time.Since(told) >= progressEvery {
 				told = time.Now()

@@ -146,7 +146,14 @@ func (k *keySource) Use(ctx context.Context, id seal.KeyID, arn string, wrapped 
 			return err
 		}
 	}
-	err := k.open(ctx, seal.KeyringKey{ID: id, Forms: map[string][]byte{arn: wrapped}}, f)
+	forms := map[string][]byte{arn: wrapped}
+	if arn == "" { // not written down: it is one of those that may be asked, or none
+		delete(forms, arn)
+		for known := range k.kms {
+			forms[known] = wrapped
+		}
+	}
+	err := k.open(ctx, seal.KeyringKey{ID: id, Forms: forms}, f)
 	if errors.Is(err, errNoKey) {
 		err = fmt.Errorf("%w: it says %q. If that is a key of yours: --key %s", errNoKey, arn, arn)
 	}

@@ -22,6 +22,9 @@ type outputFile struct {
 	*os.File
 	root *os.Root // nil: name is relative to the working directory
 	name string
+	// beside makes the content of the file of metadata, which is there before the
+	// file itself is; may be nil.
+	beside func() ([]byte, error)
 }
 
 // newOutputFile begins a file that must not exist yet.
@@ -39,13 +42,30 @@ func newOutputFile(name string) (*outputFile, error) {
 // Commit implements objstore.RestoreTarget: what is there under its name is all of it, also after a crash.
 func (o *outputFile) Commit() error {
 	err := o.Sync()
-	if err = errors.Join(err, o.Close()); err == nil {
+	if err = errors.Join(err, o.Close()); err == nil && o.beside != nil {
+		err = o.writeBeside()
+	}
+	if err == nil {
 		err = o.rename()
 	}
 	if err != nil {
 		o.remove()
 	}
 	return err
+}
+
+// metadataSuffix ends the name of the file with an object's metadata.
+const metadataSuffix = ".metadata.json"
+
+func (o *outputFile) writeBeside() error {
+	text, err := o.beside()
+	if err != nil {
+		return err
+	}
+	if o.root != nil {
+		return o.root.WriteFile(o.name+metadataSuffix, text, 0o600)
+	}
+	return os.WriteFile(o.name+metadataSuffix, text, 0o600)
 }
 
 // Abort implements objstore.RestoreTarget.
@@ -94,7 +114,7 @@ func newOutputTree(dir, prefix string, resume bool) (*outputTree, error) {
 func (t *outputTree) Close() { _ = t.root.Close() }
 
 // target begins the file of an object.
-func (t *outputTree) target(e objstore.Entry) (objstore.RestoreTarget, error) {
+func (t *outputTree) target(e objstore.Entry) (*outputFile, error) {
 	name := strings.TrimPrefix(e.Key, t.prefix)
 	if dir, found := strings.CutSuffix(name, "/"); found && e.Size == emptySealed && filepath.IsLocal(dir) {
 		return nil, t.root.MkdirAll(dir, 0o700) // how consoles write a folder down

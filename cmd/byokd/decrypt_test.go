@@ -54,7 +54,7 @@ func (s *bucketSite) fill(t *testing.T, bodies map[string][]byte) {
 	client := s3.New(s3.Options{BaseEndpoint: aws.String(endpoint), UsePathStyle: true, Region: "eu-central-1",
 		Credentials: credentials.NewStaticCredentialsProvider("id", "secret", "")})
 	for key, body := range bodies {
-		if _, err := client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: aws.String("documents"), Key: &key, Body: bytes.NewReader(body)}); err != nil {
+		if _, err := client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: aws.String("documents"), Key: &key, Body: bytes.NewReader(body), ContentType: aws.String("text/plain"), Metadata: map[string]string{"name": key, "empty": ""}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -100,6 +100,11 @@ func TestDecrypt(t *testing.T) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 	s.decrypt(t, exitOK, append(file, "--context", "byokd:cluster=test-cluster,byokd:resource=bucket/sealed-documents")...)
+
+	s.decrypt(t, exitOK, append(direct, "s3://sealed-documents/other", "--metadata", "-o", at("other"))...)
+	if got, err := os.ReadFile(at("other.metadata.json")); err != nil || string(got) != "{\n  \"contentType\": \"text/plain\",\n  \"metadata\": {\n    \"empty\": \"\",\n    \"name\": \"other\"\n  }\n}\n" {
+		t.Errorf("metadata: %s, %v", got, err)
+	}
 
 	// Refusals, each with its code and without an output.
 	s.decrypt(t, exitUsage, file...)
