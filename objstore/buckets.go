@@ -197,7 +197,7 @@ func (p *Proxy) getObjectAttributes(ctx context.Context, c *call) error {
 	}
 	info, err := c.bucket.Upstream.Head(ctx, GetRequest{Ref: c.ref(), Conditions: conditions(c.r.Header, "")})
 	if err != nil {
-		return err
+		return versionError(err, c.ref())
 	}
 	lay, err := p.layoutOf(ctx, c.bucket, c.ref(), info)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"hash/crc32"
 	"hash/crc64"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/cespare/xxhash/v2"
@@ -78,6 +79,10 @@ func digestsOf(h http.Header, op Op) ([]*digest, error) {
 	if op == OpCompleteMultipartUpload {
 		return all, nil
 	}
+	given := slices.DeleteFunc(slices.Clone(checksumAlgorithms), func(algorithm string) bool { return len(h.Values(checksumPrefix+algorithm)) == 0 })
+	if len(given) > 1 {
+		return nil, errManyChecksums
+	}
 	sums := 0
 	for _, algorithm := range checksumAlgorithms {
 		d, err := checksumOf(h, algorithm)
@@ -90,10 +95,12 @@ func digestsOf(h http.Header, op Op) ([]*digest, error) {
 		}
 	}
 	if sums > 1 {
-		return nil, refuse(http.StatusBadRequest, "InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.")
+		return nil, errManyChecksums
 	}
 	return all, nil
 }
+
+var errManyChecksums = refuse(http.StatusBadRequest, "InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.")
 
 // uploadChecksum reads which checksum an upload in parts is to have, in the spelling
 // of S3.

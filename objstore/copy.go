@@ -54,15 +54,21 @@ func (s *copySource) head(ctx context.Context) (Info, error) {
 	info, err := s.bucket.Upstream.Head(ofSource(ctx), GetRequest{Ref: s.ref, Conditions: s.Conditions})
 	if up, ok := asUpstream(err); ok && up.Status == http.StatusNotModified {
 		err = refuse(http.StatusPreconditionFailed, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold.")
-	} else if ok && s.ref.VersionID != "" { // the answer to a HEAD cannot name its code
+	}
+	return info, versionError(err, s.ref)
+}
+
+// versionError names what the answer to a HEAD about a version could not.
+func versionError(err error, ref Ref) error {
+	if up, ok := asUpstream(err); ok && ref.VersionID != "" {
 		switch up.Status {
 		case http.StatusNotFound:
-			err = refuse(http.StatusNotFound, "NoSuchVersion", "The specified version does not exist.")
+			return refuse(http.StatusNotFound, "NoSuchVersion", "The specified version does not exist.").with("Key", ref.Key).with("VersionId", ref.VersionID)
 		case http.StatusBadRequest:
-			err = refuse(http.StatusBadRequest, "InvalidArgument", "Invalid version id specified.")
+			return invalidArgument("versionId", ref.VersionID, "Invalid version id specified")
 		}
 	}
-	return info, err
+	return err
 }
 
 type xmlCopied struct {
