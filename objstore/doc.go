@@ -4,9 +4,10 @@
 //
 // # Guarantees
 //
-//   - Nothing plain goes upstream but object keys, tags, content headers and
-//     sizes (docs/THREAT_MODEL.md). An operation that this package does not know
-//     is answered NotImplemented; it never reaches the upstream.
+//   - Nothing plain goes upstream but object keys, tags, content headers, sizes
+//     and settings of buckets and objects (docs/THREAT_MODEL.md). An operation that
+//     this package does not know is answered NotImplemented; it never reaches the
+//     upstream.
 //   - A write is acknowledged after the upstream acknowledged it, never before.
 //     The last segment of a body leaves for the upstream only when the client's
 //     length, signature, payload hash, trailer and checksums were verified, so a
