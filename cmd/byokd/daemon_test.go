@@ -339,7 +339,7 @@ func TestRefusals(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.configure(t, map[string]string{s.arn: other})
-		}, exitLower, []string{"A volume's key is final in this version", "key/"}},
+		}, exitLower, []string{"type: byokd key rewrap --config FILE --to", "key/"}},
 		{"another cluster", func(t *testing.T, s *site) {
 			s.makeVolume(t)
 			s.configure(t, map[string]string{"test-cluster": "other-cluster"})
