@@ -35,6 +35,11 @@ const (
 	StateFailed   State = "failed"   // a resource broke for a reason other than its key
 )
 
+// States lists every state, best first.
+func States() []State {
+	return []State{StateReady, StateDegraded, StateWaiting, StateFrozen, StateFinal, StateStopping, StateFailed}
+}
+
 // worse orders states for the summary: a larger number hides a smaller one.
 func (s State) worse(than State) bool {
 	rank := map[State]int{StateReady: 0, StateDegraded: 1, StateWaiting: 2, StateFrozen: 3, StateFinal: 4, StateFailed: 5, StateStopping: 6}

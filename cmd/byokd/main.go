@@ -100,7 +100,8 @@ func newCommand(environ []string) *cobra.Command {
 	}
 	root.AddCommand(
 		newRunCommand(environ),
-		newStatusCommand(),
+		newStatusCommand(environ),
+		newExplainCommand(environ),
 		newFreezeCommand(),
 		newThawCommand(),
 		newPreflightCommand(environ),

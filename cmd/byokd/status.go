@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 
 	"github.com/byokd/byokd/keyguard"
@@ -27,7 +29,7 @@ const (
 	maxReport = 4 << 20
 )
 
-func newStatusCommand() *cobra.Command {
+func newStatusCommand(environ []string) *cobra.Command {
 	var admin, output string
 	var watch bool
 	cmd := &cobra.Command{
@@ -43,12 +45,13 @@ Exit codes:
   13  stopping
   14  final: frozen for good, the key is deleted
   20  no byokd answers at the address
-With --watch the code is that of the last state seen.`,
+With --watch the code is that of the last state seen. Colours are for terminals; NO_COLOR=1 switches them off.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "table" && output != "json" {
-				return &exitError{exitUsage, fmt.Errorf("-o %s: say table or json", output)}
+			if !slices.Contains(statusOutputs(), output) {
+				return &exitError{exitUsage, fmt.Errorf("-o %s: say %s", output, strings.Join(statusOutputs(), ", "))}
 			}
-			ask := statusClient{url: adminURL(admin), json: output == "json", out: cmd.OutOrStdout()}
+			out := cmd.OutOrStdout()
+			ask := statusClient{url: adminURL(admin), format: output, out: out, colours: coloursFor(out, environ)}
 			if watch {
 				return ask.watch(cmd.Context())
 			}
@@ -56,10 +59,18 @@ With --watch the code is that of the last state seen.`,
 		},
 	}
 	cmd.Flags().StringVar(&admin, "admin", defaultAdminListen, "address of the admin listener")
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
-	cmd.Flags().BoolVar(&watch, "watch", false, "keep watching: print one line (or one JSON document) per change")
+	cmd.Flags().StringVarP(&output, "output", "o", outputTable, strings.Join(statusOutputs(), ", "))
+	if err := cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(statusOutputs(), cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // the flag was just made
+	}
+	cmd.Flags().BoolVar(&watch, "watch", false, "keep watching: print one line (or one document) per change")
 	return cmd
 }
+
+// outputYAML is for people who read configurations all day.
+const outputYAML = "yaml"
+
+func statusOutputs() []string { return []string{outputTable, outputJSON, outputYAML} }
 
 func adminURL(address string) string {
 	if strings.Contains(address, "://") {
@@ -70,9 +81,18 @@ func adminURL(address string) string {
 
 // statusClient asks one daemon.
 type statusClient struct {
-	url  string
-	json bool
-	out  io.Writer
+	url     string
+	format  string // one of statusOutputs
+	out     io.Writer
+	colours colours
+}
+
+// document gives a report in the format asked for, from its JSON.
+func (c statusClient) document(text []byte) ([]byte, error) {
+	if c.format != outputYAML {
+		return text, nil
+	}
+	return yaml.JSONToYAML(text)
 }
 
 func (c statusClient) noAnswer(err error) error {
@@ -96,10 +116,10 @@ func (c statusClient) once(ctx context.Context) error {
 	if err := json.Unmarshal(text, &report); err != nil {
 		return c.noAnswer(err)
 	}
-	if c.json {
+	if c.format == outputTable {
+		err = writeReport(c.out, report, c.colours)
+	} else if text, err = c.document(text); err == nil {
 		_, err = c.out.Write(text)
-	} else {
-		err = writeReport(c.out, report)
 	}
 	if err != nil {
 		return exitWith(exitFailure, err)
@@ -137,11 +157,11 @@ func (c statusClient) watch(ctx context.Context) error {
 		} else {
 			lastShown = id
 		}
-		line := data
-		if !c.json {
-			line = r.Time.Local().Format("15:04:05.000") + "  " + change(r)
+		line, err := c.changed(r, data)
+		if err == nil {
+			_, err = fmt.Fprintln(c.out, line)
 		}
-		if _, err := fmt.Fprintln(c.out, line); err != nil {
+		if err != nil {
 			return exitWith(exitFailure, err)
 		}
 	}
@@ -149,6 +169,18 @@ func (c statusClient) watch(ctx context.Context) error {
 		return c.noAnswer(errors.Join(lines.Err(), ctx.Err()))
 	}
 	return codeOf(last)
+}
+
+// changed is one change in the format asked for; data is its JSON.
+func (c statusClient) changed(r metrics.Report, data string) (string, error) {
+	switch c.format {
+	case outputTable:
+		return c.colours.in(dim, r.Time.Local().Format("15:04:05.000")) + "  " + change(r, c.colours), nil
+	case outputYAML:
+		document, err := c.document([]byte(data))
+		return "---\n" + strings.TrimSuffix(string(document), "\n"), err
+	}
+	return data, nil
 }
 
 // identity is the same for two reports between which nothing changed that is worth a line; a countdown in
@@ -166,7 +198,7 @@ func identity(r metrics.Report) string {
 
 // change is a report in one line; where something has come to rest that is not well, its cause and the next
 // step follow, indented.
-func change(r metrics.Report) string {
+func change(r metrics.Report, c colours) string {
 	var b strings.Builder
 	var keys []string
 	passing := false
@@ -174,7 +206,7 @@ func change(r metrics.Report) string {
 		keys = append(keys, fmt.Sprintf("%s: key %s, gate %s", k.Name, k.Key, k.Gate))
 		passing = passing || k.Gate == keyguard.Draining || k.Gate == keyguard.Thawing
 	}
-	fmt.Fprintf(&b, "%-9s %s (%s)", strings.ToUpper(string(r.State)), r.Headline, strings.Join(keys, "; "))
+	fmt.Fprintf(&b, "%s %s (%s)", c.state(r.State, fmt.Sprintf("%-9s", strings.ToUpper(string(r.State)))), r.Headline, strings.Join(keys, "; "))
 	if r.State == metrics.StateReady || passing {
 		return b.String()
 	}
@@ -226,33 +258,38 @@ func codeOf(s metrics.State) error {
 }
 
 // writeReport prints a report for people.
-func writeReport(out io.Writer, r metrics.Report) error {
-	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, r.Headline)
+func writeReport(out io.Writer, r metrics.Report, c colours) error {
+	var b strings.Builder
+	b.WriteString(c.state(r.State, r.Headline) + "\n")
 	if r.Cause != "" {
-		fmt.Fprintln(w, r.Cause)
+		b.WriteString(r.Cause + "\n")
 	}
 	if r.NextStep != "" {
-		fmt.Fprintln(w, "Next step: "+r.NextStep)
+		b.WriteString(c.in(bold, "Next step:") + " " + r.NextStep + "\n")
 	}
-	fmt.Fprintf(w, "\nCluster %s, byokd %s, key erasure %s\n\n", r.Cluster, r.Version, r.Erasure)
-	fmt.Fprintln(w, "KEY\tSTATE\tGATE\tSINCE\tARN")
+	fmt.Fprintf(&b, "\nCluster %s, byokd %s, key erasure %s\n\n", r.Cluster, r.Version, r.Erasure)
+	w := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(w, "KEY\tSTATE\t%s\tSINCE\tARN\n", c.in(bold, "GATE")) // styled as the cells below, for the width
 	for _, k := range r.Keys {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", k.Name, k.Key, k.Gate, since(k.Since, r.Time), k.KeyARN)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", k.Name, k.Key, c.gate(k.Gate), since(k.Since, r.Time), k.KeyARN)
 	}
 	for _, k := range r.Keys {
 		for _, line := range notes(k, r.Time) {
 			fmt.Fprintf(w, "  %s: %s\n", k.Name, line)
 		}
 	}
-	fmt.Fprintln(w, "\nRESOURCE\tSTATE\tKEY\tWHERE")
+	fmt.Fprintf(w, "\nRESOURCE\t%s\tKEY\tWHERE\n", c.in(bold, "STATE"))
 	for _, x := range r.Resources {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", x.Name, x.State, x.Key, x.Where)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", x.Name, c.state(x.State, string(x.State)), x.Key, x.Where)
 		if x.Note != "" {
 			fmt.Fprintf(w, "  %s\n", x.Note)
 		}
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
 }
 
 // notes are the facts about a key that only matter in some states.
