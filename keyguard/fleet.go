@@ -24,12 +24,15 @@ func (r *runner) probeInterval() time.Duration {
 
 // staggered is the time until the next probe of a member of a fleet: each has its
 // own moment in the interval, by the wall clock, which members share well enough.
-// The way there only ever shortens an interval, and by no more than the jitter
-// does, so that the interval stays an upper bound.
+// The way there shortens an interval, once, so that the interval stays an upper
+// bound: members that were started together are apart from their second probe on.
 func staggered(interval time.Duration, now time.Time, rank, size int) time.Duration {
 	slot := interval * time.Duration(rank) / time.Duration(size)
-	ahead := (now.Add(interval).Sub(time.Unix(0, 0)) - slot) % interval // past our moment by so much
-	return interval - min(ahead, time.Duration(openJitter*float64(interval)))
+	past := (time.Duration(now.UnixNano()) - slot) % interval // since our last moment
+	if past > interval-interval/50 {
+		return interval // a hair before our moment: as good as there
+	}
+	return interval - past
 }
 
 // hintFleet tells the fleet of a refusal that has just been heard.

@@ -17,9 +17,6 @@ import (
 	"github.com/byokd/byokd/keyguard/fleet"
 )
 
-// crowdSize is how many pods watch one key in the simulation.
-const crowdSize = 1000
-
 // crowdKMS is one key that everybody asks. Answers take some milliseconds.
 type crowdKMS struct {
 	mu       sync.Mutex
@@ -301,21 +298,23 @@ func reaching(guards []*Guard, gate GateState, since time.Time) (first, last tim
 	return first, last
 }
 
-// A member of a fleet comes to its moment of the interval by shortening only.
+// A member of a fleet comes to its moment of the interval with one shorter pause,
+// and stays there, also when its timers are a little early or late.
 func TestStaggerOnlyShortens(t *testing.T) {
-	const size = 7
+	const size, interval = 7, 10 * time.Second
 	for rank := range size {
 		now := time.Unix(1_700_000_000, 123_456_789)
-		for range 20 {
-			d := staggered(time.Second, now, rank, size)
-			if d > time.Second || d < 850*time.Millisecond {
-				t.Fatalf("an interval of %v", d)
+		slot := interval * time.Duration(rank) / size
+		for i := range 50 {
+			d := staggered(interval, now, rank, size)
+			if d > interval || d <= 0 || i > 0 && d < interval-interval/50 {
+				t.Fatalf("pause %d of member %d is %v", i, rank, d)
 			}
-			now = now.Add(d)
-		}
-		phase := time.Duration(now.UnixNano()) % time.Second
-		if want := time.Second * time.Duration(rank) / size; phase != want {
-			t.Errorf("member %d of %d asks %v into the second, want %v", rank, size, phase, want)
+			now = now.Add(d + rand.N(20*time.Millisecond) - 10*time.Millisecond)
+			off := (time.Duration(now.UnixNano()) - slot + interval/2) % interval
+			if off -= interval / 2; off.Abs() > interval/40 {
+				t.Fatalf("after pause %d, member %d of %d is %v off its moment", i, rank, size, off)
+			}
 		}
 	}
 }
