@@ -50,7 +50,11 @@ func TestFreezeFigures(t *testing.T) {
 		}
 		for i := range inodes {
 			page[0] = byte(i) + 1
-			keep(fmt.Sprint("small/", i), page)
+			fd := keep(fmt.Sprint("small/", i), page)
+			if i%4 != 0 { // the kernel keeps the inode and its pages; descriptors are limited
+				unix.Close(fd)
+				fds = fds[:len(fds)-1]
+			}
 		}
 		large := make([]byte, 16<<20)
 		for i := range mebibytes / 16 {
@@ -82,7 +86,7 @@ func TestFreezeFigures(t *testing.T) {
 			c, _ := cachedPages(t, fd)
 			left += c
 		}
-		t.Logf("%d inodes, %d MiB cached, %d pages dirty: frozen and erased in %v (with up to 100 ms until the next probe), %d pages left", len(fds), cached>>8, dirty, took, left)
+		t.Logf("%d inodes, %d files open, %d MiB cached, %d pages dirty: frozen and erased in %v (with up to 100 ms until the next probe), %d pages left", v.fs.Stats().Inodes, len(fds), cached>>8, dirty, took, left)
 		if left != 0 || took > drainBound {
 			t.Errorf("frozen after %v with %d pages left; promised %v and none", took, left, drainBound)
 		}

@@ -79,12 +79,16 @@ func (f *Filesystem) Frozen(ctx context.Context, _ keyguard.Transition) {
 			f.log.Warn("the drain ran out of time: the kernel may hold pages of files until the thaw", zap.Int("files", left))
 		}
 		l.wipe()
+		f.wakeReaders(ctx, l)
 	}
 	f.hot.freeze()
 }
 
 // Thawed implements keyguard.Subscriber.
 func (f *Filesystem) Thawed(keyguard.Transition) {
+	if l := f.loop.Load(); l != nil {
+		l.thaw()
+	}
 	f.hot.thaw()
 	f.holdReads.Store(false)
 	f.closed.Store(false)
@@ -152,6 +156,29 @@ func (f *Filesystem) flush(ctx context.Context) {
 		// Since Linux 6.16 it starts the writeback of FUSE files without waiting
 		// for its end; drop waits.
 		_ = unix.Syncfs(fd)
+	})
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// wakeReaders has the goroutines that wait for a request give up the slots in
+// which they wait, with what is left in them of the last one. Their memory cannot
+// be wiped under them, for a request may have just been put there; so they are
+// given requests that need no key. The kernel wakes them in turn.
+func (f *Filesystem) wakeReaders(ctx context.Context, l *loop) {
+	const tries = 16 * idleReaders // one each is enough, unless one is late to wait
+	dir := f.mountedAt()
+	if dir == "" {
+		return
+	}
+	done := make(chan struct{})
+	f.apart(-1, func(int) {
+		defer close(done)
+		for i := 0; i < tries && l.staleSlots() > 0; i++ {
+			_ = unix.Statfs(dir, &unix.Statfs_t{})
+		}
 	})
 	select {
 	case <-done:

@@ -63,6 +63,8 @@ type slot struct {
 	server  *fuse.ProtocolServer
 	call    call
 	memory  []byte // one mapping, in | out | sealed | block
+	span    uint32 // loop.span when it was taken
+	clean   bool   // its request waits at the gate, and nothing else is in it; guarded by loop.mu
 
 	// lone is set while this slot's goroutine serves a WRITE and nobody reads
 	// the device meanwhile; late then fires after lateAfter.
@@ -81,8 +83,13 @@ type loop struct {
 		reply   fuse.InitOut
 	}
 
-	mu   sync.Mutex
-	free []*slot // guarded by mu; last in, first out, so that few slots' memory is warm
+	mu     sync.Mutex
+	free   []*slot // guarded by mu; last in, first out, so that few slots' memory is warm
+	taken  int     // slots not in free; guarded by mu
+	clean  int     // of these, with nothing in them but a request that waits; guarded by mu
+	stale  int     // of the others, taken before the last freeze; guarded by mu
+	span   uint32  // freezes so far; guarded by mu
+	frozen bool    // a slot is wiped when it has served its request; guarded by mu
 
 	waiting  atomic.Int32 // goroutines in read(2)
 	flushing atomic.Int32 // WRITEs of the kernel's flush being served
@@ -97,8 +104,12 @@ func newLoop(f *Filesystem, dev int) *loop {
 }
 
 func (l *loop) start() {
-	for range warmSlots {
-		l.give(l.newSlot())
+	var warm [warmSlots]*slot
+	for i := range warm {
+		warm[i] = l.take()
+	}
+	for _, s := range warm {
+		l.give(s)
 	}
 	for range idleReaders {
 		l.readOn()
@@ -338,26 +349,43 @@ func (s *slot) tell(init []byte) {
 // take returns a slot: a used one while there are any.
 func (l *loop) take() *slot {
 	l.mu.Lock()
+	l.taken++
+	span := l.span
 	if n := len(l.free); n > 0 {
 		s := l.free[n-1]
 		l.free = l.free[:n-1]
+		s.span = span
 		l.mu.Unlock()
 		return s
 	}
 	l.mu.Unlock()
-	return l.newSlot()
+	s := l.newSlot()
+	s.span = span
+	return s
 }
 
 // give takes a slot back. Beyond what a busy volume uses, slots come from a
 // freeze that parked many calls, and their memory is returned.
 func (l *loop) give(s *slot) {
 	l.mu.Lock()
+	if l.frozen {
+		s.wipe()
+	}
+	l.taken--
+	switch {
+	case s.clean:
+		s.clean = false
+		l.clean--
+	case s.span != l.span:
+		l.stale--
+	}
 	if len(l.free) < keepSlots {
 		l.free = append(l.free, s)
 		s = nil
 	}
 	l.mu.Unlock()
 	if s != nil {
+		s.call.wipe()
 		_ = unix.Munmap(s.memory)
 	}
 }
@@ -372,6 +400,7 @@ func (l *loop) newSlot() *slot {
 	s := &slot{memory: memory, in: memory[:bufferSize], out: memory[bufferSize : 2*bufferSize]}
 	s.call.init(l.fs, memory[2*bufferSize:])
 	s.call.parks = func() { l.parks(s) }
+	s.call.wipeBehind = func(n int) { l.wipeBehind(s, n) }
 	s.late = time.AfterFunc(time.Hour, s.call.parks)
 	s.late.Stop()
 	s.server = fuse.NewProtocolServer(&s.call, l.fs.mountOptions())
@@ -381,15 +410,56 @@ func (l *loop) newSlot() *slot {
 	return s
 }
 
-// wipe gives the memory of idle slots back to the kernel, and with it every
-// byte of plaintext that passed through.
+// wipe gives the memory of a slot that is not in use back to the kernel, and with
+// it every byte of plaintext that passed through.
+func (s *slot) wipe() {
+	_ = unix.Madvise(s.memory, unix.MADV_DONTNEED) // cannot fail for a mapping of ours
+	s.call.wipe()
+}
+
+// wipeBehind wipes a slot but for the first n bytes of its request, which waits at
+// the gate: what earlier requests left is not to stay as long as it does.
+func (l *loop) wipeBehind(s *slot, n int) {
+	kept := (n + pageSize - 1) &^ (pageSize - 1)
+	clear(s.memory[n:kept])
+	_ = unix.Madvise(s.memory[kept:], unix.MADV_DONTNEED)
+	s.call.wipe()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s.clean {
+		return
+	}
+	s.clean = true
+	l.clean++
+	if s.span != l.span {
+		l.stale--
+	}
+}
+
+// wipe wipes the slots that are not in use, and until thaw each that is when its
+// request has been answered.
 func (l *loop) wipe() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.frozen = true
+	l.span++
+	l.stale = l.taken - l.clean
 	for _, s := range l.free {
-		_ = unix.Madvise(s.memory, unix.MADV_DONTNEED) // cannot fail for a mapping of ours
-		s.call.wipe()
+		s.wipe()
 	}
+}
+
+// staleSlots counts the slots that hold what was there when wipe was called.
+func (l *loop) staleSlots() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stale
+}
+
+func (l *loop) thaw() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.frozen = false
 }
 
 // endsWithin is how long the kernel may take to end a connection whose mount is

@@ -60,6 +60,7 @@ func (f *Filesystem) admitOnce(c *call, class keyguard.Class, request []byte) (k
 		return pass, nil
 	}
 	c.parks()
+	c.wipeBehind(len(request))
 	ctx, leave := context.WithCancel(f.serving)
 	defer leave()
 	p := &parkedCall{pid: c.header.Pid, node: c.header.NodeId, leave: leave}

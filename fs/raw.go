@@ -33,7 +33,8 @@ type call struct {
 	// Plaintext of the blocks at the edges of a write, and of one being opened.
 	head, plain, opened [seal.BlockPayload]byte
 
-	parks func() // called before the request waits at the gate
+	parks      func()      // called before the request waits at the gate
+	wipeBehind func(n int) // wipes the slot but for a request of n bytes
 
 	edges   [2]edge // of the write in hand: its first and its last block
 	ahead   ahead

@@ -91,6 +91,7 @@ var victimOps = map[string]func(dir, file string) (func() (string, error), error
 	"differential":   prepareDifferential,
 	"append-lines":   appendLines,
 	"fill":           fill,
+	"remains":        leaveRemains,
 	"failing-sync":   failingSync,
 	"make-sparse":    makeSparse,
 	"fill-verify":    verifyFill,
