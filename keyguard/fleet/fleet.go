@@ -32,8 +32,8 @@ const (
 	lately = 5 * time.Second
 	gossip = 8
 	// spread of the probes that one hint causes, for each member: a thousand of them
-	// ask within 250 ms, 4000 a second, below the smallest quota of AWS KMS.
-	spread = 250 * time.Microsecond
+	// ask within 300 ms, 3300 a second, below the smallest quota of AWS KMS.
+	spread = 300 * time.Microsecond
 
 	// SecretSize is the least length of the shared secret, in bytes.
 	SecretSize = 32
