@@ -219,6 +219,30 @@ func TestMetadata(t *testing.T) {
 	w := newWorld(t, worldOptions{})
 	_, err := w.client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: documents, Key: aws.String("m"), Body: strings.NewReader("x"), Metadata: map[string]string{"long": strings.Repeat("x", 1500)}})
 	wantCode(t, err, http.StatusBadRequest, "MetadataTooLarge")
+
+	// A checksum takes no room from the client's entries.
+	plain := w.newClient(func(o *s3.Options) { o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired })
+	dropped := 0
+	for n := 1200; n < 1500; n++ {
+		put := func(c *s3.Client) bool {
+			_, err := c.PutObject(t.Context(), &s3.PutObjectInput{Bucket: documents, Key: aws.String("m"), Body: strings.NewReader("x"), Metadata: map[string]string{"long": strings.Repeat("x", n)}})
+			return err == nil
+		}
+		fits := put(plain)
+		if put(w.client) != fits {
+			t.Fatalf("%d bytes of metadata fit without a checksum: %v", n, fits)
+		}
+		head, err := w.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: documents, Key: aws.String("m"), ChecksumMode: types.ChecksumModeEnabled})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fits && head.ChecksumCRC32 == nil {
+			dropped++
+		}
+	}
+	if dropped == 0 {
+		t.Error("no length was found at which the checksum does not fit")
+	}
 }
 
 func TestConditions(t *testing.T) {
