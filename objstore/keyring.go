@@ -250,7 +250,23 @@ func (k *keyring) changeOnce(ctx context.Context, edit func(*seal.Keyring) (bool
 	if err != nil {
 		return err
 	}
+	if made {
+		if err := k.checkConditions(ctx, text); err != nil {
+			return err
+		}
+	}
 	return k.accept(ring, stored.ETag, 0)
+}
+
+// checkConditions asks, once for each new keyring, whether the upstream refuses to
+// make it a second time. One that does not would lose keys where two write.
+func (k *keyring) checkConditions(ctx context.Context, text []byte) error {
+	req := PutRequest{Key: KeyringObject, Attributes: Attributes{ContentType: "text/plain"}, Conditions: Conditions{IfNoneMatch: "*"}}
+	if _, err := k.up.Put(ctx, req, bytes.NewReader(text), int64(len(text))); err != nil {
+		return nil // refused, or nobody can tell now
+	}
+	_, err := k.up.Delete(ctx, Ref{Key: KeyringObject}, "")
+	return errors.Join(fmt.Errorf("%w: the S3 service below byokd ignores conditional writes (If-None-Match on PutObject), which keep two writers from losing each other's keys: use one that knows them", errKeyring), err)
 }
 
 // newest returns the keyring to change, with the ETag that it has upstream.

@@ -233,6 +233,20 @@ func TestKeyringDamage(t *testing.T) {
 	w.mustHaveKeys("a", "b", "c", "d")
 }
 
+// TestKeyringNeedsConditions: an upstream that ignores conditional writes is
+// refused at the first write, each time.
+func TestKeyringNeedsConditions(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	w.up.IgnoreConditions()
+	for range 2 {
+		_, err := w.client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: documents, Key: aws.String("o"), Body: strings.NewReader("x")})
+		wantCode(t, err, http.StatusInternalServerError, "KeyringBroken")
+		if w.keyring() != nil || w.up.Object("acme-documents", "o") != nil {
+			t.Error("something was written")
+		}
+	}
+}
+
 // rewrapWorld is a world of objects under several data keys, with a second KMS key
 // to move to.
 type rewrapWorld struct {
