@@ -35,11 +35,12 @@ var arrows = map[string][]string{
 	"metrics":             {"keyguard", "fs", "objstore"},
 	"cmd/byokd": {"metrics", "fs", "objstore", "keyguard", "keyguard/awskms", "keyguard/fleet", "internal/seal", "internal/durable", "internal/control",
 		"internal/keypolicy", "internal/awskey", "internal/volumeread"},
-	"cmd/devcloud":  {"keyguard/kmstest", "internal/durable"},
-	"bench":         {anything},
-	"test":          {anything},
-	"test/powercut": {anything},
-	"test/summary":  {anything},
+	"cmd/devcloud":       {"keyguard/kmstest", "internal/durable"},
+	"bench":              {anything},
+	"test":               {anything},
+	"test/powercut":      {anything},
+	"test/summary":       {anything},
+	"test/clients/minio": {anything},
 }
 
 // anything is for packages of tests, which nothing but tests imports.
