@@ -108,8 +108,9 @@ func TestConvert(t *testing.T) {
 func TestConvertFaults(t *testing.T) {
 	sizes := map[string]int{"one": 2*segment + 7}
 	for _, kind := range []string{"refused", "persisted", "cut", "killed"} {
+		w := newWorld(t, worldOptions{})
+		w.put("before", nil) // so that the keyring is there
 		for step := 1; ; step++ {
-			w := newWorld(t, worldOptions{})
 			bodies := w.plainObjects(sizes)
 			ctx, kill := context.WithCancelCause(t.Context())
 			n := 0
