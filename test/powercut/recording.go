@@ -178,23 +178,38 @@ func (b bench) verify(r *recording, points int, keepDir string) ([]loss, error) 
 	var lost []loss
 	for i, cut := range cuts {
 		m.advance(cut)
-		if err := m.cutAt(cut, subset(choice, len(m.pending))); err != nil {
+		kept := draw(subset(choice, len(m.pending)), len(m.pending))
+		if err := m.cutAt(cut, kept); err != nil {
 			return lost, err
 		}
-		image := ""
-		if keepDir != "" && len(lost) < 5 {
-			image = filepath.Join(keepDir, fmt.Sprintf("%s-%d-%d.img", r.lower.name, r.seed, i))
-			if err := os.WriteFile(image, m.content, 0o600); err != nil {
-				return lost, err
-			}
+		image, err := m.keep(keepDir, fmt.Sprintf("%s-%d-%d.img", r.lower.name, r.seed, i), len(lost))
+		if err != nil {
+			return lost, err
 		}
 		if err := b.point(r, m, cut); err != nil {
-			lost = append(lost, loss{r.seed, i, cut, len(r.events), err})
+			lost = append(lost, loss{r.seed, i, cut, len(r.events), errors.Join(err, b.again(r, cut, kept))})
 		} else if image != "" {
 			_ = os.Remove(image)
 		}
 	}
 	return lost, nil
+}
+
+// again makes a state anew that had lost something, on a medium that has seen no
+// other, so that what the harness itself had left there is told from a loss.
+func (b bench) again(r *recording, cut int, kept []bool) error {
+	m, err := newMedium(r.lower.size, r.events)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	if err := m.cutAt(cut, kept); err != nil {
+		return err
+	}
+	if err := b.point(r, m, cut); err == nil {
+		return errors.New("but not when the same state is made on a fresh medium: look for the fault in the harness")
+	}
+	return nil
 }
 
 // point mounts the state in the medium and compares.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,7 +20,7 @@ type medium struct {
 	durable []byte // what no power cut takes away at the last cut
 	events  []event
 	next    int      // events[:next] are in durable
-	filled  int      // events[:filled] were in durable when the file was last made equal to it
+	written []bool   // sectors of durable that were ever written
 	pending []sliver // written since the last flush, at the last cut
 	scanned int      // events[next:scanned] are in pending
 }
@@ -36,7 +37,7 @@ func newMedium(size int64, events []event) (*medium, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &medium{file: os.NewFile(uintptr(fd), "powercut"), events: events}
+	m := &medium{file: os.NewFile(uintptr(fd), "powercut"), events: events, written: make([]bool, size/sector)}
 	if err := m.file.Truncate(size); err != nil {
 		return nil, err
 	}
@@ -53,19 +54,30 @@ func (m *medium) close() {
 	m.file.Close()
 }
 
-// cutAt makes the state of a power cut after events[:cut], of which keep decides
-// for each sliver that no flush has made durable whether it reached the medium.
-func (m *medium) cutAt(cut int, keep func() bool) error {
+// cutAt makes the state of a power cut after events[:cut], of which kept says for
+// each sliver that no flush has made durable whether it reached the medium.
+func (m *medium) cutAt(cut int, kept []bool) error {
 	m.advance(cut)
 	if err := m.restore(); err != nil {
 		return err
 	}
-	for _, s := range m.pending {
-		if keep() {
+	for i, s := range m.pending {
+		if kept[i] {
 			apply(m.content, s)
 		}
 	}
 	return nil
+}
+
+// keep copies the state into a file, if dir is not empty and not too many have
+// been lost already, and returns its name.
+func (m *medium) keep(dir, name string, lost int) (string, error) {
+	const enough = 5
+	if dir == "" || lost >= enough {
+		return "", nil
+	}
+	path := filepath.Join(dir, name)
+	return path, os.WriteFile(path, m.content, 0o600)
 }
 
 // advance brings durable and pending to a cut.
@@ -78,6 +90,7 @@ func (m *medium) advance(cut int) {
 		}
 		for _, s := range m.pending {
 			apply(m.durable, s)
+			m.written[s.off/sector] = true
 		}
 		m.pending, m.next = m.pending[:0], m.scanned+1
 	}
@@ -123,27 +136,31 @@ func (m *medium) restore() error {
 			return fmt.Errorf("the memory file's holes: %w", err)
 		}
 		for at := from; at < to; at += sector {
-			if page, want := m.content[at:at+sector], m.durable[at:at+sector]; !bytes.Equal(page, want) {
-				copy(page, want)
-			}
+			m.copySector(at)
 		}
 		off = to
 	}
-	m.fill()
+	for i, written := range m.written { // what the file lacks, or has a hole for since the mount before: zeroing punches holes
+		if written {
+			m.copySector(int64(i) * sector)
+		}
+	}
 	return nil
 }
 
-// fill writes what has become durable since the last state; where the file has
-// a hole it reads as zeros, and differs only there.
-func (m *medium) fill() {
-	for _, e := range m.events[m.filled:m.next] {
-		for at := e.off / sector * sector; at < e.off+e.n; at += sector {
-			if page, want := m.content[at:at+sector], m.durable[at:at+sector]; !bytes.Equal(page, want) {
-				copy(page, want)
-			}
-		}
+func (m *medium) copySector(at int64) {
+	if have, want := m.content[at:at+sector], m.durable[at:at+sector]; !bytes.Equal(have, want) {
+		copy(have, want)
 	}
-	m.filled = m.next
+}
+
+// draw asks a rule for each of n slivers.
+func draw(rule func() bool, n int) []bool {
+	kept := make([]bool, n)
+	for i := range kept {
+		kept[i] = rule()
+	}
+	return kept
 }
 
 // subset returns a rule for which unflushed slivers reach the medium: none, all,
