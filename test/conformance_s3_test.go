@@ -205,6 +205,13 @@ func TestConformanceS3(t *testing.T) {
 				seen[name] = true
 				alone++
 				ok, why := c.try(name, c.s3)
+				if !ok && !listed[name] {
+					// Some tests want things that happen within a millisecond to be in order.
+					first := why
+					if ok, why = c.try(name, c.s3); ok {
+						t.Logf("%s passed at the second attempt; at the first: %s", name, first)
+					}
+				}
 				switch {
 				case ok && listed[name]:
 					t.Errorf("%s passes: take it out of docs/CONFORMANCE.md", name)
