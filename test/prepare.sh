@@ -16,6 +16,7 @@ postgres() { command -v pg_ctl || ls /usr/lib/postgresql/*/bin/pg_ctl; }
 need fuse3 command -v fusermount3
 need e2fsprogs command -v mkfs.ext4
 need xfsprogs command -v mkfs.xfs
+need qemu-utils command -v qemu-img
 need sqlite3 command -v sqlite3
 need postgresql postgres
 need rocksdb-tools command -v db_bench
