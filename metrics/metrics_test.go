@@ -55,6 +55,7 @@ func (g *fakeGuard) set(gate keyguard.GateState, key keyguard.KeyState, reason k
 type system struct {
 	guard   *fakeGuard
 	disk    *Resource
+	buckets []*Resource
 	panel   *Panel
 	server  *httptest.Server
 	objects *Objects
@@ -62,7 +63,7 @@ type system struct {
 	guards  keyguard.Observer
 }
 
-func newSystem(t *testing.T) *system {
+func newSystem(t *testing.T, buckets ...string) *system {
 	t.Helper()
 	registry := NewRegistry("v1", "guaranteed")
 	s := &system{guard: newFakeGuard("primary", keyguard.Starting, keyguard.Unknown), panel: NewPanel("v1", "acme", "guaranteed")}
@@ -70,6 +71,9 @@ func newSystem(t *testing.T) *system {
 	registry.AddGuard(s.guard)
 	s.panel.AddGuard(s.guard, "http://127.0.0.1:4566")
 	s.disk = s.panel.AddResource("orchestration disk", "volume", "/data", s.guard)
+	for _, name := range buckets {
+		s.buckets = append(s.buckets, s.panel.AddResource(name, "bucket", "s3://"+name+" at 127.0.0.1:9000, sealed in s3://acme-"+name, s.guard))
+	}
 	s.fs = registry.NewFS(func() (VolumeGauges, bool) {
 		return VolumeGauges{LowerFreeBytes: 1, ParkedCalls: 2, Writeback: true, Inodes: 3, UndrainedFiles: 4, ForeignNames: 5}, true
 	})

@@ -22,6 +22,7 @@ type Panel struct {
 	guards    []watched   // fixed before Watch
 	resources []*Resource // fixed before Watch
 	stopping  atomic.Bool
+	role      atomic.Pointer[string]
 
 	mu      sync.Mutex
 	history []Event                    // oldest first; guarded by mu
@@ -65,6 +66,7 @@ type Resource struct {
 	mu     sync.Mutex
 	state  State  // StateWaiting, StateReady or StateFailed; guarded by mu
 	note   string // guarded by mu
+	facts  []Fact // guarded by mu
 	served bool   // has been StateReady once; guarded by mu
 }
 
@@ -85,6 +87,14 @@ func (r *Resource) Waiting(note string) { r.set(StateWaiting, note) }
 // Failed says that the resource broke for a reason other than its key.
 func (r *Resource) Failed(note string) { r.set(StateFailed, note) }
 
+// Describe says how the resource is sealed.
+func (r *Resource) Describe(facts ...Fact) {
+	r.mu.Lock()
+	r.facts = facts
+	r.mu.Unlock()
+	r.panel.announce()
+}
+
 func (r *Resource) set(s State, note string) {
 	r.mu.Lock()
 	r.state, r.note = s, note
@@ -97,11 +107,17 @@ func (r *Resource) report() ResourceReport {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.guard.Status()
-	out := ResourceReport{Name: r.name, Kind: r.kind, Key: s.Name, State: r.state, Where: r.where, Note: r.note}
+	out := ResourceReport{Name: r.name, Kind: r.kind, Key: s.Name, State: r.state, Where: r.where, Note: r.note, Facts: r.facts}
 	if key := stateOf(s.Gate, s.Key); key.worse(out.State) {
 		out.State = key
 	}
 	return out
+}
+
+// RunsAs says which IAM role the key policies must allow.
+func (p *Panel) RunsAs(role string) {
+	p.role.Store(&role)
+	p.announce()
 }
 
 // Stopping says that the daemon is on its way out: never ready again.
@@ -187,6 +203,9 @@ func (p *Panel) Report() Report {
 	}
 	if p.stopping.Load() {
 		r.State, r.Headline, r.Cause, r.NextStep = StateStopping, "byokd is stopping", "", ""
+	}
+	if role := p.role.Load(); role != nil {
+		r.Role = *role
 	}
 	p.mu.Lock()
 	for i := len(p.history) - 1; i >= 0; i-- {

@@ -1,87 +1,85 @@
 'use strict';
-// Follows /v1/events. Everything is set as text, never as HTML.
-const byId = (id) => document.getElementById(id);
-const make = (tag, text, cls) => {
-  const e = document.createElement(tag);
-  if (text !== undefined) e.textContent = text;
-  if (cls) e.className = cls;
-  return e;
-};
-const when = (t) => new Date(t).toLocaleString();
+// The page is complete without this. The script exchanges what has changed, as the daemon renders it
+// (/v1/events?as=panel), and counts down between.
+const panel = document.getElementById('panel');
+const link = document.getElementById('link');
+let ahead = 0; // how far the daemon's clock is ahead of ours, ms
 
-// left says how long until t, in the two largest units.
-function left(t, now) {
-  let s = Math.floor((new Date(t) - now) / 1000);
-  if (s <= 0) return 'due now';
+// span gives seconds in the two largest units, as page.go does.
+function span(s) {
   const parts = [];
-  for (const [unit, size] of [['day', 86400], ['hour', 3600], ['minute', 60], ['second', 1]]) {
+  for (const [unit, size] of [['d', 86400], ['h', 3600], ['min', 60], ['s', 1]]) {
     const n = Math.floor(s / size);
     s -= n * size;
-    if (n) parts.push(n + ' ' + unit + (n > 1 ? 's' : ''));
+    if (n || (size === 1 && !parts.length)) parts.push(n + ' ' + unit);
   }
-  return 'in ' + parts.slice(0, 2).join(' ');
+  return parts.slice(0, 2).join(' ');
 }
 
-const stateOfKey = (k) => {
-  const last = k.key === 'Deleted' ? 'final' : 'frozen';
-  return { Open: 'ready', Degraded: 'degraded', Starting: 'waiting', Stopping: 'stopping' }[k.gate] || last;
-};
-
-function keyCard(k, now, alone) {
-  const card = make('div', undefined, 'card ' + stateOfKey(k));
-  card.append(make('h2', k.name));
-  const list = make('dl');
-  const row = (name, value) => { list.append(make('dt', name), make('dd', value)); };
-  row('Key', k.keyArn);
-  row('KMS says', k.key + (k.reason ? ' (' + k.reason + ')' : ''));
-  row('Gate', k.gate + (k.since ? ' since ' + when(k.since) : ''));
-  if (k.deletionDate) row('Deletion', when(k.deletionDate) + ', ' + left(k.deletionDate, now));
-  if (k.gate === 'Degraded' && k.leaseUntil) row('Freezes', left(k.leaseUntil, now) + ' unless KMS answers');
-  if (k.lastSuccess) row('Last success', when(k.lastSuccess));
-  if (k.gate === 'Frozen' || k.gate === 'Starting') row('Keys in memory', k.erased ? 'none, erased' : 'being erased');
-  if (k.operator) row('On request', (k.operator.pending ? k.operator.pending + ', when the key is back' : 'frozen') + ' (' + k.operator.by + ', ' + when(k.operator.since) + ')');
-  if (k.cause && !alone) row('Cause', k.cause); // alone: the summary says the same
-  if (k.nextStep && !alone) row('Next step', k.nextStep);
-  if (k.warning) row('Warning', k.warning);
-  if (k.requestId) row('KMS request', k.requestId);
-  card.append(list);
-  return card;
+function count() {
+  const now = Date.now() + ahead;
+  for (const e of panel.querySelectorAll('[data-until]')) {
+    const left = Math.round((new Date(e.dataset.until) - now) / 1000);
+    e.textContent = left > 0 ? 'in ' + span(left) : 'due now';
+  }
+  for (const e of panel.querySelectorAll('[data-ago]')) {
+    e.textContent = span(Math.max(0, Math.round((now - new Date(e.dataset.ago)) / 1000))) + ' ago';
+  }
 }
 
-function show(r) {
-  const now = new Date(r.time);
-  byId('cluster').textContent = r.cluster;
-  byId('summary').className = 'card ' + r.state;
-  byId('headline').textContent = r.headline;
-  byId('cause').textContent = r.cause || '';
-  byId('next').textContent = r.nextStep ? 'Next step: ' + r.nextStep : '';
-  byId('keys').replaceChildren(...r.keys.map((k) => keyCard(k, now, r.keys.length === 1)));
-  byId('resources').replaceChildren(...r.resources.map((x) => {
-    const tr = make('tr');
-    const state = make('td');
-    state.append(make('span', x.state, 'badge ' + x.state));
-    if (x.detail) state.append(make('p', x.detail));
-    const where = make('td');
-    where.append(make('code', x.where));
-    tr.append(make('td', x.name), state, where, make('td', x.key));
-    return tr;
-  }));
-  byId('history').replaceChildren(...r.history.map((e) => {
-    const li = make('li');
-    li.append(make('time', when(e.at)), make('span',
-      e.guard + ': gate ' + e.gate + ', key ' + e.key + (e.reason ? ' (' + e.reason + ')' : '')));
-    return li;
-  }));
-  byId('build').textContent = 'byokd ' + r.version + ', key erasure ' + r.erasure.replace('_', ' ');
-  document.title = (r.state === 'ready' ? '' : r.state.toUpperCase() + ' · ') + 'Encryption at rest · byokd';
+// morph makes a like b and leaves alone what is the same, so that focus, selection and what a screen reader
+// has announced stay.
+function morph(a, b) {
+  if (a.nodeType !== b.nodeType || a.nodeName !== b.nodeName) {
+    a.replaceWith(b.cloneNode(true));
+    return;
+  }
+  if (a.nodeType !== Node.ELEMENT_NODE) {
+    if (a.nodeValue !== b.nodeValue) a.nodeValue = b.nodeValue;
+    return;
+  }
+  for (const { name } of [...a.attributes]) if (!b.hasAttribute(name) && name !== 'hidden') a.removeAttribute(name);
+  for (const { name, value } of b.attributes) if (a.getAttribute(name) !== value && name !== 'hidden') a.setAttribute(name, value);
+  if (b.dataset && (b.dataset.until || b.dataset.ago)) return; // count() writes these
+  while (a.childNodes.length > b.childNodes.length) a.lastChild.remove();
+  [...b.childNodes].forEach((child, i) => { if (a.childNodes[i]) morph(a.childNodes[i], child); else a.append(child.cloneNode(true)); });
 }
 
-const source = new EventSource('/v1/events');
-source.addEventListener('status', (e) => { byId('link').textContent = 'live'; show(JSON.parse(e.data)); });
-source.addEventListener('error', () => {
-  byId('link').textContent = 'no answer from byokd; trying again';
-  byId('summary').className = 'card unknown';
-  byId('headline').textContent = 'byokd does not answer';
-  byId('cause').textContent = 'What is shown below is what was last heard.';
-  byId('next').textContent = '';
+function show(html, at) {
+  ahead = new Date(at) - Date.now();
+  const next = new DOMParser().parseFromString('<main>' + html + '</main>', 'text/html').querySelector('main');
+  const now = [...panel.children];
+  [...next.children].forEach((section, i) => { if (now[i]) morph(now[i], section); else panel.append(section.cloneNode(true)); });
+  const state = document.querySelector('#summary .badge').textContent;
+  document.title = (state === 'ready' ? '' : state + ' · ') + 'Encryption at rest · byokd';
+  for (const e of panel.querySelectorAll('button.copy')) e.hidden = !navigator.clipboard;
+  count();
+}
+
+panel.addEventListener('click', async (e) => {
+  if (!e.target.classList.contains('copy')) return;
+  await navigator.clipboard.writeText(e.target.previousElementSibling.textContent);
+  e.target.textContent = 'Copied';
+  setTimeout(() => { e.target.textContent = 'Copy'; }, 2000);
 });
+
+// A daemon that is started anew is found again: the browser does so by itself after a broken connection, we
+// after an answer that is none.
+function follow() {
+  const source = new EventSource('/v1/events?as=panel');
+  source.addEventListener('panel', (e) => {
+    const { html, time } = JSON.parse(e.data);
+    link.textContent = 'live';
+    document.body.classList.remove('stale');
+    show(html, time);
+  });
+  source.addEventListener('error', () => {
+    link.textContent = 'no answer from byokd; what is shown is what was last heard';
+    document.body.classList.add('stale');
+    if (source.readyState === EventSource.CLOSED) setTimeout(follow, 1000);
+  });
+}
+
+for (const e of panel.querySelectorAll('button.copy')) e.hidden = !navigator.clipboard;
+setInterval(count, 1000);
+follow();

@@ -18,7 +18,9 @@ type Report struct {
 	Erasure   string           `json:"erasure"`            // guaranteed or best_effort
 	Keys      []KeyReport      `json:"keys"`
 	Resources []ResourceReport `json:"resources"`
-	History   []Event          `json:"history"` // newest first
+	History   []Event          `json:"history"`        // newest first
+	Role      string           `json:"role,omitempty"` // the IAM role that the key policies must allow, once AWS has told
+	Traffic   TrafficReport    `json:"traffic"`
 }
 
 // State is the daemon's or a resource's state in one word.
@@ -95,6 +97,13 @@ type ResourceReport struct {
 	State State  `json:"state"`
 	Where string `json:"where"`            // mount point, or bucket below and above
 	Note  string `json:"detail,omitempty"` // what it waits for, or how it failed
+	Facts []Fact `json:"facts,omitempty"`  // how it is sealed
+}
+
+// Fact is one thing worth knowing about a resource that does not change while it serves.
+type Fact struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
 }
 
 // Event is one entry of the history.

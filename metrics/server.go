@@ -5,6 +5,7 @@ import (
 	"embed"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -24,6 +25,7 @@ const (
 	idleTimeout  = 90 * time.Second // above Prometheus' default scrape interval of 60 s, to keep its connection
 	maxHeader    = 16 << 10
 	maxWatchers  = 32               // streams of /v1/events at once: open panels and `byokd status --watch`
+	refresh      = time.Second      // an open panel shows the traffic of the last seconds
 	heartbeat    = 10 * time.Second // a stream shows that it lives, and the clock of the countdown moves
 )
 
@@ -36,6 +38,8 @@ type Server struct {
 	registry *Registry
 	hosts    []string
 	log      *zap.Logger
+	page     page
+	traffic  *trafficMeter
 	watchers atomic.Int32
 }
 
@@ -46,7 +50,8 @@ func NewServer(p *Panel, r *Registry, hosts []string, log *zap.Logger) *Server {
 	for i, h := range hosts {
 		known[i] = strings.ToLower(h)
 	}
-	return &Server{panel: p, registry: r, hosts: known, log: log}
+	return &Server{panel: p, registry: r, hosts: known, log: log,
+		page: newPage(), traffic: &trafficMeter{gather: r.prom, now: time.Now}}
 }
 
 // Serve answers on l until ctx ends, then returns nil.
@@ -73,7 +78,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /startupz", func(w http.ResponseWriter, _ *http.Request) { health(w, "started", s.panel.Started) })
 	mux.HandleFunc("GET /v1/status", s.status)
 	mux.HandleFunc("GET /v1/events", s.events)
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, assets, "panel.html") })
+	mux.HandleFunc("GET /{$}", s.index)
 	for _, name := range []string{"panel.css", "panel.js"} {
 		mux.HandleFunc("GET /"+name, func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, assets, name) })
 	}
@@ -137,13 +142,31 @@ func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
-	if err := e.Encode(s.panel.Report()); err != nil {
+	if err := e.Encode(s.report()); err != nil {
 		s.log.Debug("a status was not delivered", zap.Error(err))
 	}
 }
 
+// report is the panel's with the traffic.
+func (s *Server) report() Report {
+	r := s.panel.Report()
+	traffic, err := s.traffic.report()
+	if err != nil {
+		s.log.Warn("the traffic cannot be told", zap.Error(err))
+	}
+	r.Traffic = traffic
+	return r
+}
+
+func (s *Server) index(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	if err := s.page.write(w, "panel.html", s.report()); err != nil {
+		s.log.Debug("the page was not delivered", zap.Error(err))
+	}
+}
+
 // events streams the report as server-sent events: once at the beginning, at every change and at each
-// heartbeat.
+// heartbeat. With ?as=panel it streams the panel as it is rendered, whenever that looks different.
 func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	if s.watchers.Add(1) > maxWatchers {
 		s.watchers.Add(-1)
@@ -151,22 +174,28 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.watchers.Add(-1)
+	pause, next := heartbeat, s.statusEvent
+	if r.URL.Query().Get("as") == "panel" {
+		pause, next = refresh, s.panelEvents()
+	}
 	w.Header().Set("Content-Type", "text/event-stream")
 	stream := http.NewResponseController(w)
-	tick := time.NewTicker(heartbeat)
+	tick := time.NewTicker(pause)
 	defer tick.Stop()
 	for {
-		changed := s.panel.Changed() // before Report, so that no change falls between
-		body, err := json.Marshal(s.panel.Report())
+		changed := s.panel.Changed() // before the report, so that no change falls between
+		event, err := next()
 		if err != nil {
-			s.log.Error("the status cannot be written as JSON", zap.Error(err))
+			s.log.Error("the status cannot be written", zap.Error(err))
 			return
 		}
-		if stream.SetWriteDeadline(time.Now().Add(writeTimeout)) != nil {
-			return
-		}
-		if _, err := fmt.Fprintf(w, "event: status\ndata: %s\n\n", body); err != nil || stream.Flush() != nil {
-			return
+		if event != "" {
+			if stream.SetWriteDeadline(time.Now().Add(writeTimeout)) != nil {
+				return
+			}
+			if _, err := io.WriteString(w, event); err != nil || stream.Flush() != nil {
+				return
+			}
 		}
 		select {
 		case <-changed:
@@ -174,5 +203,29 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 		case <-r.Context().Done():
 			return
 		}
+	}
+}
+
+func (s *Server) statusEvent() (string, error) {
+	body, err := json.Marshal(s.report())
+	return "event: status\ndata: " + string(body) + "\n\n", err
+}
+
+// panelEvents returns the source of one stream of the rendered panel: "" when it looks as it did, and at
+// each heartbeat a sign of life all the same.
+func (s *Server) panelEvents() func() (string, error) {
+	last, sent := "", time.Time{}
+	return func() (string, error) {
+		report := s.report()
+		var html strings.Builder
+		if err := s.page.write(&html, "main", report); err != nil {
+			return "", err
+		}
+		if html.String() == last && report.Time.Sub(sent) < heartbeat {
+			return "", nil
+		}
+		last, sent = html.String(), report.Time
+		body, err := json.Marshal(map[string]any{"html": last, "time": report.Time})
+		return "event: panel\ndata: " + string(body) + "\n\n", err
 	}
 }

@@ -26,9 +26,9 @@ need rclone command -v rclone
 need s3cmd command -v s3cmd
 need restic command -v restic
 need curl command -v curl
+need chromium-headless-shell command -v chromium-headless-shell
 need prometheus command -v promtool
 if [[ -n ${BYOKD_E2E:-} ]]; then # what make e2e has beyond make test
-  need chromium-headless-shell command -v chromium-headless-shell
   need npm command -v npm
   need maven command -v mvn
 fi

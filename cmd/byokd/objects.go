@@ -82,7 +82,10 @@ func newObjects(ctx context.Context, d *daemon) (*objects, error) {
 			title += " (" + name + ")"
 		}
 		where := "s3://" + name + " at " + settings.Listen + ", sealed in s3://" + b.Upstream.Bucket
-		o.buckets = append(o.buckets, protected{guard, d.panel.AddResource(title, "bucket", where, guard)})
+		resource := d.panel.AddResource(title, "bucket", where, guard)
+		resource.Describe(metrics.Fact{Name: "Format", Value: "AES-256-GCM in segments of 64 KiB"},
+			metrics.Fact{Name: "User metadata", Value: b.Metadata}, metrics.Fact{Name: "Compression", Value: b.Compression})
+		o.buckets = append(o.buckets, protected{guard, resource})
 	}
 	proxy, err := objstore.New(objstore.Options{Buckets: buckets, Credentials: objstore.StaticCredentials(credentials),
 		BaseDomains: settings.Domains, HoldFor: settings.HoldFor.Duration, Observer: d.registry.NewObjects(names), Logger: o.log})

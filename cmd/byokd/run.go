@@ -47,7 +47,7 @@ Exit codes:
 			for _, w := range warnings {
 				log.Warn(w)
 			}
-			return runUntilSignal(cmd.Context(), cfg, log)
+			return runUntilSignal(cmd.Context(), cfg, log, environ)
 		},
 	}
 	configFlag(cmd, &file)
@@ -72,7 +72,7 @@ func newLogger(cfg LogConfig, stderr io.Writer) *zap.Logger {
 
 // runUntilSignal serves until the first signal, stops in order, and cuts the stop short at the second or
 // when stopTimeout has run out twice over.
-func runUntilSignal(ctx context.Context, cfg Config, log *zap.Logger) error {
+func runUntilSignal(ctx context.Context, cfg Config, log *zap.Logger, environ []string) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
 	defer signal.Stop(signals)
@@ -80,7 +80,7 @@ func runUntilSignal(ctx context.Context, cfg Config, log *zap.Logger) error {
 
 	serving, stop := context.WithCancel(ctx)
 	defer stop()
-	d := newDaemon(cfg, log)
+	d := newDaemon(cfg, log, environ)
 	done := make(chan error, 1)
 	go func() { done <- d.serve(serving) }()
 

@@ -28,6 +28,7 @@ import (
 type daemon struct {
 	cfg      Config
 	log      *zap.Logger
+	environ  []string
 	registry *metrics.Registry
 	panel    *metrics.Panel
 	guards   map[string]*keyguard.Guard // by name; fixed after build
@@ -40,12 +41,12 @@ type daemon struct {
 	failures chan error // the first thing that ends the run
 }
 
-func newDaemon(cfg Config, log *zap.Logger) *daemon {
+func newDaemon(cfg Config, log *zap.Logger, environ []string) *daemon {
 	erasure := "best_effort"
 	if erasureGuaranteed {
 		erasure = "guaranteed"
 	}
-	return &daemon{cfg: cfg, log: log, failures: make(chan error, 1),
+	return &daemon{cfg: cfg, log: log, environ: environ, failures: make(chan error, 1),
 		registry: metrics.NewRegistry(buildVersion(), erasure),
 		panel:    metrics.NewPanel(buildVersion(), cfg.Cluster.ID, erasure),
 		volume:   newVolume(cfg, log),
@@ -64,6 +65,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	var page, guards sync.WaitGroup
 	page.Go(func() { d.panel.Watch(pageServes) })
 	page.Go(func() { d.serveAdmin(pageServes) })
+	page.Go(func() { d.tellRole(pageServes) })
 	for _, g := range d.guards {
 		guards.Go(func() { d.runGuard(guardsRun, g) })
 	}
@@ -219,6 +221,28 @@ func (d *daemon) runGuard(ctx context.Context, g *keyguard.Guard) {
 func (d *daemon) serveAdmin(ctx context.Context) {
 	server := metrics.NewServer(d.panel, d.registry, d.cfg.Admin.Hosts, d.log.Named("admin"))
 	d.fail(exitWith(exitFailure, server.Serve(ctx, d.admin)))
+}
+
+// rolePause is how long after a failure AWS is asked again who we are.
+const rolePause = time.Minute
+
+// tellRole asks AWS which role we run as, for the page: it is what a key policy must name. Nothing depends on
+// it, and STS may be out of reach where KMS is not, so failures are not worth more than a debug line.
+func (d *daemon) tellRole(ctx context.Context) {
+	first := d.cfg.Keys[slices.Min(slices.Collect(maps.Keys(d.cfg.Keys)))]
+	for {
+		id, err := whoAmI(ctx, regionOfARN(first.ARN), first.Endpoint, d.environ)
+		if err == nil {
+			d.panel.RunsAs(id.Role)
+			return
+		}
+		d.log.Debug("the page cannot tell the role", zap.Error(err))
+		select {
+		case <-time.After(rolePause):
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // abandon leaves nothing mounted, whatever the rest does.

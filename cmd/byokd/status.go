@@ -267,7 +267,11 @@ func writeReport(out io.Writer, r metrics.Report, c colours) error {
 	if r.NextStep != "" {
 		b.WriteString(c.in(bold, "Next step:") + " " + r.NextStep + "\n")
 	}
-	fmt.Fprintf(&b, "\nCluster %s, byokd %s, key erasure %s\n\n", r.Cluster, r.Version, r.Erasure)
+	fmt.Fprintf(&b, "\nCluster %s, byokd %s, key erasure %s\n", r.Cluster, r.Version, r.Erasure)
+	if r.Role != "" {
+		b.WriteString("The key policy must allow " + r.Role + "\n")
+	}
+	b.WriteString("\n")
 	w := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(w, "KEY\tSTATE\t%s\tSINCE\tARN\n", c.in(bold, "GATE")) // styled as the cells below, for the width
 	for _, k := range r.Keys {

@@ -100,6 +100,14 @@ func (v *volume) connect(d *daemon) {
 	v.observer = d.registry.NewFS(v.gauges)
 }
 
+// facts are what the page shows of a mounted volume.
+func (v *volume) facts() []metrics.Fact {
+	return []metrics.Fact{{Name: "Volume", Value: v.header.Volume.String()},
+		{Name: "Format", Value: fmt.Sprintf("%d: AES-256-GCM in blocks of 4 KiB, names AES-SIV", v.header.Version)},
+		{Name: "Sealed in", Value: v.cfg.Volume.Lower}, {Name: "Cache", Value: v.cfg.Volume.Cache},
+		{Name: "Context", Value: v.binding.Resource}}
+}
+
 func (v *volume) gauges() (metrics.VolumeGauges, bool) {
 	f := v.mounted.Load()
 	if f == nil {
@@ -137,6 +145,7 @@ func (v *volume) serve(ctx context.Context) error {
 		defer stopSentinel()
 	}
 	v.mounted.Store(f)
+	v.resource.Describe(v.facts()...)
 	v.resource.Serving()
 	ended := make(chan error, 1)
 	go func() { ended <- f.Wait(context.WithoutCancel(ctx)) }()
