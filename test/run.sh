@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if [[ ${CI:-} == true && -z ${BYOKD_REQUIRE:-} ]]; then
-  export BYOKD_REQUIRE=fuse,aws,s3clients,databases,moto,promtool,browser
+  export BYOKD_REQUIRE=fuse,aws,s3clients,databases,moto,promtool,browser,cfn-lint
 fi
 
 mounts() { grep -c ' fuse\.byokd ' /proc/self/mounts || true; }
