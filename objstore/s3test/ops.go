@@ -106,9 +106,9 @@ func (s *Server) writable(r *http.Request, old *Stored) (int, string) {
 }
 
 func (s *Server) put(w http.ResponseWriter, r *http.Request, bucket, key string) {
-	o, err := s.take(r)
+	o, err := s.take(w, r)
 	if err != nil {
-		return // the client is gone
+		return // the client is gone, or was answered
 	}
 	o.Header, o.Tags = kept(r.Header), r.Header.Get("X-Amz-Tagging")
 	s.mu.Lock()
@@ -323,7 +323,7 @@ func (s *Server) serveUpload(w http.ResponseWriter, r *http.Request, bucket, key
 	}
 	switch r.Method {
 	case http.MethodPut:
-		part, err := s.take(r)
+		part, err := s.take(w, r)
 		if err != nil {
 			return
 		}

@@ -3,10 +3,12 @@ package s3test
 import (
 	"bytes"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"sort"
 	"strings"
 	"sync"
@@ -33,6 +35,8 @@ type Server struct {
 	discard bool // guarded by mu
 	// careless ignores the preconditions of writes.
 	careless bool // guarded by mu
+	// patience is for how long a body may stand still; 0 is for ever.
+	patience time.Duration // guarded by mu
 }
 
 // Stored is one object.
@@ -157,6 +161,14 @@ func (s *Server) IgnoreConditions() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.careless = true
+}
+
+// GiveUpAfter makes the server answer RequestTimeout, and close the connection, when
+// nothing of a body came for so long, as S3 does; 0 is never.
+func (s *Server) GiveUpAfter(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.patience = d
 }
 
 // Remove forgets an object.
@@ -334,12 +346,39 @@ func sorted(objects map[string]*Stored, prefix string) []string {
 	return keys
 }
 
-// take reads a body to its announced end; a short one is no object.
-func (s *Server) take(r *http.Request) (*Stored, error) {
+// take reads a body to its announced end; a short one is no object. It answers a
+// request whose body stood still for too long.
+func (s *Server) take(w http.ResponseWriter, r *http.Request) (*Stored, error) {
 	s.mu.Lock()
-	discard := s.discard
+	discard, patience := s.discard, s.patience
 	s.mu.Unlock()
-	return readStored(r.Body, r.ContentLength, discard)
+	body := io.Reader(r.Body)
+	if patience > 0 {
+		control := http.NewResponseController(w)
+		defer func() { _ = control.SetReadDeadline(time.Time{}) }() // the connection may be closed
+		body = &impatient{body: r.Body, control: control, patience: patience}
+	}
+	o, err := readStored(body, r.ContentLength, discard)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		w.Header().Set("Connection", "close")
+		refuse(w, http.StatusBadRequest, "RequestTimeout")
+	}
+	return o, err
+}
+
+// impatient is a body that fails when it stands still.
+type impatient struct {
+	body     io.Reader
+	control  *http.ResponseController
+	patience time.Duration
+}
+
+// Read implements io.Reader.
+func (i *impatient) Read(p []byte) (int, error) {
+	if err := i.control.SetReadDeadline(time.Now().Add(i.patience)); err != nil {
+		return 0, err
+	}
+	return i.body.Read(p)
 }
 
 func readStored(body io.Reader, want int64, discard bool) (*Stored, error) {
