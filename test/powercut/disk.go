@@ -11,8 +11,11 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
+	"time"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -46,11 +49,14 @@ const (
 	diskName     = "disk"
 	diskVariable = "BYOKD_POWERCUT_DISK" // tells this program to serve one: its directory
 	sizeVariable = "BYOKD_POWERCUT_SIZE"
-	logSize      = 8 << 30 // of memory that is there when written
+
+	aboveVariable = "BYOKD_POWERCUT_ABOVE" // where something on the disk is mounted, the uppermost first
+	logSize       = 8 << 30                // of memory that is there when written
 )
 
-// startDisk mounts a disk of zeros at dir; the file is dir/disk.
-func startDisk(dir string, size int64) (*disk, error) {
+// startDisk mounts a disk of zeros at dir; the file is dir/disk. What will be
+// mounted on it is at above, the uppermost first.
+func startDisk(dir string, above []string, size int64) (*disk, error) {
 	fd, err := unix.MemfdCreate("powercut-log", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, err
@@ -67,9 +73,10 @@ func startDisk(dir string, size int64) (*disk, error) {
 		return nil, err
 	}
 	d.server = exec.Command(program)
-	d.server.Env = append(os.Environ(), diskVariable+"="+dir, sizeVariable+"="+strconv.FormatInt(size, 10))
+	d.server.Env = append(os.Environ(), diskVariable+"="+dir, sizeVariable+"="+strconv.FormatInt(size, 10), aboveVariable+"="+strings.Join(above, ":"))
 	d.server.ExtraFiles = []*os.File{d.file} // descriptor 3
 	d.server.Stderr = os.Stderr
+	d.server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // what kills the test's process group leaves it to tidy up
 	input, err := d.server.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -190,8 +197,60 @@ func serveDisk() error {
 		return err
 	}
 	fmt.Println("ready")
-	_, _ = io.Copy(io.Discard, os.Stdin)
-	return server.Unmount()
+	ended := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		close(ended)
+	}()
+	parent := os.Getppid()
+	for tick := time.NewTicker(time.Second); ; {
+		select {
+		case <-ended:
+			return leave(server)
+		case <-tick.C: // a test that was killed may hang in what lies on this disk, with its end of the pipe open
+			if dead(parent) {
+				return leave(server)
+			}
+		}
+	}
+}
+
+// dead tells whether a process has ended or is to end by SIGKILL, be it that
+// threads of it still hang.
+func dead(pid int) bool {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(string(status)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":\t")
+		switch name {
+		case "State":
+			if strings.HasPrefix(value, "Z") {
+				return true
+			}
+		case "SigPnd", "ShdPnd":
+			if pending, err := strconv.ParseUint(value, 16, 64); err == nil && pending&(1<<(unix.SIGKILL-1)) != 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// leave ends the mount of a disk. After a test that was killed there is still a
+// filesystem on it, which is detached first: its threads come to rest only while
+// it is served, and the loop device goes with it (LO_FLAGS_AUTOCLEAR).
+func leave(server *fuse.Server) error {
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		for _, dir := range strings.Split(os.Getenv(aboveVariable), ":") { // EINVAL where the test has done it
+			_ = unix.Unmount(dir, unix.MNT_FORCE) // ends a volume whose server is gone, and who waits for it
+			_ = unix.Unmount(dir, unix.MNT_DETACH)
+		}
+		if err := server.Unmount(); err == nil || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // record writes an entry of the log and does what it says; mu is held.

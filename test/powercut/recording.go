@@ -71,7 +71,7 @@ func newBench(dir string) (bench, error) {
 // record runs the workloads on a fresh filesystem for some time. Between is
 // called again and again meanwhile: it freezes the volume, or does nothing.
 func (b bench) record(r *recording, length time.Duration, between func(context.Context) error) (err error) {
-	d, err := startDisk(b.disk, r.lower.size)
+	d, err := startDisk(b.disk, append(r.view.mounts(), b.dir), r.lower.size)
 	if err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func (b bench) record(r *recording, length time.Duration, between func(context.C
 	}
 	defer func() { err = errors.Join(err, backing.Close()) }()
 	// Direct: requests go side by side, as to a real disk.
-	loop, err := attach(backing, unix.LO_FLAGS_DIRECT_IO)
+	loop, err := attach(backing, unix.LO_FLAGS_DIRECT_IO|unix.LO_FLAGS_AUTOCLEAR)
 	if err != nil {
 		return err
 	}

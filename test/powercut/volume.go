@@ -97,12 +97,15 @@ type view interface {
 	create(lower string) error
 	// open returns the directory of the files and how it is closed again.
 	open(lower string) (dir string, close func() error, err error)
+	// mounts is where an open view has mounted something.
+	mounts() []string
 }
 
 // bare is the control without byokd.
 type bare struct{}
 
 func (bare) create(string) error { return nil }
+func (bare) mounts() []string    { return nil }
 func (bare) open(lower string) (string, func() error, error) {
 	return lower, func() error { return nil }, nil
 }
@@ -116,6 +119,8 @@ type sealed struct {
 
 // below is the directory of the lower filesystem that byokd gets.
 func below(lower string) string { return lower + "/sealed" }
+
+func (s sealed) mounts() []string { return []string{s.dir} }
 
 func (s sealed) create(lower string) error {
 	if err := os.Mkdir(below(lower), 0o755); err != nil {
