@@ -71,7 +71,6 @@ func (f *Filesystem) Draining(ctx context.Context, _ keyguard.Transition) {
 func (f *Filesystem) Frozen(ctx context.Context, _ keyguard.Transition) {
 	if l := f.loop.Load(); l != nil {
 		f.drop(ctx, l, f.touched(f.nodes.all()))
-		f.dropAround(ctx, l)
 		left := len(f.touched(f.nodes.all()))
 		f.leftover.Store(int64(left))
 		if left > 0 {
@@ -94,45 +93,6 @@ func (f *Filesystem) Thawed(keyguard.Transition) {
 	f.closed.Store(false)
 	if err := f.bdi.Load().restore(); err != nil {
 		f.log.Error("writers stay throttled: small writes will be slow", zap.Error(err))
-	}
-}
-
-// dropAround drops what a drain has left that ran out of time. A walk over a
-// file's pages stops at one that is dirty, for its flush now waits at the gate, and
-// what lies behind it would stay readable. So all that is dirty is sent to the
-// gate first, in large requests, and then gone around like other pages that
-// waiting calls hold. What is dirty itself stays with who wrote it.
-func (f *Filesystem) dropAround(ctx context.Context, l *loop) {
-	for range 3 { // a page may have become dirty behind the walk
-		left := f.touched(f.nodes.all())
-		if len(left) == 0 || ctx.Err() != nil {
-			return
-		}
-		f.sendDirty(ctx)
-		f.drop(ctx, l, left)
-	}
-}
-
-// sendDirty has the kernel send what it holds dirty, and waits until no more of
-// it arrives at the gate. The writeback itself ends after the thaw.
-func (f *Filesystem) sendDirty(ctx context.Context) {
-	const look, steady = 5 * time.Millisecond, 4 // 20 ms without a new one: all are there, or the kernel has no more room
-	started, cancel := context.WithTimeout(ctx, look)
-	defer cancel()
-	f.flush(started)
-	ticker := time.NewTicker(look)
-	defer ticker.Stop()
-	for same, before := 0, f.parking.count(); same < steady; {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		if now := f.parking.count(); now == before {
-			same++
-		} else {
-			same, before = 0, now
-		}
 	}
 }
 
