@@ -28,12 +28,12 @@ const cyclesVariable, outagesVariable = "BYOKD_SOAK_CYCLES", "BYOKD_SOAK_OUTAGES
 // cycle is one freeze and thaw.
 type cycle struct{ refusedToClosed, disabledToClosed, enabledToOpen time.Duration }
 
-// TestFreezeAndThawBounds disables and enables keys at random moments, twenty at a
+// TestFreezeAndThawBounds disables and enables keys at random moments, ten at a
 // time, each with a guard of the default probe interval, half of them with callers.
 func TestFreezeAndThawBounds(t *testing.T) {
 	guards, cycles := 8, 16
 	if n, err := strconv.Atoi(os.Getenv(cyclesVariable)); err == nil {
-		guards, cycles = 20, n
+		guards, cycles = 10, n
 	}
 	server, err := kmstest.Start(kmstest.Options{CallLimit: 100_000})
 	if err != nil {
