@@ -248,6 +248,7 @@ type Stats struct {
 	Undrained      uint64 // files of which a freeze could not take every page away in time, since the mount
 	Inodes         int    // known to the kernel
 	LowerFreeBytes uint64
+	ReserveMissing int64 // bytes that the reserve for a full disk lacks; new data is refused while it lacks any
 }
 
 // mountedAt returns the mount point, "" when there is none.
@@ -274,6 +275,7 @@ func (f *Filesystem) Stats() Stats {
 	f.nodes.mu.RUnlock()
 	st := f.statfs()
 	s.LowerFreeBytes = st.Bavail * uint64(st.Frsize)
+	s.ReserveMissing = f.reserve.missing()
 	return s
 }
 

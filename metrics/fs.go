@@ -30,6 +30,7 @@ type VolumeGauges struct {
 	LowerFreeBytes uint64 // space left below the mount
 	ParkedCalls    int64  // calls that wait for the key
 	Writeback      bool   // the kernel agreed to cache writes
+	ReserveMissing int64  // bytes that the reserve for a full disk lacks
 	Inodes         int    // files and directories that the kernel knows
 	UndrainedFiles uint64 // files of which a freeze left pages in the kernel, since the mount
 	ForeignNames   uint64 // lower names that byokd did not write, met since the mount
@@ -94,6 +95,7 @@ var (
 	lowerFree = prometheus.NewDesc("byokd_fs_lower_free_bytes", "Space left on the filesystem that holds the sealed files.", nil, nil)
 	parked    = prometheus.NewDesc("byokd_fs_parked_calls", "Calls on the mount that wait for the key.", nil, nil)
 	inodes    = prometheus.NewDesc("byokd_fs_cached_inodes", "Files and directories that the kernel knows and byokd keeps in memory.", nil, nil)
+	reserve   = prometheus.NewDesc("byokd_fs_reserve_missing_bytes", "What is missing of the space set aside for a full disk; new data is refused while it is above 0.", nil, nil)
 	undrained = prometheus.NewDesc("byokd_fs_undrained_files_total", "Files of which a freeze could not take every cached page back in time; since the mount.", nil, nil)
 	foreign   = prometheus.NewDesc("byokd_fs_foreign_names_total", "Names in the lower directory that byokd did not write, met while listing; since the mount.", nil, nil)
 	writeback = prometheus.NewDesc("byokd_fs_writeback_cache", "1 when the kernel caches writes (cache: writeback), 0 when it does not.", nil, nil)
@@ -105,7 +107,7 @@ type volumeCollector struct {
 }
 
 func (c volumeCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{lowerFree, parked, writeback, inodes, undrained, foreign} {
+	for _, d := range []*prometheus.Desc{lowerFree, parked, writeback, inodes, reserve, undrained, foreign} {
 		ch <- d
 	}
 }
@@ -119,6 +121,7 @@ func (c volumeCollector) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(parked, prometheus.GaugeValue, float64(g.ParkedCalls))
 	ch <- prometheus.MustNewConstMetric(writeback, prometheus.GaugeValue, oneIf(g.Writeback))
 	ch <- prometheus.MustNewConstMetric(inodes, prometheus.GaugeValue, float64(g.Inodes))
+	ch <- prometheus.MustNewConstMetric(reserve, prometheus.GaugeValue, float64(g.ReserveMissing))
 	ch <- prometheus.MustNewConstMetric(undrained, prometheus.CounterValue, float64(g.UndrainedFiles))
 	ch <- prometheus.MustNewConstMetric(foreign, prometheus.CounterValue, float64(g.ForeignNames))
 }

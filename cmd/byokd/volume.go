@@ -115,7 +115,7 @@ func (v *volume) gauges() (metrics.VolumeGauges, bool) {
 	}
 	s := f.Stats()
 	return metrics.VolumeGauges{LowerFreeBytes: s.LowerFreeBytes, ParkedCalls: int64(s.Parked), Writeback: s.Writeback,
-		Inodes: s.Inodes, UndrainedFiles: s.Undrained, ForeignNames: s.ForeignNames}, true
+		ReserveMissing: s.ReserveMissing, Inodes: s.Inodes, UndrainedFiles: s.Undrained, ForeignNames: s.ForeignNames}, true
 }
 
 // serve makes the volume if need be, mounts it once its key is usable, and serves until ctx ends or the
