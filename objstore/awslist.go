@@ -142,13 +142,17 @@ func listedOwner(o *types.Owner) Owner {
 }
 
 func (u *awsUpstream) CreateUpload(ctx context.Context, key string, a Attributes) (UploadID, error) {
-	out, err := u.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{
+	in := &s3.CreateMultipartUploadInput{
 		Bucket: &u.bucket, Key: &key,
 		ContentType: opt(a.ContentType), CacheControl: opt(a.CacheControl), ContentDisposition: opt(a.ContentDisposition),
 		ContentEncoding: opt(a.ContentEncoding), ContentLanguage: opt(a.ContentLanguage), Expires: optExpires(a.Expires),
 		StorageClass: types.StorageClass(a.StorageClass), ServerSideEncryption: types.ServerSideEncryption(a.SSE),
 		SSEKMSKeyId: opt(a.SSEKeyID), ACL: types.ObjectCannedACL(a.ACL), Tagging: opt(a.Tagging), Metadata: a.Metadata,
-	})
+	}
+	if u.checksum != "" { // of the whole: CompleteMultipartUpload then need not name those of the parts
+		in.ChecksumAlgorithm, in.ChecksumType = u.checksum, types.ChecksumTypeFullObject
+	}
+	out, err := u.client.CreateMultipartUpload(ctx, in)
 	if err != nil {
 		return "", failed(err)
 	}
@@ -158,6 +162,7 @@ func (u *awsUpstream) CreateUpload(ctx context.Context, key string, a Attributes
 func (u *awsUpstream) PutPart(ctx context.Context, key string, id UploadID, number int32, body io.Reader, size int64) (string, error) {
 	out, err := u.client.UploadPart(ctx, &s3.UploadPartInput{
 		Bucket: &u.bucket, Key: &key, UploadId: aws.String(string(id)), PartNumber: &number, Body: body, ContentLength: &size,
+		ChecksumAlgorithm: u.checksum,
 	}, streaming(body))
 	if err != nil {
 		return "", failed(err)

@@ -25,8 +25,8 @@ import (
 const upstreamConns = 128
 
 // TuneClient sets what an S3 client below the proxy needs: checksums of sealed
-// bytes only where S3 demands them (each segment is authenticated anyway), and
-// enough kept connections. Pass it to s3.NewFromConfig; options after it win.
+// bytes only where S3 always demands them (each segment is authenticated anyway),
+// and enough kept connections. Pass it to s3.NewFromConfig; options after it win.
 func TuneClient(o *s3.Options) {
 	o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
 	o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
@@ -45,16 +45,29 @@ func TuneClient(o *s3.Options) {
 	}
 }
 
+// SendChecksums makes a client that TuneClient has tuned send a checksum of the
+// sealed bytes with each upload, as S3 demands of buckets with a default retention
+// (Object Lock). It follows the bytes in a trailer, since they are sealed while they
+// are sent; the SDK does that over TLS only, and not every store understands it.
+func SendChecksums(o *s3.Options) {
+	o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenSupported
+}
+
 // NewUpstream makes an Upstream of one bucket behind an AWS client. The client
 // should have been made with TuneClient.
 func NewUpstream(client *s3.Client, bucket string) Upstream {
-	return &awsUpstream{client: client, bucket: bucket}
+	u := &awsUpstream{client: client, bucket: bucket}
+	if client.Options().RequestChecksumCalculation == aws.RequestChecksumCalculationWhenSupported {
+		u.checksum = types.ChecksumAlgorithmCrc32
+	}
+	return u
 }
 
 // awsUpstream is safe for concurrent use; it does not change.
 type awsUpstream struct {
-	client *s3.Client
-	bucket string
+	client   *s3.Client
+	bucket   string
+	checksum types.ChecksumAlgorithm // sent with each upload; empty: none
 }
 
 // streaming are the options of a request whose body cannot be rewound: tried
@@ -220,7 +233,7 @@ func (u *awsUpstream) Put(ctx context.Context, req PutRequest, body io.Reader, s
 		ContentEncoding: opt(a.ContentEncoding), ContentLanguage: opt(a.ContentLanguage), Expires: optExpires(a.Expires),
 		StorageClass: types.StorageClass(a.StorageClass), ServerSideEncryption: types.ServerSideEncryption(a.SSE),
 		SSEKMSKeyId: opt(a.SSEKeyID), ACL: types.ObjectCannedACL(a.ACL), Tagging: opt(a.Tagging), Metadata: a.Metadata,
-		IfMatch: opt(req.IfMatch), IfNoneMatch: opt(req.IfNoneMatch),
+		IfMatch: opt(req.IfMatch), IfNoneMatch: opt(req.IfNoneMatch), ChecksumAlgorithm: u.checksum,
 	}, streaming(body))
 	if err != nil {
 		return Stored{}, failed(err)

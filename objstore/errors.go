@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/byokd/byokd/internal/seal"
 	"github.com/byokd/byokd/keyguard"
@@ -155,6 +156,8 @@ func errorOfUpstream(up *UpstreamError) *Error {
 		return &Error{Status: http.StatusNotFound, Code: "NoSuchBucket", Message: up.Message, Hint: "The bucket configured under objects.buckets.*.upstream does not exist. Create it, or correct the name.", Cause: up}
 	case up.Status == http.StatusBadRequest && up.Code == "RequestTimeout", up.Code == "IncompleteBody":
 		return &Error{Status: http.StatusServiceUnavailable, Code: "SlowDown", Message: "The upload paused for longer than the S3 service below byokd waits. Try again.", Cause: up}
+	case up.Code == "InvalidRequest" && strings.Contains(up.Message, "x-amz-checksum-"): // S3 has no code of its own for it
+		return &Error{Status: up.Status, Code: up.Code, Message: up.Message, Hint: "The upstream bucket demands checksums: set objects.buckets.*.upstream.checksums to send (its endpoint has to be https).", Cause: up}
 	case up.Code == "":
 		return &Error{Status: up.Status, Code: http.StatusText(up.Status), Message: up.Message, Cause: up}
 	}

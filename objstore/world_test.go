@@ -147,6 +147,7 @@ type worldOptions struct {
 	keyObjects int64
 	clear      bool
 	compress   bool
+	checksums  bool // demanded by the upstream, over TLS
 	now        func() time.Time
 }
 
@@ -157,6 +158,12 @@ func newWorld(t testing.TB, o worldOptions) *world {
 	core, logs := observer.New(zap.InfoLevel)
 	w.log = logs
 	upstream := w.up.Client(objstore.TuneClient)
+	if o.checksums {
+		w.up.Close()
+		w.up = s3test.NewTLS("acme-documents", "acme-backups")
+		w.up.DemandChecksums()
+		upstream = w.up.Client(objstore.TuneClient, objstore.SendChecksums)
+	}
 	var err error
 	w.proxy, err = objstore.New(objstore.Options{
 		Buckets: map[string]objstore.Bucket{

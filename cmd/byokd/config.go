@@ -159,6 +159,11 @@ type UpstreamConfig struct {
 	Region string `yaml:"region"`
 	// Address of S3, for a store other than AWS. Buckets are then addressed by path. Left out, the SDK's.
 	Endpoint string `yaml:"endpoint"`
+	// Whether uploads carry a checksum of the sealed bytes: send, as AWS demands for buckets with a default
+	// retention (Object Lock), or omit. It follows the bytes (a CRC32 in a trailer), for which the endpoint
+	// has to be https and the store has to know checksums of whole uploads in parts. Left out, send for AWS,
+	// omit for other stores.
+	Checksums string `yaml:"checksums"`
 }
 
 // AdminConfig is the listener for people and monitoring.
@@ -258,6 +263,7 @@ func (c Config) withDefaults() Config {
 			setDefault(&b.Compression, compressionNone)
 			setDefault(&b.Upstream.Region, c.Cluster.Region)
 			setDefault(&b.Upstream.Region, regionOfARN(c.Keys[b.Key].ARN))
+			setDefault(&b.Upstream.Checksums, checksumsFor(b.Upstream.Endpoint))
 			buckets[name] = b
 		}
 		o.Buckets = buckets
@@ -282,6 +288,8 @@ const (
 	metadataSealed    = "sealed"
 	metadataClear     = "clear"
 	compressionNone   = "none"
+	checksumsSend     = "send"
+	checksumsOmit     = "omit"
 	compressionZstd   = "zstd"
 )
 

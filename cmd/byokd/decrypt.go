@@ -139,7 +139,7 @@ func (d *decryption) upstream(ctx context.Context, bucket string) (objstore.Upst
 	if bucket == "" {
 		return nil, exitWith(exitUsage, fmt.Errorf("%q names no bucket", d.source))
 	}
-	u := UpstreamConfig{Bucket: bucket, Region: d.region, Endpoint: d.endpoint}
+	u := UpstreamConfig{Bucket: bucket, Region: d.region, Endpoint: d.endpoint, Checksums: checksumsOmit}
 	if d.from.loaded {
 		configured, err := d.from.bucket(bucket)
 		if err != nil {

@@ -37,6 +37,9 @@ func newUpstream(ctx context.Context, u UpstreamConfig) (objstore.Upstream, erro
 		return nil, err
 	}
 	client := s3.NewFromConfig(cfg, objstore.TuneClient, func(o *s3.Options) {
+		if u.Checksums == checksumsSend {
+			objstore.SendChecksums(o)
+		}
 		if u.Endpoint != "" {
 			o.BaseEndpoint, o.UsePathStyle = aws.String(u.Endpoint), true
 		}

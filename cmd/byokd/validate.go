@@ -187,6 +187,10 @@ func (c *checker) objects(cfg Config) {
 		c.oneOf(path+".metadata", b.Metadata, metadataSealed, metadataClear)
 		c.oneOf(path+".compression", b.Compression, compressionNone, compressionZstd)
 		c.endpoint(path+".upstream.endpoint", b.Upstream.Endpoint, true)
+		c.oneOf(path+".upstream.checksums", b.Upstream.Checksums, checksumsSend, checksumsOmit)
+		if b.Upstream.Checksums == checksumsSend && strings.HasPrefix(b.Upstream.Endpoint, "http://") {
+			c.fail(path+".upstream.checksums", "checksums follow the bytes they are of, which needs https; the endpoint is %s", b.Upstream.Endpoint)
+		}
 		if !c.required(path+".upstream.bucket", b.Upstream.Bucket, "the name of the upstream bucket") {
 			continue
 		}
@@ -279,4 +283,13 @@ func isLocal(endpoint string) bool {
 func isLoopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// checksumsFor says whether an endpoint is one of AWS, which takes checksums and may demand them.
+func checksumsFor(endpoint string) string {
+	u, err := url.Parse(endpoint)
+	if endpoint == "" || err == nil && u.Scheme == "https" && (strings.HasSuffix(u.Hostname(), ".amazonaws.com") || strings.HasSuffix(u.Hostname(), ".amazonaws.com.cn")) {
+		return checksumsSend
+	}
+	return checksumsOmit
 }

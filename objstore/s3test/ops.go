@@ -305,7 +305,10 @@ func (s *Server) serveUpload(w http.ResponseWriter, r *http.Request, bucket, key
 		defer s.mu.Unlock()
 		s.serial++
 		id := fmt.Sprintf("upload-%06d", s.serial)
-		s.uploads[id] = &upload{bucket: bucket, key: key, header: kept(r.Header), tags: r.Header.Get("X-Amz-Tagging"), parts: map[int]*Stored{}}
+		s.uploads[id] = &upload{
+			bucket: bucket, key: key, header: kept(r.Header), tags: r.Header.Get("X-Amz-Tagging"), parts: map[int]*Stored{},
+			algorithm: r.Header.Get("X-Amz-Checksum-Algorithm"), kind: r.Header.Get("X-Amz-Checksum-Type"),
+		}
 		answer(w, struct {
 			XMLName  xml.Name `xml:"InitiateMultipartUploadResult"`
 			UploadID string   `xml:"UploadId"`
@@ -323,6 +326,10 @@ func (s *Server) serveUpload(w http.ResponseWriter, r *http.Request, bucket, key
 	}
 	switch r.Method {
 	case http.MethodPut:
+		if !u.takes(r.Header) {
+			refuse(w, http.StatusBadRequest, "InvalidRequest")
+			return
+		}
 		part, err := s.take(w, r)
 		if err != nil {
 			return
@@ -359,6 +366,10 @@ func (s *Server) complete(w http.ResponseWriter, r *http.Request, id string, u *
 	defer s.mu.Unlock()
 	if status, code := s.writable(r, s.buckets[u.bucket][u.key]); status != 0 {
 		refuse(w, status, code)
+		return
+	}
+	if u.algorithm != "" && u.kind != "FULL_OBJECT" { // the checksum of each part would have to be named
+		refuse(w, http.StatusBadRequest, "InvalidRequest")
 		return
 	}
 	o := &Stored{Header: u.header, Tags: u.tags, Modified: time.Now().UTC().Truncate(time.Second)}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
@@ -37,6 +38,8 @@ type Server struct {
 	careless bool // guarded by mu
 	// patience is for how long a body may stand still; 0 is for ever.
 	patience time.Duration // guarded by mu
+	// checksums are demanded of uploads.
+	checksums bool // guarded by mu
 }
 
 // Stored is one object.
@@ -53,6 +56,8 @@ type upload struct {
 	bucket, key string
 	header      http.Header
 	tags        string
+	algorithm   string // of the checksums of its parts; may be empty
+	kind        string // of the checksum of the whole
 	parts       map[int]*Stored
 }
 
@@ -72,17 +77,31 @@ type Fault struct {
 	// there until Release is closed. 0 is off; use 1 for "at once".
 	CutAt, StallAt int64
 	Release        chan struct{}
+	// FlipAt changes one bit of the byte at this offset of a request's body; 0 is off.
+	FlipAt int64
 	// Change rewrites the bytes of an answer.
 	Change func(body []byte) []byte
 }
 
 // New starts a server with the given buckets; Close ends it.
 func New(buckets ...string) *Server {
+	s := newServer(buckets)
+	s.http = httptest.NewServer(s)
+	return s
+}
+
+// NewTLS is New for a server that is spoken to over TLS.
+func NewTLS(buckets ...string) *Server {
+	s := newServer(buckets)
+	s.http = httptest.NewTLSServer(s)
+	return s
+}
+
+func newServer(buckets []string) *Server {
 	s := &Server{buckets: map[string]map[string]*Stored{}, uploads: map[string]*upload{}, calls: map[string]int{}}
 	for _, b := range buckets {
 		s.buckets[b] = map[string]*Stored{}
 	}
-	s.http = httptest.NewServer(s)
 	return s
 }
 
@@ -102,6 +121,11 @@ func (s *Server) Client(tune ...func(*s3.Options)) *s3.Client {
 		Credentials: credentials.NewStaticCredentialsProvider("upstream", "upstream-secret", ""),
 		// As many attempts as by default, without the seconds between them.
 		Retryer: retry.NewStandard(func(o *retry.StandardOptions) { o.MaxBackoff = 20 * time.Millisecond }),
+	}
+	if s.http.TLS != nil {
+		o.HTTPClient = awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
+			t.TLSClientConfig = s.http.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+		})
 	}
 	return s3.New(o, tune...)
 }
@@ -171,6 +195,14 @@ func (s *Server) GiveUpAfter(d time.Duration) {
 	s.patience = d
 }
 
+// DemandChecksums makes the server refuse objects and parts without a checksum, as S3
+// does in buckets with a default retention.
+func (s *Server) DemandChecksums() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.checksums = true
+}
+
 // Remove forgets an object.
 func (s *Server) Remove(bucket, key string) {
 	s.mu.Lock()
@@ -236,6 +268,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if fault != nil && fault.Status != 0 {
 		refuse(w, fault.Status, fault.Code)
 		return
+	}
+	if fault != nil && fault.FlipAt > 0 {
+		r.Body = &flipped{ReadCloser: r.Body, left: fault.FlipAt}
 	}
 	if fault != nil {
 		w = &faulty{ResponseWriter: w, fault: fault}
@@ -311,6 +346,22 @@ func (f *faulty) stall() {
 	f.fault = &rest
 }
 
+// flipped is a request's body with one bit changed, left bytes from here.
+type flipped struct {
+	io.ReadCloser
+	left int64
+}
+
+// Read implements io.Reader.
+func (f *flipped) Read(p []byte) (int, error) {
+	n, err := f.ReadCloser.Read(p)
+	if f.left >= 0 && f.left < int64(n) {
+		p[f.left] ^= 1
+	}
+	f.left -= int64(n)
+	return n, err
+}
+
 // discardAnswer swallows an answer.
 type discardAnswer struct{ h http.Header }
 
@@ -318,11 +369,13 @@ func (d discardAnswer) Header() http.Header         { return d.h }
 func (d discardAnswer) Write(b []byte) (int, error) { return len(b), nil }
 func (d discardAnswer) WriteHeader(int)             {}
 
-func refuse(w http.ResponseWriter, status int, code string) {
+func refuse(w http.ResponseWriter, status int, code string) { refuseWith(w, status, code, code) }
+
+func refuseWith(w http.ResponseWriter, status int, code, message string) {
 	w.Header().Set("Content-Type", "application/xml")
 	w.Header().Set("X-Amz-Request-Id", "S3TEST")
 	w.WriteHeader(status)
-	fmt.Fprintf(w, "<Error><Code>%s</Code><Message>%s</Message></Error>", code, code)
+	fmt.Fprintf(w, "<Error><Code>%s</Code><Message>%s</Message></Error>", code, message)
 }
 
 func answer(w http.ResponseWriter, doc any) {
@@ -350,7 +403,7 @@ func sorted(objects map[string]*Stored, prefix string) []string {
 // request whose body stood still for too long.
 func (s *Server) take(w http.ResponseWriter, r *http.Request) (*Stored, error) {
 	s.mu.Lock()
-	discard, patience := s.discard, s.patience
+	discard, patience, demanded := s.discard, s.patience, s.checksums
 	s.mu.Unlock()
 	body := io.Reader(r.Body)
 	if patience > 0 {
@@ -358,8 +411,22 @@ func (s *Server) take(w http.ResponseWriter, r *http.Request) (*Stored, error) {
 		defer func() { _ = control.SetReadDeadline(time.Time{}) }() // the connection may be closed
 		body = &impatient{body: r.Body, control: control, patience: patience}
 	}
-	o, err := readStored(body, r.ContentLength, discard)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	sum, err := newChecksum(r.Header)
+	if err == nil && sum == nil && demanded {
+		err = &refusal{http.StatusBadRequest, "InvalidRequest", "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock parameters"}
+	}
+	var o *Stored
+	if err == nil {
+		o, err = readStored(sum.over(r, body), decodedLength(r), discard)
+	}
+	if err == nil {
+		err = sum.check(r)
+	}
+	var no *refusal
+	switch {
+	case errors.As(err, &no):
+		refuseWith(w, no.status, no.code, no.message)
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		w.Header().Set("Connection", "close")
 		refuse(w, http.StatusBadRequest, "RequestTimeout")
 	}
