@@ -184,11 +184,17 @@ func (d *digest) check() error {
 }
 
 // A checksum of the plain bytes tells much about short ones, so it is stored with
-// the sealed metadata, under a name that no client can send. Only those that came
-// in a header can be: metadata goes up before the body, a trailer comes after it.
+// the sealed metadata, under a name that no client can send. Metadata goes up before
+// the body, so it has to be known by then: from a header, or from the trailer of a
+// body that is short enough to be held (bodyToStore).
 const checksumEntry = "\x00checksum-"
 
-// keepChecksums adds the checksums that the headers of an upload promise to its
+// awaitsChecksum reports whether a checksum to be kept comes in the trailer.
+func (in *ingress) awaitsChecksum() bool {
+	return slices.ContainsFunc(in.digests, func(d *digest) bool { return d.want == "" && strings.HasPrefix(d.name, checksumPrefix) })
+}
+
+// keepChecksums adds the checksums of an upload that are known before it to its
 // metadata. They hold if the upload becomes an object.
 func (in *ingress) keepChecksums(meta map[string]string) {
 	for _, d := range in.digests {

@@ -161,11 +161,7 @@ type unit struct {
 // storePacked is store for a bucket that compresses. What packs into one unit is
 // put in one request; else the units are the parts of a multipart object.
 func (p *Proxy) storePacked(ctx context.Context, c *call, req PutRequest, src plainSource, size int64) (Stored, error) {
-	defer func() {
-		if in, ok := src.(interface{ release() }); ok {
-			in.release()
-		}
-	}()
+	defer releaseSource(src)
 	if err := c.bucket.announcePacked(ctx); err != nil {
 		return Stored{}, err
 	}

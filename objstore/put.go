@@ -86,13 +86,17 @@ func (p *Proxy) putObject(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	a, err := p.sealedAttributes(ctx, c, c.body.keepChecksums)
+	src, err := p.bodyToStore(c, size)
 	if err != nil {
 		return err
 	}
+	a, err := p.sealedAttributes(ctx, c, c.body.keepChecksums)
+	if err != nil {
+		releaseSource(src)
+		return err
+	}
 	req := PutRequest{Key: c.key, Attributes: a, Conditions: conditions(c.r.Header, "")}
-	c.body.lent = true
-	stored, err := p.store(ctx, c, req, c.body, size)
+	stored, err := p.store(ctx, c, req, src, size)
 	if err != nil {
 		return err
 	}
@@ -100,6 +104,65 @@ func (p *Proxy) putObject(ctx context.Context, c *call) error {
 	c.body.checksums(h)
 	describeStored(h, stored)
 	return ok(c, http.StatusOK)
+}
+
+// maxHeld is how long a body may be that is read to its end before its object is
+// begun: as much as a transfer holds in any case.
+const maxHeld = batchSegments * seal.SegmentSize
+
+// bodyToStore lends the body of a PutObject. A short one with a checksum in its
+// trailer is read and verified first, since the checksum is part of the metadata,
+// which goes up before the bytes.
+func (p *Proxy) bodyToStore(c *call, size int64) (plainSource, error) {
+	if size > maxHeld || !c.body.awaitsChecksum() {
+		c.body.lent = true
+		return c.body, nil
+	}
+	h := &heldBody{pool: &p.pool, buf: p.pool.get(size)}
+	h.left = h.buf.plain[:size]
+	_, err := io.ReadFull(c.body, h.left)
+	if err == nil {
+		err = c.body.finish()
+	}
+	if err != nil {
+		h.release()
+		return nil, err
+	}
+	return h, nil
+}
+
+// heldBody is a verified body in memory, cleared as it is read.
+type heldBody struct {
+	pool *bufferPool
+	buf  *buffers // nil after release
+	left []byte
+}
+
+// Read implements io.Reader.
+func (h *heldBody) Read(p []byte) (int, error) {
+	if len(h.left) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, h.left)
+	clear(h.left[:n])
+	h.left = h.left[n:]
+	return n, nil
+}
+
+func (h *heldBody) finish() error { return nil }
+
+func (h *heldBody) release() {
+	if h.buf != nil {
+		h.pool.put(h.buf)
+		h.buf, h.left = nil, nil
+	}
+}
+
+// releaseSource gives back what a source holds that is not read any more.
+func releaseSource(src plainSource) {
+	if in, ok := src.(interface{ release() }); ok {
+		in.release()
+	}
 }
 
 // describeStored sets the headers of the answer to a write.
@@ -213,7 +276,7 @@ func (r *portion) finish() error {
 
 // release releases the source after the last portion, or the one that failed.
 func (r *portion) release() {
-	if in, ok := r.src.(interface{ release() }); ok && !r.keep {
-		in.release()
+	if !r.keep {
+		releaseSource(r.src)
 	}
 }

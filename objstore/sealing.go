@@ -59,9 +59,7 @@ func (p *Proxy) newSealing(ctx context.Context, c *call, src plainSource, n int6
 		return err
 	})
 	if err != nil {
-		if in, ok := src.(interface{ release() }); ok {
-			in.release()
-		}
+		releaseSource(src)
 		return nil, err
 	}
 	if object.IsZero() {
@@ -270,9 +268,7 @@ func (s *sealing) release() {
 func (s *sealing) free() {
 	s.pool.put(s.buf)
 	s.buf, s.out = nil, nil
-	if in, ok := s.src.(interface{ release() }); ok {
-		in.release()
-	}
+	releaseSource(s.src)
 }
 
 // isFrozen reports whether a pass ended under its user.
