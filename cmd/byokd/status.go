@@ -292,8 +292,26 @@ func writeReport(out io.Writer, r metrics.Report, c colours) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	writeHistory(&b, r.History)
 	_, err := io.WriteString(out, b.String())
 	return err
+}
+
+// historyShown is how many of the latest changes are printed; the JSON has more, the audit file all.
+const historyShown = 6
+
+func writeHistory(b *strings.Builder, history []metrics.Event) {
+	if len(history) < 2 {
+		return // the start alone
+	}
+	b.WriteString("\nLATEST CHANGES\n")
+	for _, e := range history[:min(historyShown, len(history))] {
+		fmt.Fprintf(b, "%s  %s: gate %s, key %s", e.At.Local().Format("2006-01-02 15:04:05"), e.Guard, e.Gate, e.Key)
+		if e.Reason != keyguard.ReasonNone {
+			fmt.Fprintf(b, " (%s)", e.Reason)
+		}
+		b.WriteString("\n")
+	}
 }
 
 // notes are the facts about a key that only matter in some states.
@@ -309,6 +327,14 @@ func notes(k metrics.KeyReport, now time.Time) []string {
 		lines = append(lines, fmt.Sprintf("a %s was asked for (%s, %s); it is carried out when the key is back", o.Pending, o.By, o.Since.Format(time.RFC3339)))
 	} else if o != nil && o.Freeze {
 		lines = append(lines, fmt.Sprintf("frozen on request (%s, %s), whatever the key's state", o.By, o.Since.Format(time.RFC3339)))
+	}
+	if !k.Gate.Admits() && !k.LastSuccess.IsZero() {
+		lines = append(lines, "last successful probe "+since(k.LastSuccess, now)+" ago")
+	}
+	if k.Waiting == 1 {
+		lines = append(lines, "1 operation waits")
+	} else if k.Waiting > 1 {
+		lines = append(lines, fmt.Sprintf("%d operations wait", k.Waiting))
 	}
 	if !k.Gate.Admits() && k.Erased {
 		lines = append(lines, "no key is in memory")

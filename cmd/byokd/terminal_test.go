@@ -26,7 +26,9 @@ func frozenAdmin(t *testing.T) string {
 	t.Helper()
 	report := metrics.Report{Version: "v1", Cluster: "acme", Erasure: "guaranteed", Time: time.Now(), State: metrics.StateFrozen,
 		Headline: "External encryption key is not ready", Cause: "The AWS KMS key is disabled.", NextStep: "aws kms enable-key",
-		Keys: []metrics.KeyReport{{Name: "primary", KeyARN: "arn:primary", Key: keyguard.Disabled, Gate: keyguard.Frozen},
+		History: []metrics.Event{{At: time.Now(), Guard: "primary", Gate: keyguard.Frozen, Key: keyguard.Disabled, Reason: keyguard.ReasonKeyDisabled},
+			{At: time.Now().Add(-time.Hour), Guard: "primary", Gate: keyguard.Open, Key: keyguard.Enabled}},
+		Keys: []metrics.KeyReport{{Name: "primary", KeyARN: "arn:primary", Key: keyguard.Disabled, Gate: keyguard.Frozen, Waiting: 17, LastSuccess: time.Now().Add(-90 * time.Second)},
 			{Name: "backup", KeyARN: "arn:backup", Key: keyguard.Enabled, Gate: keyguard.Open}},
 		Resources: []metrics.ResourceReport{{Name: "orchestration disk", State: metrics.StateFrozen, Key: "primary", Where: "/data"},
 			{Name: "backups", State: metrics.StateReady, Key: "backup", Where: "s3://backups"}}}
@@ -78,6 +80,11 @@ func TestColoursAreForTerminals(t *testing.T) {
 	var plain bytes.Buffer
 	if code := run(context.Background(), []string{"status", "--admin", admin}, nil, &plain, io.Discard); code != exitFrozen {
 		t.Fatalf("exit code %d", code)
+	}
+	for _, want := range []string{"last successful probe 1m30s ago", "17 operations wait", "primary: gate Frozen, key Disabled (key_disabled)"} {
+		if !strings.Contains(plain.String(), want) {
+			t.Errorf("%q is not in\n%s", want, plain.String())
+		}
 	}
 	if escape.MatchString(plain.String()) {
 		t.Errorf("colours without a terminal: %q", plain.String())
