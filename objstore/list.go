@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/xml"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/byokd/byokd/internal/seal"
@@ -101,6 +103,41 @@ func lastOf(page Page) string {
 	return last
 }
 
+// afterHidden sorts after every key that begins with hiddenPrefix, and before all
+// that do not and are greater.
+const afterHidden = hiddenPrefix + "\U0010FFFF"
+
+// withoutOwn takes out a common prefix that a delimiter has cut short of byokd's own
+// keys, such as ".b" for the delimiter "b", unless a key of a client has it, too.
+// first returns the first key with a prefix after another key, or "".
+func withoutOwn(prefixes []string, first func(prefix, after string) (string, error)) ([]string, error) {
+	for i, prefix := range prefixes {
+		if hidden(prefix) || !strings.HasPrefix(hiddenPrefix, prefix) {
+			continue
+		}
+		key, err := first(prefix, "")
+		if err == nil && hidden(key) {
+			key, err = first(prefix, afterHidden)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if key == "" { // no other prefix of the page can hold them
+			return slices.Delete(prefixes, i, i+1), nil
+		}
+	}
+	return prefixes, nil
+}
+
+// firstKey returns the first key of a listing, or "".
+func (b *bucket) firstKey(ctx context.Context, q ListQuery) (string, error) {
+	page, err := b.Upstream.List(ctx, q)
+	if err != nil || len(page.Entries) == 0 {
+		return "", err
+	}
+	return page.Entries[0].Key, nil
+}
+
 type xmlListV1 struct {
 	XMLName        xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ ListBucketResult"`
 	Name           string
@@ -122,6 +159,14 @@ func listing(ctx context.Context, c *call, q ListQuery) (Page, func(string) stri
 		return Page{}, nil, err
 	}
 	page, err := c.bucket.Upstream.List(ctx, q)
+	if err == nil {
+		if page.NextMarker == "" && page.Truncated && q.Kind == ListV1 {
+			page.NextMarker = lastOf(page)
+		}
+		page.Prefixes, err = withoutOwn(page.Prefixes, func(prefix, after string) (string, error) {
+			return c.bucket.firstKey(ctx, ListQuery{Kind: q.Kind, Prefix: prefix, Marker: after, Limit: 1})
+		})
+	}
 	if err == nil {
 		page, err = c.bucket.measure(ctx, page, time.Now())
 	}
@@ -145,9 +190,7 @@ func (p *Proxy) listObjects(ctx context.Context, c *call) error {
 	}
 	doc.Contents, doc.CommonPrefixes = entries(page, encode)
 	if page.Truncated {
-		if doc.NextMarker = encode(page.NextMarker); doc.NextMarker == "" {
-			doc.NextMarker = encode(lastOf(page))
-		}
+		doc.NextMarker = encode(page.NextMarker)
 	}
 	return writeXML(c.w, http.StatusOK, doc)
 }
@@ -298,6 +341,15 @@ func (p *Proxy) listMultipartUploads(ctx context.Context, c *call) error {
 		Marker: c.arg("key-marker"), SubMarker: c.arg("upload-id-marker"), Limit: limit,
 	}
 	page, err := c.bucket.Upstream.ListUploads(ctx, q)
+	if err == nil {
+		page.Prefixes, err = withoutOwn(page.Prefixes, func(prefix, after string) (string, error) {
+			found, err := c.bucket.Upstream.ListUploads(ctx, ListQuery{Kind: ListMultipart, Prefix: prefix, Marker: after, Limit: 1})
+			if err != nil || len(found.Uploads) == 0 {
+				return "", err
+			}
+			return found.Uploads[0].Key, nil
+		})
+	}
 	if err != nil {
 		return err
 	}
