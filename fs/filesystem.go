@@ -223,6 +223,8 @@ func (s *firstState) Draining(ctx context.Context, t keyguard.Transition) {
 	s.fs.Draining(ctx, t)
 }
 
+func (s *firstState) DrainLate(ctx context.Context) { s.fs.DrainLate(ctx) }
+
 func (s *firstState) Frozen(ctx context.Context, t keyguard.Transition) {
 	s.tell()
 	s.fs.Frozen(ctx, t)

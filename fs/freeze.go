@@ -37,6 +37,10 @@ const hungAfter = 20 * time.Millisecond
 // A flush makes progress request by request, 1 MiB each at most.
 const stalledAfter = 100 * time.Millisecond
 
+// readsFor is how long after the beginning of a drain READs are served at the
+// most: well within the promised second. They need not be: a flush asks for none.
+const readsFor = 350 * time.Millisecond
+
 // Draining implements keyguard.Subscriber.
 func (f *Filesystem) Draining(ctx context.Context, _ keyguard.Transition) {
 	f.closed.Store(true)
@@ -50,6 +54,9 @@ func (f *Filesystem) Draining(ctx context.Context, _ keyguard.Transition) {
 	if err := incEpoch(l.dev); err != nil {
 		f.log.Warn("kernel refused INC_EPOCH: cached names may be answered while frozen", zap.Error(err))
 	}
+	// However long the flush takes, READs are served no longer than this.
+	late := time.AfterFunc(readsFor, func() { f.holdReads.Store(true) })
+	defer late.Stop()
 	nodes := f.nodes.all()
 	for _, n := range nodes {
 		_ = invalidate(l.dev, n.id, -1, 0) // ENOENT: the kernel does not know it any more
@@ -64,6 +71,28 @@ func (f *Filesystem) Draining(ctx context.Context, _ keyguard.Transition) {
 			break
 		}
 		f.drop(ctx, l, again)
+	}
+}
+
+// DrainLate implements keyguard.LateDrainer: on a machine without processors or
+// disk to spare the flush goes on for as long as it makes progress. READs are held
+// back by now.
+func (f *Filesystem) DrainLate(ctx context.Context) {
+	l := f.loop.Load()
+	if l == nil {
+		return
+	}
+	f.holdReads.Store(true)
+	for ctx.Err() == nil {
+		left := f.touched(f.nodes.all())
+		if len(left) == 0 {
+			return
+		}
+		flushed := f.flushed.Load()
+		f.drop(ctx, l, left)
+		if f.flushed.Load() == flushed { // what is left hangs, or was clean
+			return
+		}
 	}
 }
 

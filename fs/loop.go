@@ -529,4 +529,7 @@ func invalidate(dev int, id uint64, off, length int64) error {
 // names or data unless Debug is set, and it is not.
 func libraryLog(l *zap.Logger) *log.Logger { return zap.NewStdLog(l.Named("go-fuse")) }
 
-var _ keyguard.Subscriber = (*Filesystem)(nil)
+var (
+	_ keyguard.Subscriber  = (*Filesystem)(nil)
+	_ keyguard.LateDrainer = (*Filesystem)(nil)
+)

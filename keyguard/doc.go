@@ -61,7 +61,8 @@
 // # Order of a freeze
 //
 //  1. Gate Draining: class Work waits, class Drain passes.
-//  2. Subscribers' Draining, in parallel, at most 500 ms.
+//  2. Subscribers' Draining, in parallel, at most 500 ms; where a LateDrainer has
+//     something left, at most 2 s more.
 //  3. Gate Frozen: the epoch ends, calls of KMS for it are cut.
 //  4. Subscribers' Frozen, in parallel, at most 500 ms.
 //  5. In the background: wait until no pass of the epoch is in use, wipe and drop

@@ -17,7 +17,7 @@ import (
 )
 
 // freeze closes the gate: the ordered procedure of doc.go and nothing else. It
-// blocks Run for at most drainLimit + frozenLimit; answers of KMS wait meanwhile.
+// blocks Run for at most drainLimit + lateLimit + frozenLimit; answers of KMS wait meanwhile.
 func (r *runner) freeze(before machine) {
 	from := r.m.frozenFrom
 	var times FreezeTimes
@@ -28,6 +28,11 @@ func (r *runner) freeze(before machine) {
 	r.publish()
 	t := r.transitioned(before.gate, Draining)
 	r.notify(drainLimit, "draining", func(ctx context.Context, s Subscriber) { s.Draining(ctx, t) })
+	r.notify(lateLimit, "draining late", func(ctx context.Context, s Subscriber) {
+		if late, ok := s.(LateDrainer); ok {
+			late.DrainLate(ctx)
+		}
+	})
 
 	ended := r.gate.close()
 	times.Closed = r.o.Clock.Boot() - from

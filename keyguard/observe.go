@@ -31,6 +31,16 @@ type Subscriber interface {
 	Thawed(t Transition)
 }
 
+// LateDrainer is a Subscriber that knows when its drain was not done in time, and
+// that it lets nothing out while it goes on: where it left something behind that
+// could be read until the thaw, a later close is better than an earlier one.
+type LateDrainer interface {
+	// DrainLate is called after Draining, when that has returned or its time is
+	// over. It returns at once where nothing is left; the gate closes when it
+	// returns or ctx (2 s) ends.
+	DrainLate(ctx context.Context)
+}
+
 // HangingThread is the name (PR_SET_NAME) of threads that hang in a call of the
 // kernel during a freeze, for as long as it lasts. Such a thread runs nothing
 // inside seal.Do and has had a signal since it last did, so that its signal stack

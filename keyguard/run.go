@@ -22,6 +22,8 @@ const (
 	// Frozen the same. Thawed is short, since the gate waits for it.
 	drainLimit  = 500 * time.Millisecond
 	frozenLimit = 500 * time.Millisecond
+	// lateLimit bounds what a LateDrainer may take beyond its 500 ms.
+	lateLimit   = 2 * time.Second
 	thawedLimit = 250 * time.Millisecond
 
 	// stopLimit bounds waiting for passes and calls when Run ends.
