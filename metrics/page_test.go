@@ -134,3 +134,26 @@ func TestTrafficIsAMeanOfTheLastSeconds(t *testing.T) {
 		}
 	})
 }
+
+// With several keys each says its own cause, and its siblings, lease and request of an operator.
+func TestPanelWithSeveralKeys(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	var page strings.Builder
+	err := newPage().write(&page, "panel.html", Report{Time: now, State: StateFrozen, Headline: "External encryption key is not ready", Keys: []KeyReport{
+		{Name: "primary", Gate: keyguard.Frozen, Key: keyguard.Disabled, Cause: "It is disabled & gone.", NextStep: "Enable it: aws kms enable-key",
+			MultiRegion: true, Siblings: []string{"arn:sibling"}, Operator: &OperatorReport{Pending: keyguard.ThawIntent, By: "uid 0", Since: now}},
+		{Name: "backup", Gate: keyguard.Degraded, Key: keyguard.Unreachable, Cause: "KMS is silent.", LeaseUntil: now.Add(42 * time.Second), MaterialEnds: now.Add(48 * time.Hour)},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"<dd>It is disabled &amp; gone.</dd>", "<dd>Enable it: aws kms enable-key</dd>", "<dd>KMS is silent.</dd>", "arn:sibling",
+		"thaw, when the key is back (uid 0", ">in 42 s</time>", ">in 2 d</time>", `class="card frozen"`, `class="card degraded"`, "None is configured.", "Nothing yet."} {
+		if !strings.Contains(page.String(), want) {
+			t.Errorf("the page does not say %q", want)
+		}
+	}
+	if strings.Contains(page.String(), "ZgotmplZ") {
+		t.Error(page.String())
+	}
+}
