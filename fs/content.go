@@ -414,6 +414,7 @@ func (c *call) shrink(n *node, size int64) error {
 	if err != nil {
 		return err
 	}
+	n.known = false // after a failure the old size may be the file's, or the new one
 	if was != length {
 		if err := c.writeBlock(n, last, c.plain[:length]); err != nil {
 			return err
@@ -426,7 +427,7 @@ func (c *call) shrink(n *node, size int64) error {
 	if err := n.file.truncate((last + 1) * block); err != nil {
 		return err
 	}
-	n.size, n.lower = size, (last+1)*block
+	n.size, n.lower, n.known = size, (last+1)*block, true
 	return nil
 }
 

@@ -19,11 +19,12 @@ import (
 type trap struct {
 	left   atomic.Int64 // operations to let pass; below 0 it is not armed
 	sprung atomic.Bool
-	what   string // kind of fault
+	synced atomic.Bool // what failed was a sync
+	what   string      // kind of fault
 	err    error
 }
 
-func (p *trap) arm(k int) { p.sprung.Store(false); p.left.Store(int64(k)) }
+func (p *trap) arm(k int) { p.synced.Store(false); p.sprung.Store(false); p.left.Store(int64(k)) }
 func (p *trap) disarm()   { p.left.Store(-1) }
 
 func (p *trap) fault(op string, length int) (int, error) {
@@ -35,6 +36,7 @@ func (p *trap) fault(op string, length int) (int, error) {
 		return length, nil
 	}
 	p.sprung.Store(true)
+	p.synced.Store(op == "sync")
 	if p.err != nil {
 		return 0, fmt.Errorf("%s: %w", op, p.err)
 	}
@@ -149,6 +151,11 @@ func failStep(t *testing.T, v *volume, p *trap, name string, number, k int) (tol
 		content = next
 		if i >= number {
 			oldOrNew(t, c.name, f, content, content)
+		}
+	}
+	if told && p.synced.Load() { // by a truncate, which is not who wrote
+		if err := f.Sync(); !errors.Is(err, p.err) {
+			t.Errorf("step %d: a sync of ours that failed is told by fsync as %v, want %v", number, err, p.err)
 		}
 	}
 	if err := f.Sync(); err != nil {

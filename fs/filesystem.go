@@ -155,9 +155,9 @@ func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options) (*Fil
 		f.options.DirtyLimit = DefaultDirtyLimit
 	}
 	f.bdi.Store(&bdi{})
-	f.openReserve()
 	f.rootAttr.Store(rootAttr(&st))
 	f.serving, f.dismiss = context.WithCancel(context.Background())
+	f.openReserve()
 	f.follow()
 	return f, nil
 }

@@ -1,0 +1,118 @@
+package fs
+
+import (
+	"errors"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// faultFunc stands before the operations below of a name.
+func faultFunc(name string, f func() error) faultBelow {
+	return func(op string, length int) (int, error) {
+		if op == name {
+			return length, f()
+		}
+		return length, nil
+	}
+}
+
+// openTwice makes a file with content and opens it by two handles.
+func openTwice(t *testing.T, v *volume, content []byte) (first, second *os.File) {
+	t.Helper()
+	first, err := os.Create(v.path("f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { first.Close() })
+	if second, err = os.OpenFile(v.path("f"), os.O_RDWR, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { second.Close() })
+	if _, err := first.Write(content); err != nil {
+		t.Fatal(err)
+	}
+	return first, second
+}
+
+// TestTruncateTellsFailedSync: a truncate syncs the shortened block, and the
+// kernel tells what it then finds lost of earlier writes to nobody else. So who
+// wrote is told by fsync, and the size is what a restart would find.
+func TestTruncateTellsFailedSync(t *testing.T) {
+	v := newVolume(t, Options{Cache: Writethrough})
+	failing := true
+	v.fs.nodes.fault = faultFunc("sync", func() error {
+		if failing {
+			return unix.EIO
+		}
+		return nil
+	})
+	first, second := openTwice(t, v, make([]byte, 100))
+	if err := os.Truncate(v.path("f"), 60); !errors.Is(err, unix.EIO) {
+		t.Fatalf("truncate: %v", err)
+	}
+	failing = false
+	for _, f := range []*os.File{first, second} {
+		if err := f.Sync(); !errors.Is(err, unix.EIO) {
+			t.Errorf("the fsync after it: %v, want EIO", err)
+		}
+		if err := f.Sync(); err != nil {
+			t.Errorf("told twice: %v", err)
+		}
+	}
+	if err := first.Truncate(100); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	first.Close()
+	second.Close()
+	v.remount()
+	if info, err := os.Stat(v.path("f")); err != nil || info.Size() != 100 {
+		t.Errorf("after a truncate to 100 and a restart: %d bytes, %v", info.Size(), err)
+	}
+}
+
+// TestSyncBesideOursFails: the kernel has one fsync of a file at a time, but a
+// sync of our own may come beside it, and a failure is told to one of the two
+// system calls only, for both use our descriptor. The fsync must not be answered
+// with success while ours is on its way back with it.
+func TestSyncBesideOursFails(t *testing.T) {
+	v := newVolume(t, Options{Cache: Writethrough})
+	var calls atomic.Int32
+	told, answered := make(chan struct{}), make(chan struct{}) // the failure, to ours; the fsync
+	v.fs.nodes.fault = faultFunc("sync", func() error {
+		switch calls.Add(1) {
+		case 1: // the fsync: succeeds once ours has been told
+			<-told
+		case 2: // ours, which is late to return
+			close(told)
+			select {
+			case <-answered:
+			case <-time.After(200 * time.Millisecond): // it waits for us
+			}
+			return unix.EIO
+		}
+		return nil
+	})
+	f, _ := openTwice(t, v, make([]byte, 100))
+	result := make(chan error)
+	go func() {
+		err := f.Sync()
+		close(answered)
+		result <- err
+	}()
+	await(t, func() string { return "the fsync does not reach the disk" }, func() bool { return calls.Load() == 1 })
+	for _, n := range v.fs.nodes.all() {
+		if n.file.isOpen() {
+			v.fs.settleLower(n)
+		}
+	}
+	if err := <-result; !errors.Is(err, unix.EIO) {
+		t.Errorf("the fsync beside it: %v, want EIO", err)
+	}
+}
