@@ -58,6 +58,7 @@ func (f *Filesystem) Draining(ctx context.Context, _ keyguard.Transition) {
 	late := time.AfterFunc(readsFor, func() { f.holdReads.Store(true) })
 	defer late.Stop()
 	nodes := f.nodes.all()
+	f.leftover.Store(int64(len(nodes))) // all, until Frozen has looked
 	for _, n := range nodes {
 		_ = invalidate(l.dev, n.id, -1, 0) // ENOENT: the kernel does not know it any more
 	}

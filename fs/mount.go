@@ -73,6 +73,7 @@ func (f *Filesystem) Mount(dir string) error {
 		f.log.Warn("the mount's dirty pages cannot be bounded: a freeze under heavy writing may not drain in time", zap.Error(err))
 	}
 	f.bdi.Store(limits)
+	f.setDirtyBudget() // the reserve may have been filled meanwhile
 	if f.options.Cache == Writeback && l.granted()&fuse.CAP_WRITEBACK_CACHE == 0 {
 		f.log.Warn("the kernel did not grant the writeback cache: small writes will be slow")
 	}
