@@ -112,15 +112,15 @@ func (k *packer) openPacked(cipher *seal.ObjectCipher, dst, batch []byte, first,
 	for index := first; len(batch) > 0; index++ {
 		n, err := seal.PackedLength(batch)
 		if err != nil {
-			return nil, err
+			return nil, &segmentError{index, err}
 		}
 		packed, err := cipher.OpenPacked((*scratch)[:0], batch[seal.PackedPrefix:][:n], uint64(index), index == count-1)
 		if err != nil {
-			return nil, err
+			return nil, &segmentError{index, err}
 		}
 		size := min(seal.SegmentSize, plainSize-index*seal.SegmentSize)
 		if dst, err = k.unpack(dst, packed, int(size)); err != nil {
-			return nil, err
+			return nil, &segmentError{index, err}
 		}
 		batch = batch[seal.PackedPrefix+n:]
 	}

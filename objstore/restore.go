@@ -46,6 +46,7 @@ func Restore(ctx context.Context, src io.Reader, w io.Writer, keys RestoreKeys, 
 		if err == io.EOF && r.done.Parts > 0 {
 			break
 		}
+		start := r.done.Plain
 		if err == nil {
 			err = r.follows(h)
 		}
@@ -53,7 +54,7 @@ func Restore(ctx context.Context, src io.Reader, w io.Writer, keys RestoreKeys, 
 			err = r.part(ctx, h)
 		}
 		if err != nil {
-			return r.done, fmt.Errorf("part %d: %w", r.done.Parts+1, err)
+			return r.done, placeOf(r.done.Parts+1, start, err)
 		}
 		r.object, r.number = h.Object, h.Part
 		r.done.Parts++
@@ -64,6 +65,36 @@ func Restore(ctx context.Context, src io.Reader, w io.Writer, keys RestoreKeys, 
 	}
 	return r.done, nil
 }
+
+// PlaceError says where in an object an error of Restore is.
+type PlaceError struct {
+	Part    int   // from 1, in the order of the bytes; 1 for an object that was uploaded at once
+	Segment int64 // of the part, from 0; -1 where the part's header or end is meant
+	Offset  int64 // plain bytes of the object before it
+	Err     error
+}
+
+func (e *PlaceError) Error() string { return fmt.Sprintf("part %d: %v", e.Part, e.Err) }
+func (e *PlaceError) Unwrap() error { return e.Err }
+
+// placeOf makes the PlaceError of an error in a part that begins at a plain offset.
+func placeOf(part int, start int64, err error) *PlaceError {
+	e := &PlaceError{Part: part, Segment: -1, Offset: start, Err: err}
+	var s *segmentError
+	if errors.As(err, &s) {
+		e.Segment, e.Offset = s.index, start+s.index*seal.SegmentSize
+	}
+	return e
+}
+
+// segmentError says which segment of a part could not be opened.
+type segmentError struct {
+	index int64
+	err   error
+}
+
+func (e *segmentError) Error() string { return fmt.Sprintf("segment %d: %v", e.index, e.err) }
+func (e *segmentError) Unwrap() error { return e.err }
 
 // Damaged reports whether err says that sealed bytes are damaged, cut short,
 // foreign or of another version or key, so that trying again is of no use.
@@ -226,7 +257,7 @@ func openSegments(root *seal.Root, h seal.ObjectHeader, dst, batch []byte, first
 	for index := first; len(batch) > 0; index++ {
 		n := min(len(batch), sealedSegment)
 		if dst, err = cipher.OpenSegment(dst, batch[:n], uint64(index), index == count-1); err != nil {
-			return nil, err
+			return nil, &segmentError{index, err}
 		}
 		batch = batch[n:]
 	}
@@ -253,6 +284,11 @@ func RestoreMetadata(ctx context.Context, up Upstream, ref Ref, place string, ke
 	if err != nil {
 		return Attributes{}, err
 	}
+	return openMetadata(ctx, info, place, keys)
+}
+
+// openMetadata opens the metadata that came with an object.
+func openMetadata(ctx context.Context, info Info, place string, keys RestoreKeys) (Attributes, error) {
 	a := info.Attributes
 	a.Metadata = clearMetadata(info.Metadata)
 	text, key, err := sealedMetadata(info.Metadata)

@@ -19,6 +19,7 @@ import (
 type checking struct {
 	from    keySource
 	output  string
+	bucket  bucketCheck // where an s3:// source is given
 	environ []string
 	stdout  io.Writer
 	stderr  io.Writer
@@ -54,11 +55,14 @@ type checkFault struct {
 func newCheckCommand(environ []string) *cobra.Command {
 	c := &checking{environ: environ, seen: map[uint64]bool{}}
 	cmd := &cobra.Command{
-		Use: "check [LOWER]", Short: "Read every block of a volume and tell what is damaged", Args: cobra.MaximumNArgs(1),
+		Use: "check [LOWER | s3://BUCKET[/PREFIX]]", Short: "Read every block of a volume, or every object of a bucket, and tell what is damaged", Args: cobra.MaximumNArgs(1),
 		Long: "Reads the lower directory of a volume that no byokd serves: stopped, on a snapshot, or on a disk that is mounted\n" +
 			"read-only. Every block, name, symlink and attribute is opened with the key; what is not authentic is told with\n" +
 			"file, offset, reason and what to do. Nothing is ever repaired or written. Needs kms:Decrypt on the key, which is\n" +
 			"given by --config (then LOWER may be left out) or by --key.\n" +
+			"s3://BUCKET reads every object of a bucket in all its versions, or those that begin with PREFIX; byokd may serve it\n" +
+			"meanwhile. It tells key, part, segment, reason and what to do, and needs s3:GetObject and s3:ListBucket, for a\n" +
+			"bucket with versions s3:GetObjectVersion, s3:ListBucketVersions and s3:GetBucketVersioning, too.\n" +
 			"Exit code 0 when everything is sound, 9 when something is not, 4 when LOWER is no volume or in use, 10 when KMS\n" +
 			"refuses the key.",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -69,19 +73,27 @@ func newCheckCommand(environ []string) *cobra.Command {
 			if len(args) == 1 {
 				lower = args[0]
 			}
+			if bucket, prefix, remote := cutS3(lower); remote {
+				return explainDecrypt(c.runBucket(ctx, bucket, prefix))
+			}
 			return explainDecrypt(c.run(ctx, lower))
 		},
 	}
 	c.from.flags(cmd.Flags())
 	cmd.Flags().StringVarP(&c.output, "output", "o", "table", "table or json")
+	c.bucket.flags(cmd.Flags())
 	return cmd
 }
 
-func (c *checking) run(ctx context.Context, lower string) error {
+func (c *checking) prepare() error {
 	if c.output != "table" && c.output != "json" {
 		return exitWith(exitUsage, fmt.Errorf("-o %s: say table or json", c.output))
 	}
-	if err := c.from.load(c.environ); err != nil {
+	return c.from.load(c.environ)
+}
+
+func (c *checking) run(ctx context.Context, lower string) error {
+	if err := c.prepare(); err != nil {
 		return err
 	}
 	v, err := openOffline(ctx, lower, &c.from)

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
@@ -134,38 +133,9 @@ func explainDecrypt(err error) error {
 	return exitWith(exitFrozen, fmt.Errorf("%s: %w\nNext step: %s", s.Headline(), err, s.NextStep()))
 }
 
-// upstream finds the bucket, and completes the key source from what is known of it.
+// upstream finds the bucket that the command line names.
 func (d *decryption) upstream(ctx context.Context, bucket string) (objstore.Upstream, error) {
-	if bucket == "" {
-		return nil, exitWith(exitUsage, fmt.Errorf("%q names no bucket", d.source))
-	}
-	u := UpstreamConfig{Bucket: bucket, Region: d.region, Endpoint: d.endpoint, Checksums: checksumsOmit}
-	if d.from.loaded {
-		configured, err := d.from.bucket(bucket)
-		if err != nil {
-			return nil, err
-		}
-		u = configured.Upstream
-	}
-	if u.Region == "" {
-		ambient, err := config.LoadDefaultConfig(ctx)
-		if err != nil {
-			return nil, err
-		}
-		u.Region = ambient.Region
-	}
-	if u.Region == "" {
-		u.Region = d.from.region()
-	}
-	up, err := newUpstream(ctx, u)
-	if err != nil {
-		return nil, err
-	}
-	text, err := objstore.ReadKeyring(ctx, up)
-	if err != nil {
-		return nil, err
-	}
-	return up, d.from.adopt(ctx, text)
+	return d.from.upstream(ctx, bucket, d.region, d.endpoint)
 }
 
 func (d *decryption) object(ctx context.Context, bucket, key string) error {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/spf13/pflag"
 
 	"github.com/byokd/byokd/internal/seal"
@@ -91,6 +92,41 @@ func (k *keySource) bucket(name string) (BucketConfig, error) {
 		}
 	}
 	return BucketConfig{}, exitWith(exitConfig, fmt.Errorf("%s knows no bucket %q (%s)", k.file, name, strings.Join(known, ", ")))
+}
+
+// upstream finds a bucket by the configuration, or by region and address (either may be ""), and completes
+// the key source from what is known of it.
+func (k *keySource) upstream(ctx context.Context, bucket, region, endpoint string) (objstore.Upstream, error) {
+	if bucket == "" {
+		return nil, exitWith(exitUsage, errors.New("s3:// without a name is no bucket"))
+	}
+	u := UpstreamConfig{Bucket: bucket, Region: region, Endpoint: endpoint, Checksums: checksumsOmit}
+	if k.loaded {
+		configured, err := k.bucket(bucket)
+		if err != nil {
+			return nil, err
+		}
+		u = configured.Upstream
+	}
+	if u.Region == "" {
+		ambient, err := config.LoadDefaultConfig(ctx)
+		if err != nil {
+			return nil, err
+		}
+		u.Region = ambient.Region
+	}
+	if u.Region == "" {
+		u.Region = k.region()
+	}
+	up, err := newUpstream(ctx, u)
+	if err != nil {
+		return nil, err
+	}
+	text, err := objstore.ReadKeyring(ctx, up)
+	if err != nil {
+		return nil, err
+	}
+	return up, k.adopt(ctx, text)
 }
 
 // bucketBinding is the encryption context of a bucket's data keys.
