@@ -19,6 +19,9 @@ import (
 // docs/ARCHITECTURE.md, "Rewrites"). O_DIRECT waits for the writeback of the
 // pages it replaces (mm/filemap.c, kiocb_invalidate_pages).
 //
+// Reads leave the lower atime as it is: it is the plain file's, which may have been
+// set on purpose, and blocks are read for reasons of our own.
+//
 // The zero value is closed. Descriptors are opened and closed under node.meta;
 // between, they may be used by any number of requests.
 type lowerFile struct {
@@ -47,7 +50,10 @@ func (f *lowerFile) adopt(fd int) { f.fd.Store(int32(fd) + 1) }
 
 // open opens the file behind id.
 func (f *lowerFile) open(ids lowerIDs, id uint64) error {
-	fd, err := ids.open(id, unix.O_RDWR|unix.O_NOFOLLOW)
+	fd, err := ids.open(id, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NOATIME)
+	if errors.Is(err, unix.EPERM) { // another owner's, and no CAP_FOWNER
+		fd, err = ids.open(id, unix.O_RDWR|unix.O_NOFOLLOW)
+	}
 	if err == nil {
 		f.adopt(fd)
 	}

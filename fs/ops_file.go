@@ -80,7 +80,7 @@ func (c *call) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut
 		return c.fail(err)
 	}
 	fd, err := ignoringEINTR(func() (int, error) {
-		return unix.Open(procFD(dir), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, in.Mode&0o7777)
+		return unix.Open(procFD(dir), unix.O_TMPFILE|unix.O_RDWR|unix.O_NOATIME|unix.O_CLOEXEC, in.Mode&0o7777)
 	})
 	if err != nil {
 		return c.fail(err)

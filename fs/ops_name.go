@@ -160,7 +160,7 @@ func (c *call) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse
 // newFile makes an empty regular file with an id. On error nothing is left.
 func (c *call) newFile(dir int, sealed string, mode uint32, owner fuse.Owner) (int, seal.FileID, error) {
 	fd, err := ignoringEINTR(func() (int, error) {
-		return unix.Openat(dir, sealed, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode&0o7777)
+		return unix.Openat(dir, sealed, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_NOATIME|unix.O_CLOEXEC, mode&0o7777)
 	})
 	if err != nil {
 		return -1, seal.FileID{}, err

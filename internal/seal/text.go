@@ -33,6 +33,12 @@ func (r *Root) SealTarget(target []byte) ([]byte, error) {
 	return sealedText.AppendEncode(nil, (*aead).Seal(nil, nil, target, []byte(labelTarget))), nil
 }
 
+// TargetSize returns the length of the target that a sealed one of this length
+// holds, 0 where none can be. It is arithmetic: OpenTarget authenticates.
+func TargetSize(sealed int64) int64 {
+	return max(0, int64(sealedText.DecodedLen(int(min(max(sealed, 0), sealedTargetMax))))-SegmentOverhead)
+}
+
 // OpenTarget opens what SealTarget returned.
 func (r *Root) OpenTarget(sealed []byte) ([]byte, error) {
 	if len(sealed) > sealedTargetMax {

@@ -185,3 +185,22 @@ func TestIDs(t *testing.T) {
 		t.Errorf("15 bytes: %v", err)
 	}
 }
+
+// TestTargetSize: the length of a target is told by that of its sealed form.
+func TestTargetSize(t *testing.T) {
+	r := testRoot(t, NewID())
+	for n := range TargetMax + 1 {
+		sealed, err := r.SealTarget(make([]byte, n))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := TargetSize(int64(len(sealed))); got != int64(n) {
+			t.Fatalf("a target of %d bytes is told as %d", n, got)
+		}
+	}
+	for _, sealed := range []int64{-1, 0, 1, 1 << 40} {
+		if got := TargetSize(sealed); got < 0 || got > TargetMax+8 {
+			t.Errorf("%d sealed bytes: a target of %d", sealed, got)
+		}
+	}
+}
