@@ -18,8 +18,19 @@ import (
 // other block is rewritten with O_DIRECT, which waits for its page.
 //
 // Blocks are looked up, written and noted under the block range lock of who
-// writes them, or with node.content held alone. The zero value knows nothing and
-// takes every block for dirty.
+// writes them, or with node.content held alone.
+//
+// Of its three states it is in one:
+//
+//   - ignorant (neither known nor learning), as the zero value is and whatever was
+//     lost: every block is taken for dirty, and none is noted;
+//   - learning: the same, but blocks are noted, for a sync is under way whose
+//     success will make it know;
+//   - knowing: what is in neither set is clean.
+//
+// It comes to know by a sync (begin, end), by asking the kernel (ask), or because
+// the file is new (fresh); a sync that fails and sets that grow too large (lose)
+// take it back to ignorance.
 type dirtyBlocks struct {
 	mu    sync.Mutex
 	known bool // blocks in neither set are clean

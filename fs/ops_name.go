@@ -139,9 +139,12 @@ func (c *call) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse
 	}
 	if in.Mode&unix.S_IFMT == unix.S_IFREG {
 		fd, _, err := c.newFile(dir, sealed, in.Mode, in.Owner)
-		if err == nil {
-			unix.Close(fd)
-			err = c.entry(dir, sealed, out)
+		if err != nil {
+			return c.fail(err)
+		}
+		unix.Close(fd)
+		if err = c.entry(dir, sealed, out); err != nil {
+			_ = unix.Unlinkat(dir, sealed, 0)
 		}
 		return c.fail(err)
 	}
