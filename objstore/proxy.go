@@ -253,6 +253,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case c.w.started || ctx.Err() != nil && !c.interrupted():
 		broken = true
 	default:
+		if errorOf(err).Status == http.StatusServiceUnavailable && !c.interrupted() {
+			linger(w, r)
+		}
 		p.writeError(c, err)
 	}
 	p.finish(ctx, c, errors.Join(err, c.failed), broken, time.Since(start))
