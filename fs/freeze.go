@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"os"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -332,7 +333,8 @@ func (d *dropper) dropNode(dev int, n *node) {
 // span is a range of plain bytes; to is exclusive, and 0 means the end.
 type span struct{ from, to int64 }
 
-const pageSize = 4096
+// kernelPage is the size of its pages: 4096 bytes, or up to 64 KiB on arm64.
+var kernelPage = int64(os.Getpagesize())
 
 // gaps returns what lies between the spans, in whole pages, the last without
 // end. The kernel may have rounded a READ out to its readahead window, so the
@@ -342,10 +344,10 @@ func gaps(locked []span) []span {
 	var open []span
 	at := int64(0)
 	for _, s := range locked {
-		if from := s.from &^ (pageSize - 1); from > at {
+		if from := s.from &^ (kernelPage - 1); from > at {
 			open = append(open, span{at, from})
 		}
-		at = max(at, (s.to+pageSize-1)&^(pageSize-1))
+		at = max(at, (s.to+kernelPage-1)&^(kernelPage-1))
 	}
 	return append(open, span{at, at}) // length 0: to the end
 }

@@ -420,7 +420,7 @@ func (s *slot) wipe() {
 // wipeBehind wipes a slot but for the first n bytes of its request, which waits at
 // the gate: what earlier requests left is not to stay as long as it does.
 func (l *loop) wipeBehind(s *slot, n int) {
-	kept := (n + pageSize - 1) &^ (pageSize - 1)
+	kept := (int64(n) + kernelPage - 1) &^ (kernelPage - 1)
 	clear(s.memory[n:kept])
 	_ = unix.Madvise(s.memory[kept:], unix.MADV_DONTNEED)
 	s.call.wipe()

@@ -84,7 +84,7 @@ func heldPages(opcode uint32, request []byte) (off, size int64) {
 	case opWrite:
 		in := (*fuse.WriteIn)(unsafe.Pointer(&request[0]))
 		end := int64(in.Offset) + int64(in.Size)
-		switch part := end % pageSize; {
+		switch part := end % kernelPage; {
 		case in.WriteFlags&fuse.WRITE_CACHE != 0:
 			return int64(in.Offset), int64(in.Size)
 		case in.Flags&unix.O_DIRECT == 0 && part != 0:

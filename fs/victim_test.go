@@ -17,6 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// pageSize is what tests reckon in: a page of the kernel, where it is 4096 bytes.
+const pageSize = 4096
+
 // A victim is a process that uses the mount and hangs in it. It is a process
 // of its own so that it can hang, be killed and be looked at.
 
