@@ -26,8 +26,8 @@
 // Everything that derives a key, builds a cipher, seals or opens must be called
 // inside Do, around a whole request rather than a block: leaving Do clears the
 // stack that was used. Root and the ciphers that come from it must not be kept
-// beyond the pass that handed out the Root. Root also remembers plain names, which
-// go with its keys. Sequence at a freeze: no user is left, then Root.Wipe, then
+// beyond the pass that handed out the Root. Root also remembers plain names and the
+// ciphers of long objects, which go with its keys. Sequence at a freeze: no user is left, then Root.Wipe, then
 // drop the Root, then collect garbage; only then is nothing left in memory, and
 // only where ErasureGuaranteed is true.
 //

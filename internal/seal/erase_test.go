@@ -114,8 +114,11 @@ func useEverything(t *testing.T, n *needles) (root *Root, sealed []string) {
 			panic(err)
 		}
 		sealed = useNames(r, n)
-		h, segments, err := r.NewObject(ObjectHeader{})
+		h, segments, err := r.NewObject(ObjectHeader{PlainSize: memoFrom}) // long enough to be remembered
 		if err != nil {
+			panic(err)
+		}
+		if _, err := r.OpenObject(h); err != nil || r.remembered(&h) == nil {
 			panic(err)
 		}
 		segments.SealSegment(nil, []byte("segment"), 0, true)

@@ -115,6 +115,9 @@ func (r *Root) OpenObject(h ObjectHeader) (*ObjectCipher, error) {
 	if h.Key != r.id {
 		return nil, fmt.Errorf("%w: object %s needs key %s", ErrWrongKey, h.Object, h.Key)
 	}
+	if c := r.remembered(&h); c != nil {
+		return c, nil
+	}
 	keys, err := r.objectKeys(&h)
 	if err != nil {
 		return nil, err
@@ -127,6 +130,7 @@ func (r *Root) OpenObject(h ObjectHeader) (*ObjectCipher, error) {
 	if !hmac.Equal(tag[:], h.Tag[:]) {
 		return nil, fmt.Errorf("%w: header of object %s", ErrTampered, h.Object)
 	}
+	r.remember(&h, keys.cipher)
 	return keys.cipher, nil
 }
 

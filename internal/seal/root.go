@@ -50,6 +50,8 @@ type Root struct {
 	targets atomic.Pointer[cipher.AEAD]
 	meta    atomic.Pointer[cipher.AEAD]
 
+	objects objectMemo // empty after Wipe
+
 	mu  sync.Mutex // guards what follows, and storing into the above
 	prk []byte     // HKDF's extract of the root key; nil after Wipe
 }
@@ -85,6 +87,7 @@ func (r *Root) Wipe() {
 	r.names.Store(nil)
 	r.targets.Store(nil)
 	r.meta.Store(nil)
+	r.objects.forget()
 	r.blocks.Store(nil)
 }
 
