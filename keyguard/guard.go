@@ -176,6 +176,9 @@ func (g *Guard) TryEnter(class Class, lane uint32) (Pass, bool) {
 func (g *Guard) Status() Status {
 	s := *g.status.Load()
 	s.Waiting = g.gate.waiting.Load()
+	if e := g.gate.admit[Work].Load(); e != nil {
+		s.LoadedKeys = e.keys.Len()
+	}
 	return s
 }
 

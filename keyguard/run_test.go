@@ -443,7 +443,12 @@ func TestPinIsLoadedWhenItCanBe(t *testing.T) {
 		w.awaitGate(Thawing, thawLimit)
 		w.guard.Pin(second, wrapped, testBinding)
 		w.awaitGate(Open, thawLimit)
-		w.await("the root pinned late", 400*time.Millisecond, func(Status) bool { return loaded(w, second) })
+		w.await("the root pinned late", 400*time.Millisecond, func(s Status) bool { return loaded(w, second) && s.LoadedKeys == 2 })
+		w.kms.set(Disabled)
+		w.awaitGate(Frozen, 21*time.Second) // the probe interval of this world, and its answer
+		if s := w.guard.Status(); s.LoadedKeys != 0 {
+			t.Errorf("frozen, %d keys are told to be in memory", s.LoadedKeys)
+		}
 	})
 }
 

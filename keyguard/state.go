@@ -146,6 +146,7 @@ type Status struct {
 	Erased          bool      `json:"erased"`                    // no key is referenced any more and the collector has run
 	ErasureCertain  bool      `json:"erasureCertain"`            // built with runtimesecret: Erased covers every copy
 	Stragglers      int       `json:"stragglers,omitempty"`      // passes of ended epochs still in use
+	LoadedKeys      int       `json:"loadedKeys"`                // root and data keys in memory that work may use, at the time of Status()
 	Waiting         int64     `json:"waiting"`                   // calls waiting to enter, at the time of Status()
 
 	Bound time.Duration `json:"bound"` // longest time from a refusal by KMS to the last plaintext byte, as things stand

@@ -137,6 +137,8 @@ var (
 	bound       = guardDesc("byokd_freeze_bound_seconds", "Longest time from a refusal by KMS to the last plain byte, as things stand.")
 	heldGate    = guardDesc("byokd_operator_freeze", "1 when an operator has asked for a freeze: the gate is closed, or stays closed when the key is back.")
 	pending     = guardDesc("byokd_operator_pending", "1 when the operator's request waits for the key.", "request")
+	loadedKeys  = guardDesc("byokd_keys_loaded", "Root and data keys in memory that work may use: one for a volume, and those of a bucket's objects in use; 0 while closed.")
+	stragglers  = guardDesc("byokd_stragglers", "Calls that still hold keys of an ended epoch, and so hold up their erasure.")
 	waiting     = guardDesc("byokd_gate_waiting", "Calls that wait for the gate.")
 )
 
@@ -181,5 +183,7 @@ func (c guardCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, intent := range []keyguard.Intent{keyguard.FreezeIntent, keyguard.ThawIntent} {
 		gauge(pending, oneIf(s.OperatorPending == intent), intent.String())
 	}
+	gauge(loadedKeys, float64(s.LoadedKeys))
+	gauge(stragglers, float64(s.Stragglers))
 	gauge(waiting, float64(s.Waiting))
 }
