@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/byokd/byokd/internal/connlimit"
 	"github.com/byokd/byokd/keyguard"
 )
 
@@ -278,6 +279,11 @@ func (p *Proxy) serve(ctx context.Context, c *call) error {
 	}
 	if err != nil {
 		return err
+	}
+	if !unsigned(c.r) { // the connection of somebody known, which others do not displace
+		if conn, ok := c.r.Context().Value(connKey{}).(net.Conn); ok {
+			defer connlimit.Busy(conn)()
+		}
 	}
 	adoptArgs(c)
 	if err := refuseHeaders(c); err != nil {

@@ -8,12 +8,14 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"go.uber.org/zap"
 
+	"github.com/byokd/byokd/internal/connlimit"
 	"github.com/byokd/byokd/keyguard"
 	"github.com/byokd/byokd/keyguard/awskms"
 	"github.com/byokd/byokd/metrics"
@@ -54,6 +56,7 @@ type objects struct {
 	listener net.Listener
 	server   *http.Server
 	buckets  []protected
+	warned   time.Time // of too many connections; owned by Accept
 }
 
 // protected is one bucket with what its state depends on.
@@ -98,6 +101,7 @@ func newObjects(ctx context.Context, d *daemon) (*objects, error) {
 	if o.listener, err = listen("objects", settings.Listen); err != nil {
 		return nil, failure(d.log, "the S3 proxy cannot start", exitListen, err)
 	}
+	o.listener = connlimit.New(o.listener, connectionLimit(maxS3Connections), o.displaced) // below TLS
 	o.server = proxy.Server()
 	if settings.TLS != nil {
 		pair, err := newCertificate(*settings.TLS, o.log)
@@ -107,6 +111,15 @@ func newObjects(ctx context.Context, d *daemon) (*objects, error) {
 		o.listener = tls.NewListener(o.listener, pair.config())
 	}
 	return o, nil
+}
+
+// displaced tells, once a minute, that clients have more connections than there are places.
+func (o *objects) displaced() {
+	if now := time.Now(); now.Sub(o.warned) >= time.Minute { // from the one goroutine that accepts
+		o.warned = now
+		o.log.Warn("too many connections at the S3 proxy: the ones silent for longest are closed. To see whose they are: ss -tnp",
+			zap.Int("limit", connectionLimit(maxS3Connections)))
+	}
 }
 
 // serve answers from the first moment (requests wait for their key there) until ctx ends; then it takes no

@@ -19,7 +19,7 @@ const epochMajor, epochMinor = 6, 16
 
 // machineGroup checks this machine.
 func machineGroup(cfg Config) checkGroup {
-	g := checkGroup{Name: "machine", Checks: []awskey.Check{erasureCheck(), clockCheck()}}
+	g := checkGroup{Name: "machine", Checks: []awskey.Check{erasureCheck(), clockCheck(), descriptorsCheck()}}
 	if cfg.Volume != nil {
 		g.Checks = append(g.Checks, kernelCheck(), timeoutsCheck(), fuseCheck())
 	}
@@ -45,6 +45,14 @@ func directoryCheck(name, path string) awskey.Check {
 		return outcome(name, "", "mkdir -p "+dir, fmt.Errorf("%s: %w", dir, err))
 	}
 	return awskey.Check{Name: name, Result: awskey.Pass, Detail: "its directory can be written"}
+}
+
+// descriptorsCheck tells whether enough files may be open at once.
+func descriptorsCheck() awskey.Check {
+	if err := fewDescriptorsError(); err != nil {
+		return awskey.Check{Name: "open files", Result: awskey.Warn, Detail: err.Error(), NextStep: "raise the limit of open files where byokd is started"}
+	}
+	return awskey.Check{Name: "open files", Result: awskey.Pass, Detail: fmt.Sprintf("%d at once", descriptorLimit())}
 }
 
 // outcome makes a check of an error.

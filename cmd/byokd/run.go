@@ -77,6 +77,7 @@ func runUntilSignal(ctx context.Context, cfg Config, log *zap.Logger, environ []
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
 	defer signal.Stop(signals)
 	harden(log)
+	tellDescriptors(log)
 
 	serving, stop := context.WithCancel(ctx)
 	defer stop()

@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/byokd/byokd/internal/connlimit"
 	"github.com/byokd/byokd/keyguard"
 	"github.com/byokd/byokd/keyguard/fleet"
 	"github.com/byokd/byokd/metrics"
@@ -129,6 +130,7 @@ func (d *daemon) build(ctx context.Context) (err error) {
 	if d.admin, err = listen("admin", d.cfg.Admin.Listen); err != nil {
 		return failure(d.log, "the admin listener cannot start", exitListen, err)
 	}
+	d.admin = connlimit.New(d.admin, connectionLimit(maxAdminConnections), nil)
 	if d.operator, err = newOperator(d); err != nil {
 		return failure(d.log, "admin.socket", exitListen, err)
 	}
