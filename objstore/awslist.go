@@ -148,9 +148,7 @@ func (u *awsUpstream) CreateUpload(ctx context.Context, key string, a Attributes
 		ContentEncoding: opt(a.ContentEncoding), ContentLanguage: opt(a.ContentLanguage), Expires: optExpires(a.Expires),
 		StorageClass: types.StorageClass(a.StorageClass), ServerSideEncryption: types.ServerSideEncryption(a.SSE),
 		SSEKMSKeyId: opt(a.SSEKeyID), ACL: types.ObjectCannedACL(a.ACL), Tagging: opt(a.Tagging), Metadata: a.Metadata,
-	}
-	if u.checksum != "" { // of the whole: CompleteMultipartUpload then need not name those of the parts
-		in.ChecksumAlgorithm, in.ChecksumType = u.checksum, types.ChecksumTypeFullObject
+		ChecksumAlgorithm: u.checksum,
 	}
 	out, err := u.client.CreateMultipartUpload(ctx, in)
 	if err != nil {
@@ -175,6 +173,11 @@ func (u *awsUpstream) CompleteUpload(ctx context.Context, key string, id UploadI
 	for i, p := range parts {
 		list[i] = types.CompletedPart{PartNumber: aws.Int32(p.Number), ETag: aws.String(p.ETag)}
 	}
+	if u.checksum != "" {
+		if err := u.nameChecksums(ctx, key, id, list); err != nil {
+			return Stored{}, err
+		}
+	}
 	out, err := u.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
 		Bucket: &u.bucket, Key: &key, UploadId: aws.String(string(id)), IfMatch: opt(c.IfMatch), IfNoneMatch: opt(c.IfNoneMatch),
 		MultipartUpload: &types.CompletedMultipartUpload{Parts: list},
@@ -183,6 +186,25 @@ func (u *awsUpstream) CompleteUpload(ctx context.Context, key string, id UploadI
 		return Stored{}, failed(err)
 	}
 	return Stored{ETag: aws.ToString(out.ETag), VersionID: aws.ToString(out.VersionId), SSE: string(out.ServerSideEncryption), SSEKeyID: aws.ToString(out.SSEKMSKeyId)}, nil
+}
+
+// nameChecksums adds the checksums of its parts to the list that completes an upload:
+// S3 demands them of one that was begun with checksums, and knows them itself.
+func (u *awsUpstream) nameChecksums(ctx context.Context, key string, id UploadID, list []types.CompletedPart) error {
+	pages := s3.NewListPartsPaginator(u.client, &s3.ListPartsInput{Bucket: &u.bucket, Key: &key, UploadId: aws.String(string(id))})
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(ctx)
+		if err != nil {
+			return failed(err)
+		}
+		for _, p := range page.Parts {
+			i, found := slices.BinarySearchFunc(list, aws.ToInt32(p.PartNumber), func(c types.CompletedPart, n int32) int { return int(*c.PartNumber - n) })
+			if found {
+				list[i].ChecksumCRC32 = p.ChecksumCRC32
+			}
+		}
+	}
+	return nil
 }
 
 func (u *awsUpstream) AbortUpload(ctx context.Context, key string, id UploadID) error {

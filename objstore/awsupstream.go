@@ -172,7 +172,7 @@ func (u *awsUpstream) Get(ctx context.Context, req GetRequest) (*Object, error) 
 	obj.Info = Info{
 		Attributes: Attributes{
 			ContentType: aws.ToString(out.ContentType), CacheControl: aws.ToString(out.CacheControl),
-			ContentDisposition: aws.ToString(out.ContentDisposition), ContentEncoding: aws.ToString(out.ContentEncoding),
+			ContentDisposition: aws.ToString(out.ContentDisposition), ContentEncoding: contentEncoding(aws.ToString(out.ContentEncoding)),
 			ContentLanguage: aws.ToString(out.ContentLanguage), Expires: aws.ToString(out.ExpiresString),
 			StorageClass: string(out.StorageClass), SSE: string(out.ServerSideEncryption), SSEKeyID: aws.ToString(out.SSEKMSKeyId),
 			Metadata: out.Metadata,
@@ -214,7 +214,7 @@ func (u *awsUpstream) Head(ctx context.Context, req GetRequest) (Info, error) {
 	return Info{
 		Attributes: Attributes{
 			ContentType: aws.ToString(out.ContentType), CacheControl: aws.ToString(out.CacheControl),
-			ContentDisposition: aws.ToString(out.ContentDisposition), ContentEncoding: aws.ToString(out.ContentEncoding),
+			ContentDisposition: aws.ToString(out.ContentDisposition), ContentEncoding: contentEncoding(aws.ToString(out.ContentEncoding)),
 			ContentLanguage: aws.ToString(out.ContentLanguage), Expires: aws.ToString(out.ExpiresString),
 			StorageClass: string(out.StorageClass), SSE: string(out.ServerSideEncryption), SSEKeyID: aws.ToString(out.SSEKMSKeyId),
 			Metadata: out.Metadata,

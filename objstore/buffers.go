@@ -7,9 +7,9 @@ import (
 )
 
 // batchSegments is how many segments are sealed or opened in one pass. Eight are
-// half a MiB and about 0.2 ms of work, beside which deriving the object's key
-// anew in each pass (0.01 ms) is little; and two batches are all the memory that
-// one transfer holds.
+// half a MiB and about 0.2 ms of work, beside which a pass and asking for the
+// object's cipher are nothing; and two batches are all the memory that one transfer
+// holds.
 const batchSegments = 8
 
 const sealedSegment = seal.SegmentSize + seal.SegmentOverhead

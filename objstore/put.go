@@ -42,7 +42,7 @@ func attributesOf(h http.Header) Attributes {
 }
 
 // contentEncoding takes the framing of the upload out: it is not part of the
-// object.
+// object, though some stores keep it.
 func contentEncoding(v string) string {
 	var kept []string
 	for e := range strings.SplitSeq(v, ",") {

@@ -161,8 +161,7 @@ type UpstreamConfig struct {
 	Endpoint string `yaml:"endpoint"`
 	// Whether uploads carry a checksum of the sealed bytes: send, as AWS demands for buckets with a default
 	// retention (Object Lock), or omit. It follows the bytes (a CRC32 in a trailer), for which the endpoint
-	// has to be https and the store has to know checksums of whole uploads in parts. Left out, send for AWS,
-	// omit for other stores.
+	// has to be https and the store has to know trailers. Left out, send for AWS, omit for other stores.
 	Checksums string `yaml:"checksums"`
 }
 

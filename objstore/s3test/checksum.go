@@ -74,19 +74,22 @@ func (c *checksum) over(r *http.Request, body io.Reader) io.Reader {
 	return io.TeeReader(body, c.state)
 }
 
-// check compares with what the request says.
-func (c *checksum) check(r *http.Request) error {
+// check compares with what the request says, and returns a CRC32.
+func (c *checksum) check(r *http.Request) (string, error) {
 	if c == nil {
-		return nil
+		return "", nil
 	}
 	want := r.Header.Get(c.name)
 	if want == "" {
 		want = c.trailer[c.name]
 	}
 	if base64.StdEncoding.EncodeToString(c.state.Sum(nil)) != want {
-		return &refusal{http.StatusBadRequest, "BadDigest", "the checksum is another"}
+		return "", &refusal{http.StatusBadRequest, "BadDigest", "the checksum is another"}
 	}
-	return nil
+	if c.name != crc32Name {
+		return "", nil
+	}
+	return want, nil
 }
 
 // chunks is an aws-chunked body without signatures.

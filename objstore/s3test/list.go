@@ -105,6 +105,8 @@ func (s *Server) listParts(w http.ResponseWriter, u *upload, q url.Values) {
 		ETag         string
 		Size         int64
 		LastModified string
+		// CRC32 that the part was uploaded with.
+		ChecksumCRC32 string `xml:",omitempty"`
 	}
 	var doc struct {
 		XMLName              xml.Name `xml:"ListPartsResult"`
@@ -128,7 +130,7 @@ func (s *Server) listParts(w http.ResponseWriter, u *upload, q url.Values) {
 			break
 		}
 		p := u.parts[n]
-		doc.Part = append(doc.Part, part{n, p.ETag, p.Size, p.Modified.Format(time.RFC3339)})
+		doc.Part = append(doc.Part, part{n, p.ETag, p.Size, p.Modified.Format(time.RFC3339), p.checksum})
 		doc.NextPartNumberMarker = n
 	}
 	answer(w, doc)

@@ -307,7 +307,7 @@ func (s *Server) serveUpload(w http.ResponseWriter, r *http.Request, bucket, key
 		id := fmt.Sprintf("upload-%06d", s.serial)
 		s.uploads[id] = &upload{
 			bucket: bucket, key: key, header: kept(r.Header), tags: r.Header.Get("X-Amz-Tagging"), parts: map[int]*Stored{},
-			algorithm: r.Header.Get("X-Amz-Checksum-Algorithm"), kind: r.Header.Get("X-Amz-Checksum-Type"),
+			algorithm: r.Header.Get("X-Amz-Checksum-Algorithm"),
 		}
 		answer(w, struct {
 			XMLName  xml.Name `xml:"InitiateMultipartUploadResult"`
@@ -354,8 +354,9 @@ func (s *Server) serveUpload(w http.ResponseWriter, r *http.Request, bucket, key
 func (s *Server) complete(w http.ResponseWriter, r *http.Request, id string, u *upload) {
 	var doc struct {
 		Parts []struct {
-			PartNumber int
-			ETag       string
+			PartNumber    int
+			ETag          string
+			ChecksumCRC32 string
 		} `xml:"Part"`
 	}
 	if err := xml.NewDecoder(r.Body).Decode(&doc); err != nil {
@@ -368,10 +369,6 @@ func (s *Server) complete(w http.ResponseWriter, r *http.Request, id string, u *
 		refuse(w, status, code)
 		return
 	}
-	if u.algorithm != "" && u.kind != "FULL_OBJECT" { // the checksum of each part would have to be named
-		refuse(w, http.StatusBadRequest, "InvalidRequest")
-		return
-	}
 	o := &Stored{Header: u.header, Tags: u.tags, Modified: time.Now().UTC().Truncate(time.Second)}
 	var data bytes.Buffer
 	all := newSum()
@@ -379,6 +376,10 @@ func (s *Server) complete(w http.ResponseWriter, r *http.Request, id string, u *
 		part := u.parts[p.PartNumber]
 		if part == nil || strings.Trim(p.ETag, `"`) != strings.Trim(part.ETag, `"`) {
 			refuse(w, http.StatusBadRequest, "InvalidPart")
+			return
+		}
+		if u.algorithm != "" && p.ChecksumCRC32 != part.checksum {
+			refuse(w, http.StatusBadRequest, "InvalidRequest")
 			return
 		}
 		data.Write(part.Data)

@@ -50,6 +50,7 @@ type Stored struct {
 	Header   http.Header // content headers and x-amz-meta-*
 	Tags     string
 	Modified time.Time
+	checksum string // CRC32 that a part was uploaded with
 }
 
 type upload struct {
@@ -57,7 +58,6 @@ type upload struct {
 	header      http.Header
 	tags        string
 	algorithm   string // of the checksums of its parts; may be empty
-	kind        string // of the checksum of the whole
 	parts       map[int]*Stored
 }
 
@@ -420,7 +420,7 @@ func (s *Server) take(w http.ResponseWriter, r *http.Request) (*Stored, error) {
 		o, err = readStored(sum.over(r, body), decodedLength(r), discard)
 	}
 	if err == nil {
-		err = sum.check(r)
+		o.checksum, err = sum.check(r)
 	}
 	var no *refusal
 	switch {
