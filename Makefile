@@ -12,6 +12,7 @@ endif
 BUILDVCS := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
 BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(BUILDVCS)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 FUZZTIME ?= 30s
 SOAK     ?= 20
 
@@ -34,7 +35,7 @@ test: ## run all tests; installs what they need when root on Debian
 race: ## run all tests under the race detector
 	$(GO) test -race -timeout 30m ./...
 
-lint: ## gofmt, go vet, staticcheck, shellcheck
+lint: ## gofmt, go vet, staticcheck, shellcheck, govulncheck (where vuln.go.dev can be reached)
 	@unformatted=$$(gofmt -l bench cmd fs internal keyguard metrics objstore test); \
 	  if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
@@ -42,6 +43,9 @@ lint: ## gofmt, go vet, staticcheck, shellcheck
 	GOEXPERIMENT= $(GO) run $(STATICCHECK) ./...
 	@if command -v shellcheck >/dev/null; then shellcheck deploy/*.sh deploy/scripts/*.sh test/*.sh test/conformance/*.sh .ci/run; \
 	  else echo "shellcheck is not installed: the scripts were not looked at (apt-get install shellcheck)"; fi
+	@GOBIN=$(CURDIR)/.cache $(GO) install $(GOVULNCHECK)
+	@code=0; GOEXPERIMENT= .cache/govulncheck ./... || code=$$?; \
+	  case $$code in 0) ;; 3) exit 1 ;; *) echo "govulncheck did not finish, see above: dependencies were not looked at" ;; esac
 
 fuzz: ## fuzz every decoder for FUZZTIME (30s) each
 	@set -euo pipefail; for pkg in $$($(GO) list ./...); do \

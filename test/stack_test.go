@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -94,22 +95,24 @@ func goBuild(name string, erase bool) (file string, err error) {
 
 // stack is one devcloud and one byokd on it, with directories and ports of their own.
 type stack struct {
-	t       *testing.T
-	byokd   string // the binary
-	dir     string
-	lower   string
-	mount   string
-	cloud   string // endpoint of devcloud
-	s3      string // endpoint of the proxy
-	admin   string // endpoint of byokd's status
-	arn     string
-	canary  string // in every plain byte string that the test writes
-	cache   string // of the volume
-	prepare func() // once devcloud runs, before byokd is configured
-	control kmstest.Control
-	kms     *kms.Client // as the administrator
-	daemon  *process    // byokd, while it runs
-	clouds  *process
+	t          *testing.T
+	byokd      string // the binary
+	dir        string
+	lower      string
+	mount      string
+	cloud      string // endpoint of devcloud
+	s3         string // endpoint of the proxy
+	admin      string // endpoint of byokd's status
+	arn        string
+	canary     string   // in every plain byte string that the test writes
+	cache      string   // of the volume
+	launch     []string // a program with arguments that byokd is started by, if any
+	volumeless bool     // byokd has buckets only, and its files belong to nobody
+	prepare    func()   // once devcloud runs, before byokd is configured
+	control    kmstest.Control
+	kms        *kms.Client // as the administrator
+	daemon     *process    // byokd, while it runs
+	clouds     *process
 
 	writers []*writerState // workers whose acknowledgements are to be verified
 }
@@ -216,8 +219,30 @@ audit: {file: %q}
 stopTimeout: %v
 `, s.arn, s.cloud, probeInterval, outageGrace, s.lower, s.mount, s.cache, strings.TrimPrefix(s.s3, "http://"), s.dir+"/s3-credentials",
 		holdFor, s.cloud, s.cloud, strings.TrimPrefix(s.admin, "http://"), s.dir+"/audit.jsonl", stopTimeout)
+	if s.volumeless {
+		config = regexp.MustCompile(`(?m)^volume: .*\n`).ReplaceAllString(config, "")
+	}
 	for name, text := range map[string]string{"/byokd.yaml": config, "/s3-credentials": "byokd:byokd-secret\n"} {
 		if err := os.WriteFile(s.dir+name, []byte(text), 0o600); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	if s.volumeless {
+		s.giveAway()
+	}
+}
+
+// giveAway lets a byokd that runs as nobody reach its program and its files.
+func (s *stack) giveAway() {
+	s.t.Helper()
+	const nobody = 65534
+	for _, path := range []string{s.dir, s.dir + "/byokd.yaml", s.dir + "/s3-credentials"} {
+		if err := os.Chown(path, nobody, nobody); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	for _, path := range []string{filepath.Dir(s.dir), filepath.Dir(s.byokd), s.byokd} {
+		if err := os.Chmod(path, 0o755); err != nil {
 			s.t.Fatal(err)
 		}
 	}
@@ -228,7 +253,8 @@ func (s *stack) startDaemon() {
 	s.t.Helper()
 	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.dir, "AWS_REGION=eu-central-1", "AWS_EC2_METADATA_DISABLED=true",
 		"AWS_ACCESS_KEY_ID=" + kmstest.TenantAccessKey, "AWS_SECRET_ACCESS_KEY=" + kmstest.TenantSecret}
-	s.daemon = s.start("byokd", env, s.byokd, "run", "--config", s.dir+"/byokd.yaml")
+	command := append(slices.Clone(s.launch), s.byokd, "run", "--config", s.dir+"/byokd.yaml")
+	s.daemon = s.start("byokd", env, command[0], command[1:]...)
 }
 
 // report is byokd's status, false while it does not answer.
