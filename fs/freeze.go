@@ -60,9 +60,7 @@ func (f *Filesystem) Draining(ctx context.Context, _ keyguard.Transition) {
 	defer late.Stop()
 	nodes := f.nodes.all()
 	f.leftover.Store(int64(len(nodes))) // all, until Frozen has looked
-	for _, n := range nodes {
-		_ = invalidate(l.dev, n.id, -1, 0) // ENOENT: the kernel does not know it any more
-	}
+	f.forgetAttributes(ctx, l, nodes)
 	f.flush(ctx)
 	f.drop(ctx, l, nodes)
 	f.holdReads.Store(true)
@@ -124,6 +122,23 @@ func (f *Filesystem) Thawed(keyguard.Transition) {
 	f.closed.Store(false)
 	if err := f.bdi.Load().restore(); err != nil {
 		f.log.Error("writers stay throttled: small writes will be slow", zap.Error(err))
+	}
+}
+
+// forgetAttributes makes the kernel ask for the attributes of the nodes. It waits
+// for an inode that is just being given up and flushed, so it is done apart and
+// left behind when ctx ends.
+func (f *Filesystem) forgetAttributes(ctx context.Context, l *loop, nodes []*node) {
+	done := make(chan struct{})
+	f.apart(l.dev, func(dev int) {
+		defer close(done)
+		for _, n := range nodes {
+			_ = invalidate(dev, n.id, -1, 0) // ENOENT: the kernel does not know it any more
+		}
+	})
+	select {
+	case <-done:
+	case <-ctx.Done():
 	}
 }
 
