@@ -10,6 +10,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -170,6 +171,22 @@ func TestVersionedBucketOverTLS(t *testing.T) {
 	}
 	if _, err := client.GetObject(ctx, &s3.GetObjectInput{Bucket: bucket, Key: key, VersionId: &ids[1]}); err == nil {
 		t.Error("a deleted version is there")
+	}
+	// The check reads what is left: two of the old versions, and the copy.
+	t.Setenv("AWS_ACCESS_KEY_ID", kmstest.TenantAccessKey)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", kmstest.TenantSecret)
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	var report struct {
+		Sound          bool
+		Objects, Bytes int
+	}
+	code, text := s.command("check", "s3://documents", "--config", s.dir+"/byokd.yaml", "-o", "json")
+	if err := json.Unmarshal([]byte(text), &report); err != nil || code != 0 || !report.Sound || report.Objects != 3 || report.Bytes != 2*len(content(0))+len(content(2)) {
+		t.Errorf("byokd check ends with %d, %v:\n%s", code, err, text)
+	}
+	code, text = s.command("check", "s3://documents", "--config", s.dir+"/byokd.yaml", "-o", "json", "--current")
+	if err := json.Unmarshal([]byte(text), &report); err != nil || code != 0 || report.Objects != 1 {
+		t.Errorf("byokd check --current ends with %d, %v:\n%s", code, err, text)
 	}
 	s.settings(t, client)
 	s.renewed(t)
