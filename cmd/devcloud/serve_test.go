@@ -392,6 +392,7 @@ func TestADisconnectedPutIsNotStored(t *testing.T) {
 		t.Fatal(err)
 	}
 	cancel()
+	_ = writer.CloseWithError(context.Canceled) // the client may be in the midst of reading the body
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("the put ended with %v", err)
 	}
