@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -17,6 +18,7 @@ import (
 const (
 	alertRules = "../deploy/alerts/byokd.rules.yaml"
 	alertTests = "../deploy/alerts/byokd.rules.test.yaml"
+	alertsK8s  = "../deploy/alerts/byokd.prometheusrule.yaml"
 	runbooks   = "https://github.com/byokd/byokd/blob/main/docs/alerts/"
 )
 
@@ -48,6 +50,28 @@ func readAlertRules(t *testing.T) (all []alertRule) {
 		t.Fatalf("found %d rules only: the file is not read as it should", len(all))
 	}
 	return all
+}
+
+// TestPrometheusRule: what the Prometheus operator is given is what the rules' file
+// says.
+func TestPrometheusRule(t *testing.T) {
+	read := func(name string) (doc map[string]any) {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := yaml.Unmarshal(text, &doc); err != nil {
+			t.Fatal(err)
+		}
+		return doc
+	}
+	rules, object := read(alertRules), read(alertsK8s)
+	if object["apiVersion"] != "monitoring.coreos.com/v1" || object["kind"] != "PrometheusRule" {
+		t.Errorf("a %v of %v", object["kind"], object["apiVersion"])
+	}
+	if spec, ok := object["spec"]; !ok || !reflect.DeepEqual(spec, any(rules)) {
+		t.Errorf("spec of %s differs from %s", alertsK8s, alertRules)
+	}
 }
 
 // series are the names and labels that byokd exports, by name.
