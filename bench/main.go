@@ -37,6 +37,7 @@ type options struct {
 	parts  []string // of the comparison: fs, s3
 	large  int64    // GiB of an object whose transfer is watched, 0 for none
 	keep   bool     // do not stop: for a profiler
+	core   int      // processor of the proxy, -1 for any
 	json   string   // file for the report
 	svg    string   // file for its picture
 }
@@ -64,6 +65,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.StringVar(&parts, "parts", "fs,s3", "parts of the comparison: the filesystem, the S3 proxy")
 	flags.Int64Var(&o.large, "large", 0, "put and get an object of so many GiB first, and tell how much memory byokd took (5 at most)")
 	flags.BoolVar(&o.keep, "keep", false, "leave the mounts up until Ctrl-C")
+	flags.IntVar(&o.core, "core", -1, "run the S3 proxy on this processor; with the rest on another by taskset -c, byokd has one of its own")
 	flags.StringVar(&o.json, "json", "", "file to write the figures to as JSON")
 	flags.StringVar(&o.svg, "svg", "", "file to write a picture of the ratios to")
 	if err := flags.Parse(args); err != nil {

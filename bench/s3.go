@@ -345,7 +345,11 @@ func (p *s3Peer) startProxy(ctx context.Context, o options, cloud, arn string) e
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return err
 	}
-	if err := p.launch(tenantEnvironment(), filepath.Join(o.bin, "byokd"), "run", "--config", file); err != nil {
+	command := []string{filepath.Join(o.bin, "byokd"), "run", "--config", file}
+	if o.core >= 0 {
+		command = append([]string{"taskset", "-c", strconv.Itoa(o.core)}, command...)
+	}
+	if err := p.launch(tenantEnvironment(), command[0], command[1:]...); err != nil {
 		return err
 	}
 	return p.awaitBucket(ctx)
