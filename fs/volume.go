@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/byokd/byokd/internal/durable"
 	"github.com/byokd/byokd/internal/seal"
@@ -125,13 +126,30 @@ func withRoot(ctx context.Context, g *keyguard.Guard, id seal.VolumeID, wrapped 
 	}
 }
 
+// lockFor is how long the lock of a lower directory is waited for. One that was
+// given back may be held for a moment more: by a daemon that was killed and is not
+// quite gone, by a thread (apart.go) or a child of it that has just been made with a
+// copy of its descriptors.
+const lockFor = time.Second
+
+// lockLower locks the lower directory; EWOULDBLOCK when another process has it.
+func lockLower(fd int) error {
+	const pause = 10 * time.Millisecond
+	for deadline := time.Now().Add(lockFor); ; time.Sleep(pause) {
+		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
 // openLower opens the lower directory for this process alone.
 func openLower(lower string) (int, error) {
 	fd, err := unix.Open(lower, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, &os.PathError{Op: "open", Path: lower, Err: err}
 	}
-	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := lockLower(fd); err != nil {
 		unix.Close(fd)
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return -1, fmt.Errorf("%w: %s", ErrBusy, lower)
