@@ -72,6 +72,7 @@ func (n *node) sync(dataOnly bool) error {
 	n.syncing.RUnlock()
 	if n.syncs.Add(-1) > 0 && err == nil {
 		n.syncing.Lock() // waits for those under way
+		//lint:ignore SA2001 waiting is all that is wanted
 		n.syncing.Unlock()
 	}
 	if err == nil {
