@@ -20,7 +20,7 @@
 //     only when its caller is being killed (EINTR, parking.go).
 //   - A freeze leaves no page of file data in the kernel's cache (freeze.go).
 //   - A lower block is replaced as a whole and never changed in a page that may
-//     be under writeback (lower.go); what was fsynced survives a power cut.
+//     be under writeback (dirty.go, lower.go).
 //   - The process is the only user of the lower directory: it holds a lock on
 //     it from [Open] to [Filesystem.Close].
 //
@@ -29,5 +29,6 @@
 // nodeTable.mu, node.content, node.meta; node.ranges.mu, which is held for
 // moments, last. nodeTable.mu is not taken while one of the others is held.
 // No notification is sent to the kernel from a handler, nor with a lock held
-// that a handler takes: the kernel may wait for a handler to answer first.
+// that a handler takes: the kernel may wait for a handler to answer first. The
+// one exception, which waits for nobody, says why (reserve.go, askAgain).
 package fs
