@@ -30,6 +30,7 @@ const (
 
 	compareEvery = 500  // operations between two looks at the whole trees
 	remountEvery = 2500 // and between two remounts
+	remountsTold = 100  // remounts between two lines of progress
 	toldOfLast   = 25   // operations shown when results differ
 )
 
@@ -58,6 +59,9 @@ func TestDifferential(t *testing.T) {
 			case line := <-p.lines:
 				if line == "remount" {
 					remounts++
+					if remounts%remountsTold == 0 {
+						t.Logf("%d operations, %d freezes", remounts*remountEvery, freezes)
+					}
 					v.remount()
 					if _, err := p.stdin.Write([]byte("\n")); err != nil {
 						t.Fatal(err)
