@@ -22,6 +22,7 @@ type Panel struct {
 	guards    []watched   // fixed before Watch
 	resources []*Resource // fixed before Watch
 	stopping  atomic.Bool
+	keepReady bool // a freeze alone does not end readiness; fixed before Watch
 	role      atomic.Pointer[string]
 
 	mu      sync.Mutex
@@ -56,6 +57,9 @@ func (g watched) report() KeyReport {
 	}
 	return r
 }
+
+// KeepReady says that a freeze alone does not end readiness. Before Watch.
+func (p *Panel) KeepReady() { p.keepReady = true }
 
 // Resource is a protected resource. The zero state is waiting.
 type Resource struct {
@@ -215,9 +219,14 @@ func (p *Panel) Report() Report {
 	return r
 }
 
-// Ready reports whether every resource serves, with the report that says why not.
+// Ready reports whether every resource serves, with the report that says why not. After KeepReady, it is true while
+// frozen, too, once everything has served.
 func (p *Panel) Ready() (Report, bool) {
 	r := p.Report()
+	if p.keepReady && r.State == StateFrozen {
+		_, started := p.Started()
+		return r, started
+	}
 	return r, r.State == StateReady || r.State == StateDegraded
 }
 

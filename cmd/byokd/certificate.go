@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/tls"
-	"fmt"
 	"os"
 	"sync"
 	"time"
@@ -34,7 +33,7 @@ func newCertificate(files TLSConfig, log *zap.Logger) (*certificate, error) {
 		err = c.load(stamp)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("objects.tls: %w", err)
+		return nil, err
 	}
 	return c, nil
 }

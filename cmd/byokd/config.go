@@ -179,6 +179,9 @@ type AdminConfig struct {
 	// that byokd runs as. Its directory must exist. Absolute path. Left out, there is none and these
 	// commands cannot reach a running byokd.
 	Socket string `yaml:"socket"`
+	// Keeps /readyz at 200 while frozen, for workloads whose peers must go on finding a frozen one by a name
+	// that only ready pods have. Everything else tells the freeze as ever.
+	ReadyWhileFrozen bool `yaml:"readyWhileFrozen"`
 }
 
 // AuditConfig is the audit trail.

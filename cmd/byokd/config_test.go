@@ -177,7 +177,8 @@ var referenceValues = map[string]string{
 	"objects.holdFor":          "20s", "objects.buckets.documents.upstream.bucket": "acme-documents",
 	"objects.buckets.documents.upstream.region": "eu-central-1", "objects.buckets.documents.upstream.endpoint": `""`, "objects.buckets.documents.upstream.checksums": "send",
 	"objects.buckets.documents.key": "primary", "objects.buckets.documents.sealedAs": `""`, "objects.buckets.documents.role": "documents", "objects.buckets.documents.metadata": "sealed", "objects.buckets.documents.compression": "none",
-	"admin.listen": "127.0.0.1:9180", "admin.allowRemote": "false", "admin.hosts": "[]", "admin.socket": "/run/byokd/control.sock",
+	"admin.listen": "127.0.0.1:9180", "admin.allowRemote": "false",
+	"admin.readyWhileFrozen": "false", "admin.hosts": "[]", "admin.socket": "/run/byokd/control.sock",
 	"audit.file": "/var/log/byokd/audit.jsonl", "audit.maxSize": "64MiB", "log.level": "info", "log.format": "json", "stopTimeout": "25s",
 }
 

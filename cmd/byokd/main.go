@@ -34,6 +34,7 @@ const (
 	exitRecorded      = 15 // freeze, thaw: recorded, carried out when the key is back
 	exitStillNeeded   = 16 // key rewrap --finish: something still needs the old key
 	exitChecks        = 17 // preflight, key verify: at least one check failed
+	exitDenied        = 18 // render: a pod is denied, as the webhook would
 	exitNoAnswer      = 20 // status, freeze, thaw: no byokd answers at the address or socket
 )
 
@@ -111,6 +112,9 @@ func newCommand(environ []string) *cobra.Command {
 		newSealCommand(environ),
 		newCheckCommand(environ),
 		newConfigCommand(environ),
+		newInjectCommand(),
+		newRenderCommand(),
+		newProbeCommand(environ),
 		newVersionCommand(),
 		newSentinelCommand(),
 	)

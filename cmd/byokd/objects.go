@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"net/http"
@@ -106,7 +107,7 @@ func newObjects(ctx context.Context, d *daemon) (*objects, error) {
 	if settings.TLS != nil {
 		pair, err := newCertificate(*settings.TLS, o.log)
 		if err != nil {
-			return nil, failure(d.log, "the S3 proxy cannot start", exitConfig, err)
+			return nil, failure(d.log, "the S3 proxy cannot start", exitConfig, fmt.Errorf("objects.tls: %w", err))
 		}
 		o.listener = tls.NewListener(o.listener, pair.config())
 	}

@@ -43,10 +43,7 @@ type daemon struct {
 }
 
 func newDaemon(cfg Config, log *zap.Logger, environ []string) *daemon {
-	erasure := "best_effort"
-	if erasureGuaranteed {
-		erasure = "guaranteed"
-	}
+	erasure := erasureLabel()
 	return &daemon{cfg: cfg, log: log, environ: environ, failures: make(chan error, 1),
 		registry: metrics.NewRegistry(buildVersion(), erasure),
 		panel:    metrics.NewPanel(buildVersion(), cfg.Cluster.ID, erasure),
@@ -129,6 +126,9 @@ func (d *daemon) build(ctx context.Context) (err error) {
 	}
 	if d.admin, err = listen("admin", d.cfg.Admin.Listen); err != nil {
 		return failure(d.log, "the admin listener cannot start", exitListen, err)
+	}
+	if d.cfg.Admin.ReadyWhileFrozen {
+		d.panel.KeepReady()
 	}
 	d.admin = connlimit.New(d.admin, connectionLimit(maxAdminConnections), nil)
 	if d.operator, err = newOperator(d); err != nil {

@@ -22,6 +22,14 @@ func buildVersion() string {
 // erasureGuaranteed is false in builds without GOEXPERIMENT=runtimesecret.
 const erasureGuaranteed = seal.ErasureGuaranteed
 
+// erasureLabel says it in metrics and JSON.
+func erasureLabel() string {
+	if erasureGuaranteed {
+		return "guaranteed"
+	}
+	return "best_effort"
+}
+
 // erasure says in words what becomes of keys in memory at a freeze.
 func erasure() string {
 	if erasureGuaranteed {
