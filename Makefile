@@ -17,7 +17,7 @@ FUZZTIME ?= 30s
 SOAK     ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test race lint fuzz bench micro e2e conformance-s3 conformance-fs soak clean
+.PHONY: help build run test race lint fuzz bench micro e2e conformance-s3 conformance-fs soak image chart clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,12 @@ help: ## list the targets
 build: ## build bin/byokd and bin/devcloud
 	$(BUILD) -o bin/byokd ./cmd/byokd
 	$(BUILD) -o bin/devcloud ./cmd/devcloud
+
+image: ## build the container images of byokd and devcloud into .cache/image, without a container engine
+	cd deploy/image && $(GO) run . -program byokd $(IMAGE) && $(GO) run . -program devcloud $(IMAGE)
+
+chart: ## write what follows from the chart anew: the Kustomize base and the tests' renderings
+	cd test/chart && $(GO) test . -update && $(GO) test .
 
 run: build ## try it: a stand-in for AWS, an encrypted disk and a bucket in ./run, until Ctrl-C
 	@exec deploy/run.sh
@@ -36,7 +42,7 @@ race: ## run all tests under the race detector
 	$(GO) test -race -timeout 30m ./...
 
 lint: ## gofmt, go vet, staticcheck, shellcheck, govulncheck (where vuln.go.dev can be reached)
-	@unformatted=$$(gofmt -l bench cmd fs internal keyguard metrics objstore test); \
+	@unformatted=$$(gofmt -l bench cmd deploy fs internal keyguard metrics objstore test); \
 	  if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	GOEXPERIMENT= $(GO) vet ./...

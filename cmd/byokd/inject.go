@@ -65,6 +65,7 @@ The admin listener answers /livez, /readyz and /metrics. SIGTERM ends the reques
 	flags.StringVar(&f.log.Level, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&f.log.Format, "log-format", "json", "json or console")
 	cmd.MarkFlagsRequiredTogether("tls-cert", "tls-key")
+	cmd.AddCommand(newInjectCheckCommand())
 	return cmd
 }
 

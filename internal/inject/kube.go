@@ -33,37 +33,45 @@ type Kube struct {
 	objects      Objects
 	core         *rest.RESTClient
 	registration *rest.RESTClient
+	scheme       *runtime.Scheme
 	broadcaster  record.EventBroadcaster
 	recorder     record.EventRecorder
 }
 
 // NewKube connects to an API server. Close ends it.
 func NewKube(config *rest.Config, objects Objects, log *zap.Logger) (*Kube, error) {
-	scheme := runtime.NewScheme()
+	k, err := newKubeClients(config)
+	if err != nil {
+		return nil, err
+	}
+	k.objects = objects
+	// It drops what is too much: ten Events at once for each object, then one in five minutes.
+	k.broadcaster = record.NewBroadcasterWithCorrelatorOptions(record.CorrelatorOptions{BurstSize: 10})
+	k.broadcaster.StartRecordingToSink(eventSink{k.core, log})
+	k.recorder = k.broadcaster.NewRecorder(k.scheme, corev1.EventSource{Component: "byokd-inject"})
+	return k, nil
+}
+
+// newKubeClients makes the clients alone, for requests that need no Events.
+func newKubeClients(config *rest.Config) (*Kube, error) {
+	k := &Kube{scheme: runtime.NewScheme()}
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, admissionregistrationv1.AddToScheme} {
-		if err := add(scheme); err != nil {
+		if err := add(k.scheme); err != nil {
 			return nil, err
 		}
 	}
-	codecs := serializer.NewCodecFactory(scheme).WithoutConversion()
+	codecs := serializer.NewCodecFactory(k.scheme).WithoutConversion()
 	client := func(apiPath string, group schema.GroupVersion) (*rest.RESTClient, error) {
 		c := rest.CopyConfig(config)
 		c.APIPath, c.GroupVersion, c.NegotiatedSerializer = apiPath, &group, codecs
 		return rest.RESTClientFor(c)
 	}
-	k := &Kube{objects: objects}
 	var err error
 	if k.core, err = client("/api", corev1.SchemeGroupVersion); err != nil {
 		return nil, err
 	}
-	if k.registration, err = client("/apis", admissionregistrationv1.SchemeGroupVersion); err != nil {
-		return nil, err
-	}
-	// It drops what is too much: ten Events at once for each object, then one in five minutes.
-	k.broadcaster = record.NewBroadcasterWithCorrelatorOptions(record.CorrelatorOptions{BurstSize: 10})
-	k.broadcaster.StartRecordingToSink(eventSink{k.core, log})
-	k.recorder = k.broadcaster.NewRecorder(scheme, corev1.EventSource{Component: "byokd-inject"})
-	return k, nil
+	k.registration, err = client("/apis", admissionregistrationv1.SchemeGroupVersion)
+	return k, err
 }
 
 // Close ends the writing of Events.
