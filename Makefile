@@ -13,6 +13,7 @@ BUILDVCS := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo fals
 BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(BUILDVCS)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+ACTIONLINT  := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 FUZZTIME ?= 30s
 SOAK     ?= 20
 
@@ -41,7 +42,7 @@ test: ## run all tests; installs what they need when root on Debian
 race: ## run all tests under the race detector
 	$(GO) test -race -timeout 30m ./...
 
-lint: ## gofmt, go vet, staticcheck, shellcheck, govulncheck (where vuln.go.dev can be reached)
+lint: ## gofmt, go vet, staticcheck, shellcheck, actionlint, govulncheck (where vuln.go.dev can be reached)
 	@unformatted=$$(gofmt -l bench cmd deploy fs internal keyguard metrics objstore test); \
 	  if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
@@ -49,6 +50,8 @@ lint: ## gofmt, go vet, staticcheck, shellcheck, govulncheck (where vuln.go.dev 
 	GOEXPERIMENT= $(GO) run $(STATICCHECK) ./...
 	@if command -v shellcheck >/dev/null; then shellcheck deploy/*.sh deploy/scripts/*.sh test/*.sh test/conformance/*.sh .ci/run; \
 	  else echo "shellcheck is not installed: the scripts were not looked at (apt-get install shellcheck)"; fi
+	GOEXPERIMENT= $(GO) run $(ACTIONLINT)
+	@for module in deploy/image test/chart; do (cd $$module && $(GO) vet ./...) || exit 1; done
 	@GOBIN=$(CURDIR)/.cache $(GO) install $(GOVULNCHECK)
 	@code=0; GOEXPERIMENT= .cache/govulncheck ./... || code=$$?; \
 	  case $$code in 0) ;; 3) exit 1 ;; *) echo "govulncheck did not finish, see above: dependencies were not looked at" ;; esac

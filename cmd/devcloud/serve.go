@@ -28,6 +28,7 @@ const (
 type serveFlags struct {
 	dir, listen  string
 	setup        bool
+	allowRemote  bool
 	replicaDelay time.Duration
 }
 
@@ -44,13 +45,14 @@ Injected faults do not: they end with the process.`,
 	}
 	cmd.Flags().StringVar(&f.dir, "dir", "", "state directory, made if missing (required)")
 	cmd.Flags().StringVar(&f.listen, "listen", defaultListen, "loopback address to listen on; port 0 takes a free one")
+	cmd.Flags().BoolVar(&f.allowRemote, "allow-remote", false, "listen on any address: whoever reaches it may do everything, so for a cluster to try byokd in only")
 	cmd.Flags().BoolVar(&f.setup, "setup", false, "make the key alias/byokd and the buckets, as `devcloud setup` does")
 	cmd.Flags().DurationVar(&f.replicaDelay, "replica-delay", 0, "how long a new replica of a multi-Region key stays in the state Creating, as on AWS")
 	return cmd
 }
 
-// listenLoopback refuses every address that another machine could reach.
-func listenLoopback(address string) (net.Listener, error) {
+// listenAt refuses every address that another machine could reach, unless that is wanted.
+func listenAt(address string, allowRemote bool) (net.Listener, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("--listen %s: %w", address, err)}
@@ -59,14 +61,26 @@ func listenLoopback(address string) (net.Listener, error) {
 		host = "127.0.0.1"
 	}
 	ip, err := netip.ParseAddr(host)
-	if err != nil || !ip.IsLoopback() {
-		return nil, usageError{fmt.Errorf("--listen %s: devcloud has fixed credentials and listens on loopback only (127.0.0.1 or [::1])", address)}
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--listen %s: an address in numbers is expected, such as 127.0.0.1 or [::1]", address)}
+	}
+	if !ip.IsLoopback() && !allowRemote {
+		return nil, usageError{fmt.Errorf("--listen %s: devcloud has fixed credentials and listens on loopback only (127.0.0.1 or [::1]), unless --allow-remote is given", address)}
 	}
 	listener, err := net.Listen("tcp", net.JoinHostPort(ip.String(), port))
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, fmt.Errorf("%s is taken, perhaps by another devcloud: stop that or choose another --listen: %w", address, err)
 	}
 	return listener, err
+}
+
+// ownEndpoint is how this process reaches what it listens at.
+func ownEndpoint(listener net.Listener) string {
+	at := netip.MustParseAddrPort(listener.Addr().String())
+	if at.Addr().IsUnspecified() {
+		at = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), at.Port())
+	}
+	return "http://" + at.String()
 }
 
 // serve builds KMS and S3, serves them and closes in reverse order.
@@ -83,11 +97,11 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, keys.Close()) }()
-	listener, err := listenLoopback(f.listen)
+	listener, err := listenAt(f.listen, f.allowRemote)
 	if err != nil {
 		return err
 	}
-	endpoint := "http://" + listener.Addr().String()
+	endpoint := ownEndpoint(listener)
 	objects, err := openS3(filepath.Join(dir, "s3"))
 	if err != nil {
 		listener.Close()
