@@ -24,9 +24,13 @@ const maxStale = 64
 
 var errMountPoint = errors.New("volume.mount cannot be used")
 
-// prepareMountPoint makes sure that dir is an existing, empty directory without a mount of byokd on it. Dead
-// mounts of a killed byokd are cleared away; a live one, or anything else in the way, is refused.
+// prepareMountPoint makes sure that dir is an empty directory without a mount of byokd on it, and makes it where only its
+// last part is missing (in a pod, its parent is a volume that is empty at first). Dead mounts of a killed byokd are cleared
+// away; a live one, or anything else in the way, is refused.
 func prepareMountPoint(dir string, log *zap.Logger) error {
+	if err := os.Mkdir(dir, 0o755); err == nil {
+		log.Info("the mount point is made", zap.String("mount", dir))
+	}
 	for range maxStale {
 		err := statWithin(dir, statTimeout)
 		if errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) {

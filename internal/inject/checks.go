@@ -46,8 +46,14 @@ func reachesClaims(hostPath string) bool {
 
 // checkNames denies pods that have something else under one of our names.
 func (m *mutation) checkNames() error {
-	ours := func(c corev1.Container) bool { return c.Name == SidecarName }
-	if slices.ContainsFunc(m.spec.Containers, ours) || !m.options.injectedBefore && slices.ContainsFunc(m.spec.InitContainers, ours) {
+	sidecars := 0
+	for _, c := range m.spec.InitContainers {
+		if c.Name == SidecarName {
+			sidecars++
+		}
+	}
+	taken := slices.ContainsFunc(m.spec.Containers, func(c corev1.Container) bool { return c.Name == SidecarName })
+	if taken || sidecars > 1 || sidecars == 1 && !m.options.injectedBefore {
 		return deny(ReasonNameTaken, "a container is called %s already; give it another name", SidecarName)
 	}
 	names := []string{ConfigVolume, RunVolume, MountVolume}
@@ -111,8 +117,9 @@ func (m *mutation) checkContainers() error {
 		}
 	}
 	for _, c := range m.spec.EphemeralContainers {
-		if slices.ContainsFunc(c.VolumeMounts, func(v corev1.VolumeMount) bool { return v.Name == m.options.volume }) {
-			return deny(ReasonContainers, "the ephemeral container %s mounts the sealed volume %s", c.Name, m.options.volume)
+		if slices.ContainsFunc(c.VolumeMounts, func(v corev1.VolumeMount) bool { return v.Name == m.options.volume }) ||
+			slices.ContainsFunc(c.VolumeDevices, func(v corev1.VolumeDevice) bool { return v.Name == m.options.volume }) {
+			return deny(ReasonContainers, "the ephemeral container %s reaches the sealed volume %s", c.Name, m.options.volume)
 		}
 	}
 	if len(mounting) == 0 {

@@ -192,7 +192,7 @@ func (m *mutation) podSettings() {
 func (m *mutation) annotate() {
 	switch {
 	case m.options.injectedBefore:
-	case m.pod.Annotations == nil:
+	case len(m.pod.Annotations) == 0:
 		m.do("add", "/metadata/annotations", map[string]string{AnnotationInjected: m.options.settings.Version})
 	default:
 		m.do("add", "/metadata/annotations/"+strings.ReplaceAll(AnnotationInjected, "/", "~1"), m.options.settings.Version)

@@ -191,10 +191,17 @@ func (o *options) readSizes(given map[string]string) error {
 	return nil
 }
 
-// requests returns what the sidecar gets: its memory is request and limit, its CPU a limit only in a pod of the class
+// GuaranteedCPU is what the sidecar of a pod of the class Guaranteed gets, unless the pod says otherwise: there, the request
+// is the limit, and a freeze that has to flush under a small one would take too long.
+const GuaranteedCPU = "1"
+
+// resources returns what the sidecar gets: its memory is request and limit, its CPU a limit only in a pod of the class
 // Guaranteed, which would lose that class otherwise.
 func (o *options) resources(guaranteed bool) corev1.ResourceRequirements {
 	cpu, memory := o.settings.CPU, o.settings.Memory
+	if least := resource.MustParse(GuaranteedCPU); guaranteed && cpu.Cmp(least) < 0 {
+		cpu = least
+	}
 	if o.cpu != nil {
 		cpu = *o.cpu
 	}

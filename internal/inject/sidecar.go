@@ -119,27 +119,29 @@ func (m *mutation) mergedEnvironment(has []corev1.EnvVar, resources corev1.Resou
 	return merged
 }
 
-func mergedMounts(has, ours []corev1.VolumeMount) []corev1.VolumeMount {
-	merged := slices.Clone(has)
-	for _, want := range ours {
-		if at := slices.IndexFunc(merged, func(v corev1.VolumeMount) bool { return v.MountPath == want.MountPath }); at >= 0 {
-			merged[at] = want
-		} else {
-			merged = append(merged, want)
+// mergedMounts puts ours in the place of whatever was mounted at their paths.
+func mergedMounts(has, ours []corev1.VolumeMount) (merged []corev1.VolumeMount) {
+	missing := slices.Clone(ours)
+	for _, mount := range has {
+		at := slices.IndexFunc(ours, func(v corev1.VolumeMount) bool { return v.MountPath == mount.MountPath })
+		if at < 0 {
+			merged = append(merged, mount)
+		} else if n := slices.IndexFunc(missing, func(v corev1.VolumeMount) bool { return v.MountPath == mount.MountPath }); n >= 0 {
+			merged = append(merged, ours[at])
+			missing = slices.Delete(missing, n, n+1)
 		}
 	}
-	return merged
+	return append(merged, missing...)
 }
 
 // environment overrides what the pod decides and not the configuration.
 func (m *mutation) environment(resources corev1.ResourceRequirements) []corev1.EnvVar {
-	mount := mountSocket
+	env := []corev1.EnvVar{{Name: "BYOKD_VOLUME_LOWER", Value: sealedPath}}
 	if m.options.mode == ModePrivileged {
-		mount = privilegedPath + "/" + mountSubPath
-	}
-	env := []corev1.EnvVar{
-		{Name: "BYOKD_VOLUME_LOWER", Value: sealedPath},
-		{Name: "BYOKD_VOLUME_MOUNT", Value: mount},
+		env = append(env, corev1.EnvVar{Name: "BYOKD_VOLUME_MOUNT", Value: privilegedPath + "/" + mountSubPath})
+	} else {
+		env = append(env, corev1.EnvVar{Name: "BYOKD_VOLUME_MOUNT", Value: m.firstDataPath()}, // shown to people only
+			corev1.EnvVar{Name: "BYOKD_VOLUME_MOUNT_SOCKET", Value: mountSocket})
 	}
 	if m.options.profile.Role != "" {
 		env = append(env, corev1.EnvVar{Name: "BYOKD_VOLUME_ROLE", Value: m.options.profile.Role})
@@ -154,6 +156,21 @@ func (m *mutation) environment(resources corev1.ResourceRequirements) []corev1.E
 	// The collector works harder when nine tenths are reached: a kill for lack of memory takes the mount along.
 	limit := resources.Limits.Memory().Value()
 	return append(env, corev1.EnvVar{Name: "GOMEMLIMIT", Value: strconv.FormatInt(limit/10*9, 10)})
+}
+
+// firstDataPath is where the workload sees the plain files.
+func (m *mutation) firstDataPath() string {
+	for i := range m.spec.Containers {
+		if mount, ok := m.dataMount(&m.spec.Containers[i]); ok {
+			return mount.MountPath
+		}
+	}
+	for _, c := range m.others() {
+		if mount, ok := m.dataMount(c.Container); ok {
+			return mount.MountPath
+		}
+	}
+	panic("checkContainers denies pods in which nobody mounts the volume")
 }
 
 func (m *mutation) ourMounts() []corev1.VolumeMount {
