@@ -73,7 +73,7 @@ func TestRenewalsOverlap(t *testing.T) {
 			t.Fatalf("%d authorities are trusted", n)
 		}
 	}
-	if len(authorities) != 7 || len(servers) < 30 { // one in half a year, one in 30 days
+	if n := len(authorities); n < 6 || n > 7 || len(servers) < 30 { // one in half a year, one in 30 days, each up to a step late
 		t.Errorf("%d authorities and %d certificates in three years", len(authorities), len(servers))
 	}
 }
