@@ -141,6 +141,23 @@ func (t *nodeTable) newNode(id uint64) *node {
 func (t *nodeTable) look(dir int, name string, st *unix.Stat_t) (*node, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	n, err := t.meet(dir, name, st)
+	if err == nil {
+		n.lookups.Add(1)
+	}
+	return n, err
+}
+
+// hold returns the node of the lower inode that fd is open on without naming it
+// to the kernel; done gives it back.
+func (t *nodeTable) hold(fd int, st *unix.Stat_t) (*node, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.meet(fd, "", st)
+}
+
+// meet returns the node of the lower inode at (dir, name), in use; mu is held.
+func (t *nodeTable) meet(dir int, name string, st *unix.Stat_t) (*node, error) {
 	id, err := t.ids.identify(dir, name, st)
 	if err != nil {
 		return nil, err
@@ -150,7 +167,6 @@ func (t *nodeTable) look(dir int, name string, st *unix.Stat_t) (*node, error) {
 		n = t.newNode(id)
 		t.byID[id] = n
 	}
-	n.lookups.Add(1)
 	n.using.Add(1)
 	return n, nil
 }

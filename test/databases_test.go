@@ -45,7 +45,9 @@ type database struct {
 	*stack
 }
 
-func newDatabase(t *testing.T) *database { return &database{newStack(t, shipped)} }
+func newDatabase(t *testing.T, options ...option) *database {
+	return &database{newStack(t, shipped, options...)}
+}
 
 // launch starts a program that ends with the test at the latest. It has to end
 // before the mount goes.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,7 +22,7 @@ import (
 )
 
 // killCycles is how often everything is killed: BYOKD_KILL_CYCLES, or once while
-// open and once while frozen.
+// open, once while frozen.
 func killCycles(t *testing.T) int {
 	t.Helper()
 	text := os.Getenv("BYOKD_KILL_CYCLES")
@@ -40,10 +41,12 @@ func killCycles(t *testing.T) int {
 var gateCycles = []struct {
 	name      string
 	into, out []kmstest.KeyCommand
+	outage    bool              // KMS cannot be reached; the lease runs
 	waits     keyguard.KeyState // what the new byokd waits with; Unknown: it goes ready
 }{
 	{name: "open"},
 	{name: "disabled", into: []kmstest.KeyCommand{{Do: "disable"}}, out: []kmstest.KeyCommand{{Do: "enable"}}, waits: keyguard.Disabled},
+	{name: "degraded", outage: true, waits: keyguard.Unreachable},
 	{name: "to be deleted", into: []kmstest.KeyCommand{{Do: "schedule-deletion", AfterSeconds: 3600}}, out: []kmstest.KeyCommand{{Do: "cancel-deletion"}, {Do: "enable"}}, waits: keyguard.PendingDeletion},
 	{name: "denied", into: []kmstest.KeyCommand{{Do: "deny", Action: "kms:Decrypt", Principal: kmstest.TenantRole}},
 		out: []kmstest.KeyCommand{{Do: "allow", Action: "kms:Decrypt", Principal: kmstest.TenantRole}}, waits: keyguard.AccessDenied},
@@ -63,7 +66,7 @@ func TestEverythingKilled(t *testing.T) {
 	if _, err := user.Lookup("postgres"); err != nil {
 		t.Skip("there is no user postgres")
 	}
-	d := newDatabase(t)
+	d := newDatabase(t, withGrace(time.Minute)) // longer than it takes to kill them after an outage was noticed
 	k := &killed{database: d,
 		lite: &sqlite{database: d, program: lite, file: d.mount + "/bank.db", journal: "WAL"},
 		pg:   &postgres{database: d, bin: bin},
@@ -105,7 +108,11 @@ func (k *killed) cycle(number int) {
 	for _, c := range state.into {
 		k.key(c)
 	}
-	if state.waits != keyguard.Unknown {
+	switch {
+	case state.outage:
+		k.cutOff()
+		k.awaitGate(keyguard.Degraded)
+	case state.waits != keyguard.Unknown:
 		k.awaitGate(keyguard.Frozen)
 	}
 	k.kill(writer.process, bench, client)
@@ -121,6 +128,9 @@ func (k *killed) cycle(number int) {
 	}
 	for _, c := range state.out {
 		k.key(c)
+	}
+	if state.outage {
+		k.reconnect()
 	}
 	k.awaitState(metrics.StateReady)
 	when := fmt.Sprintf("cycle %d, killed while %s", number, state.name)

@@ -31,7 +31,7 @@ func TestKilledWhileFrozen(t *testing.T) {
 
 		s.startDaemon()
 		s.awaitKey(keyguard.Disabled)
-		s.assertWaiting()
+		s.assertWaiting("is disabled", "enable-key")
 		s.key(kmstest.KeyCommand{Do: "enable"})
 		restored := time.Now()
 		s.awaitState(metrics.StateReady)
@@ -47,6 +47,58 @@ func TestKilledWhileFrozen(t *testing.T) {
 			s.once(task{Role: "clear", Dir: s.mount})
 		}
 	}
+	s.stopDaemon()
+	s.assertSealed()
+}
+
+// cutOff lets every call of KMS break off; reconnect ends that.
+func (s *stack) cutOff() {
+	s.t.Helper()
+	if _, err := s.control.Inject(s.t.Context(), kmstest.Fault{Kind: kmstest.FaultCut}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *stack) reconnect() {
+	s.t.Helper()
+	if _, err := s.control.Clear(s.t.Context(), 0); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// TestKilledWhileDegraded kills byokd while KMS cannot be reached and the lease runs.
+// The lease dies with it: the next one waits, also when that is killed in turn,
+// until KMS answers, and has everything that was acknowledged, in the lease too.
+func TestKilledWhileDegraded(t *testing.T) {
+	const grace = 30 * time.Second
+	s := newStack(t, shipped, withGrace(grace))
+	l := s.startLoad()
+	s.awaitProgress(l)
+	s.cutOff()
+	degraded := s.awaitGate(keyguard.Degraded)
+	s.awaitProgress(l)
+	l.assertUnharmed(t, "while degraded")
+	s.killDaemon()
+	if over := degraded.LastSuccess.Add(grace); time.Now().After(over) {
+		t.Fatalf("the lease was over at %v: it was not killed while degraded", over)
+	}
+	told := s.abort(l)
+	for range 2 {
+		s.startDaemon()
+		s.awaitKey(keyguard.Unreachable)
+		s.assertWaiting("cannot be asked", "goes on by itself")
+		s.killDaemon()
+	}
+	s.startDaemon()
+	s.awaitKey(keyguard.Unreachable)
+	s.reconnect()
+	answers := time.Now()
+	s.awaitState(metrics.StateReady)
+	if took := time.Since(answers); took > thawLimit {
+		t.Errorf("ready %v after KMS answered again; promised %v", took, thawLimit)
+	}
+	s.once(task{Role: "verify", Claims: told, Crash: true})
+	s.verifyObjects(l.clients)
 	s.stopDaemon()
 	s.assertSealed()
 }
@@ -75,12 +127,12 @@ func (s *stack) abort(l load) []claim {
 }
 
 // assertWaiting checks what a byokd tells and serves that was started without its key.
-func (s *stack) assertWaiting() {
+func (s *stack) assertWaiting(cause, nextStep string) {
 	s.t.Helper()
 	s.assertHealth(true, false, false)
 	r, _ := s.report()
 	if r.State != metrics.StateWaiting || r.Headline != "External encryption key is not ready" ||
-		!strings.Contains(r.Cause, "is disabled") || !strings.Contains(r.NextStep, "enable-key") {
+		!strings.Contains(r.Cause, cause) || !strings.Contains(r.NextStep, nextStep) {
 		s.t.Errorf("the status says %s: %s. %s Next: %s", r.State, r.Headline, r.Cause, r.NextStep)
 	}
 	if code, text := s.command("status", "--admin", strings.TrimPrefix(s.admin, "http://")); code != 11 {

@@ -104,11 +104,12 @@ type stack struct {
 	s3         string // endpoint of the proxy
 	admin      string // endpoint of byokd's status
 	arn        string
-	canary     string   // in every plain byte string that the test writes
-	cache      string   // of the volume
-	launch     []string // a program with arguments that byokd is started by, if any
-	volumeless bool     // byokd has buckets only, and its files belong to nobody
-	prepare    func()   // once devcloud runs, before byokd is configured
+	canary     string        // in every plain byte string that the test writes
+	cache      string        // of the volume
+	grace      time.Duration // outageGrace of the key
+	launch     []string      // a program with arguments that byokd is started by, if any
+	volumeless bool          // byokd has buckets only, and its files belong to nobody
+	prepare    func()        // once devcloud runs, before byokd is configured
 	control    kmstest.Control
 	kms        *kms.Client // as the administrator
 	daemon     *process    // byokd, while it runs
@@ -129,6 +130,9 @@ func withCache(mode string) option {
 	}
 }
 
+// withGrace sets the length of the lease.
+func withGrace(grace time.Duration) option { return func(s *stack) { s.grace = grace } }
+
 // newStack starts a devcloud and a byokd, and waits until it is ready.
 func newStack(t *testing.T, program func() (string, error), options ...option) *stack {
 	t.Helper()
@@ -138,7 +142,7 @@ func newStack(t *testing.T, program func() (string, error), options ...option) *
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	s := &stack{t: t, byokd: byokd, dir: dir, lower: dir + "/sealed", mount: dir + "/data", canary: newCanary(), cache: "writeback"}
+	s := &stack{t: t, byokd: byokd, dir: dir, lower: dir + "/sealed", mount: dir + "/data", canary: newCanary(), cache: "writeback", grace: outageGrace}
 	for _, o := range options {
 		o(s)
 	}
@@ -217,7 +221,7 @@ objects:
 admin: {listen: %s}
 audit: {file: %q}
 stopTimeout: %v
-`, s.arn, s.cloud, probeInterval, outageGrace, s.lower, s.mount, s.cache, strings.TrimPrefix(s.s3, "http://"), s.dir+"/s3-credentials",
+`, s.arn, s.cloud, probeInterval, s.grace, s.lower, s.mount, s.cache, strings.TrimPrefix(s.s3, "http://"), s.dir+"/s3-credentials",
 		holdFor, s.cloud, s.cloud, strings.TrimPrefix(s.admin, "http://"), s.dir+"/audit.jsonl", stopTimeout)
 	if s.volumeless {
 		config = regexp.MustCompile(`(?m)^volume: .*\n`).ReplaceAllString(config, "")

@@ -15,10 +15,11 @@ import (
 	"github.com/byokd/byokd/internal/volumeread"
 )
 
-// checking is one `byokd check` of a volume.
+// checking is one `byokd check`.
 type checking struct {
 	from    keySource
 	output  string
+	socket  string      // of the byokd that is to check the volume that it serves
 	bucket  bucketCheck // where an s3:// source is given
 	environ []string
 	stdout  io.Writer
@@ -26,7 +27,6 @@ type checking struct {
 
 	report   checkReport
 	progress *progress
-	seen     map[uint64]bool // inodes with several names that were read
 }
 
 // checkReport is what `byokd check -o json` prints.
@@ -34,16 +34,19 @@ type checkReport struct {
 	Lower       string       `json:"lower"`
 	Volume      string       `json:"volume"`
 	KeyARN      string       `json:"key_arn"`
+	Served      bool         `json:"served"`   // a byokd served it meanwhile
 	Complete    bool         `json:"complete"` // everything was looked at
 	Sound       bool         `json:"sound"`    // … and nothing was wrong
+	Changed     int64        `json:"changed"`  // names removed or replaced meanwhile, and left out
 	Files       int64        `json:"files"`
 	Directories int64        `json:"directories"`
 	Others      int64        `json:"others"` // symlinks, pipes, sockets, devices
 	Bytes       int64        `json:"bytes"`  // plain bytes that were opened
 	Holes       int64        `json:"hole_bytes"`
 	FaultyBytes int64        `json:"faulty_bytes"`
+	FaultCount  int64        `json:"fault_count"`
 	Seconds     float64      `json:"seconds"`
-	Faults      []checkFault `json:"faults"`
+	Faults      []checkFault `json:"faults"` // at most 10,000
 }
 
 // checkFault is one fault with what to do about it.
@@ -53,18 +56,23 @@ type checkFault struct {
 }
 
 func newCheckCommand(environ []string) *cobra.Command {
-	c := &checking{environ: environ, seen: map[uint64]bool{}}
+	c := &checking{environ: environ}
 	cmd := &cobra.Command{
 		Use: "check [LOWER | s3://BUCKET[/PREFIX]]", Short: "Read every block of a volume, or every object of a bucket, and tell what is damaged", Args: cobra.MaximumNArgs(1),
-		Long: "Reads the lower directory of a volume that no byokd serves: stopped, on a snapshot, or on a disk that is mounted\n" +
-			"read-only. Every block, name, symlink and attribute is opened with the key; what is not authentic is told with\n" +
-			"file, offset, reason and what to do. Nothing is ever repaired or written. Needs kms:Decrypt on the key, which is\n" +
-			"given by --config (then LOWER may be left out) or by --key.\n" +
+		Long: "Reads the lower directory of a volume: of one that no byokd serves (stopped, on a snapshot, on a disk that is\n" +
+			"mounted read-only), or of one in use, which the byokd that serves it reads then. Every block, name, symlink and\n" +
+			"attribute is opened with the key; what is not authentic is told with file, offset, reason and what to do. Nothing\n" +
+			"is ever repaired or written. Needs kms:Decrypt on the key, which is given by --config (then LOWER may be left out)\n" +
+			"or by --key.\n" +
+			"A volume in use: the running byokd is found by admin.socket of --config, or by --socket, which needs nothing else.\n" +
+			"It reads beside its work, waits while it is frozen, and holds the writers of a block off before it calls that\n" +
+			"block damaged. What the kernel has not yet flushed is not looked at; a file that is renamed or removed meanwhile\n" +
+			"may be left out.\n" +
 			"s3://BUCKET reads every object of a bucket in all its versions, or those that begin with PREFIX; byokd may serve it\n" +
 			"meanwhile. It tells key, part, segment, reason and what to do, and needs s3:GetObject and s3:ListBucket, for a\n" +
 			"bucket with versions s3:GetObjectVersion, s3:ListBucketVersions and s3:GetBucketVersioning, too.\n" +
-			"Exit code 0 when everything is sound, 9 when something is not, 4 when LOWER is no volume or in use, 10 when KMS\n" +
-			"refuses the key.",
+			"Exit code 0 when everything is sound, 9 when something is not, 4 when LOWER is no volume or in use by a byokd that\n" +
+			"cannot be asked, 10 when KMS refuses the key, 20 when no byokd listens at --socket.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c.stdout, c.stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
@@ -80,6 +88,7 @@ func newCheckCommand(environ []string) *cobra.Command {
 		},
 	}
 	c.from.flags(cmd.Flags())
+	cmd.Flags().StringVar(&c.socket, "socket", "", "of a volume in use: control socket of the byokd that serves it")
 	cmd.Flags().StringVarP(&c.output, "output", "o", "table", "table or json")
 	c.bucket.flags(cmd.Flags())
 	return cmd
@@ -93,10 +102,19 @@ func (c *checking) prepare() error {
 }
 
 func (c *checking) run(ctx context.Context, lower string) error {
+	if c.socket != "" {
+		if lower != "" || c.from.file != "" || len(c.from.arns) > 0 {
+			return exitWith(exitUsage, errors.New("--socket alone says which volume, and the byokd there has its key: leave LOWER, --config and --key out"))
+		}
+		return c.askServer(ctx, c.socket)
+	}
 	if err := c.prepare(); err != nil {
 		return err
 	}
 	v, err := openOffline(ctx, lower, &c.from)
+	if errors.Is(err, volumeread.ErrBusy) {
+		return c.busy(ctx, lower)
+	}
 	if err != nil {
 		return err
 	}
@@ -105,13 +123,12 @@ func (c *checking) run(ctx context.Context, lower string) error {
 		lower = c.from.cfg.Volume.Lower
 	}
 	began := time.Now()
-	c.report = checkReport{Lower: lower, Volume: v.Header().Volume.String(), KeyARN: v.Header().KeyARN, Faults: []checkFault{}}
 	c.progress = newProgress(c.stderr, "checking", sizeBelow(lower))
-	err = v.Walk(ctx, c)
+	check := newVolumeCheck(lower, v, c.progress.tell)
+	err = check.run(ctx)
 	c.progress.finish()
+	c.report = check.report
 	c.report.Seconds = time.Since(began).Seconds()
-	c.report.Complete = err == nil
-	c.report.Sound = err == nil && len(c.report.Faults) == 0
 	return errors.Join(err, c.tell())
 }
 
@@ -128,7 +145,13 @@ func (c *checking) tell() error {
 		for _, f := range r.Faults {
 			fmt.Fprintln(c.stdout, f.text())
 		}
+		if more := r.FaultCount - int64(len(r.Faults)); more > 0 {
+			fmt.Fprintf(c.stdout, "and %d faults more\n", more)
+		}
 		fmt.Fprintf(c.stdout, "%d files, %d directories, %d others; %s opened, %s of holes, in %.1f s\n", r.Files, r.Directories, r.Others, bytesInWords(r.Bytes), bytesInWords(r.Holes), r.Seconds)
+		if r.Changed > 0 {
+			fmt.Fprintf(c.stdout, "%d names were removed or replaced meanwhile and are left out.\n", r.Changed)
+		}
 		switch {
 		case r.Sound:
 			fmt.Fprintf(c.stdout, "The volume %s is sound.\n", r.Volume)
@@ -136,8 +159,8 @@ func (c *checking) tell() error {
 			fmt.Fprintln(c.stdout, "Not everything was looked at.")
 		}
 	}
-	if len(r.Faults) > 0 {
-		return exitWith(exitDamaged, fmt.Errorf("%d faults, %d plain bytes cannot be read", len(r.Faults), r.FaultyBytes))
+	if r.FaultCount > 0 {
+		return exitWith(exitDamaged, fmt.Errorf("%d faults, %d plain bytes cannot be read", r.FaultCount, r.FaultyBytes))
 	}
 	return nil
 }
@@ -166,47 +189,4 @@ func nextStep(r volumeread.Reason) string {
 	default:
 		return ""
 	}
-}
-
-// Enter implements volumeread.Visitor.
-func (c *checking) Enter(*volumeread.Entry) error { c.report.Directories++; return nil }
-
-// Leave implements volumeread.Visitor.
-func (c *checking) Leave(*volumeread.Entry) error { return nil }
-
-// Other implements volumeread.Visitor.
-func (c *checking) Other(*volumeread.Entry) error { c.report.Others++; return nil }
-
-// File implements volumeread.Visitor: it reads the file once, by whichever name comes first.
-func (c *checking) File(e *volumeread.Entry, f *volumeread.File) error {
-	if e.Stat.Nlink > 1 {
-		if c.seen[e.Stat.Ino] {
-			return nil
-		}
-		c.seen[e.Stat.Ino] = true
-	}
-	c.report.Files++
-	var opened int64
-	_, err := f.Blocks(func(_ int64, plain []byte) error {
-		opened += int64(len(plain))
-		c.report.Bytes += int64(len(plain))
-		c.progress.tell(c.report.Bytes + c.report.Holes)
-		return nil
-	})
-	c.report.Holes += max(0, f.Size()-opened)
-	return err
-}
-
-// Fault implements volumeread.Visitor. Blocks that follow one another are one fault.
-func (c *checking) Fault(f volumeread.Fault) error {
-	c.report.FaultyBytes += f.Length
-	if n := len(c.report.Faults); n > 0 && f.Length > 0 {
-		last := &c.report.Faults[n-1]
-		if last.Lower == f.Lower && last.Reason == f.Reason && last.Length > 0 && last.Offset+last.Length == f.Offset {
-			last.Length += f.Length
-			return nil
-		}
-	}
-	c.report.Faults = append(c.report.Faults, checkFault{f, nextStep(f.Reason)})
-	return nil
 }

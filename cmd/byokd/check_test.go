@@ -51,8 +51,8 @@ func newVolumeSite(t *testing.T) *volumeSite {
 	for i, name := range []string{"empty", "one", "dir/journal", "dir/below/large", "to-damage", "sparse"} {
 		must(os.Chtimes(at(name), time.Unix(1e9, 5), time.Unix(1e9+int64(i), 7)))
 	}
-	if code := s.check(t, nil, exitLower); !strings.Contains(code, "stop it first") {
-		t.Errorf("while it is mounted, check says %s", code)
+	if text := s.check(t, nil, exitLower); !strings.Contains(text, "stop it first") || !strings.Contains(text, "--socket") {
+		t.Errorf("while it is mounted, by a byokd that has no socket, check says %s", text)
 	}
 	s.plain = describe(t, s.mount)
 	p.signal(t, unix.SIGTERM)
@@ -139,8 +139,13 @@ func (s *volumeSite) check(t *testing.T, report *checkReport, code int) string {
 // lowerOf returns the lower path of the file with this many lower blocks.
 func (s *volumeSite) lowerOf(t *testing.T, plainSize int64) string {
 	t.Helper()
+	return lowerOfSize(t, s.lower, plainSize)
+}
+
+func lowerOfSize(t *testing.T, lower string, plainSize int64) string {
+	t.Helper()
 	found := ""
-	err := filepath.WalkDir(s.lower, func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(lower, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {
 			if info, err := d.Info(); err == nil && info.Size() == seal.SealedFileSize(plainSize) {
 				found = path

@@ -45,6 +45,7 @@ type operator struct {
 	heldFile string
 
 	rewrapping sync.Mutex // one rewrap at a time
+	checking   sync.Mutex // one check at a time
 
 	mu   sync.Mutex      // one freeze or thaw at a time
 	held map[string]bool // guarded by mu: the keys whose freeze outlives a restart
@@ -94,7 +95,7 @@ func newOperator(d *daemon) (*operator, error) {
 
 // serve answers until ctx ends.
 func (o *operator) serve(ctx context.Context) error {
-	operations := map[string]control.Operation{"freeze": o.freeze, "thaw": o.thaw, "rewrap": o.rewrap}
+	operations := map[string]control.Operation{"freeze": o.freeze, "thaw": o.thaw, "rewrap": o.rewrap, "check": o.check}
 	return control.NewServer(operations, o.d.log.Named("control")).Serve(ctx, o.listener)
 }
 

@@ -80,7 +80,7 @@ func (f *File) measure() error {
 	last := f.lower/block - 1
 	length := seal.PayloadOf(last)
 	var sealed [block]byte
-	err := readFull(f.fd, sealed[:], last*block)
+	err := f.still(last, last, func() error { return readFull(f.fd, sealed[:], last*block) })
 	if err == nil && !seal.IsHole(sealed[:]) {
 		err = f.walk.volume.keys(func(root *seal.Root) error {
 			cipher, err := root.File(f.id)
@@ -91,6 +91,7 @@ func (f *File) measure() error {
 			if n, err := cipher.OpenBlock(plain[:], uint64(last), sealed[:]); err == nil {
 				length = n
 			}
+			clear(plain[:])
 			return nil // a block that does not open is told when it is read
 		})
 		if err != nil {
@@ -99,6 +100,14 @@ func (f *File) measure() error {
 	}
 	f.size = seal.BlockStart(last) + int64(length)
 	return nil
+}
+
+// still runs read while nobody writes the blocks, where somebody may.
+func (f *File) still(first, last int64, read func() error) (err error) {
+	if f.walk.volume.served == nil {
+		return read()
+	}
+	return errors.Join(f.walk.volume.served.Still(f.fd, first, last, func() { err = read() }), err)
 }
 
 // Blocks reads the file from its beginning to its end and gives yield every piece
@@ -151,25 +160,13 @@ func (f *File) piece(first int64, sealed, plain []byte, yield func(int64, []byte
 	var result [batch]opened
 	count := len(sealed) / block
 	f.read(sealed, first, result[:count])
-	err = f.walk.volume.keys(func(root *seal.Root) error {
-		cipher, err := root.File(f.id)
-		if err != nil {
-			return err
-		}
-		for i := range count {
-			one := sealed[i*block:][:block]
-			switch {
-			case result[i].err != nil:
-			case seal.IsHole(one):
-				result[i].n = -1
-			default:
-				result[i].n, result[i].err = cipher.OpenBlock(plain[i*seal.BlockPayload:][:seal.BlockPayload], uint64(first)+uint64(i), one)
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	if err := f.open(first, sealed, plain, result[:count]); err != nil {
 		return 0, err
+	}
+	if f.walk.volume.served != nil {
+		if err := f.again(first, sealed, plain, result[:count]); err != nil {
+			return 0, err
+		}
 	}
 	for i, r := range result[:count] {
 		index := first + int64(i)
@@ -191,6 +188,46 @@ func (f *File) piece(first int64, sealed, plain []byte, yield func(int64, []byte
 		}
 	}
 	return faulty, nil
+}
+
+// open opens blocks that were read.
+func (f *File) open(first int64, sealed, plain []byte, result []opened) error {
+	return f.walk.volume.keys(func(root *seal.Root) error {
+		cipher, err := root.File(f.id)
+		if err != nil {
+			return err
+		}
+		for i := range result {
+			one := sealed[i*block:][:block]
+			switch {
+			case result[i].err != nil:
+			case seal.IsHole(one):
+				result[i].n = -1
+			default:
+				result[i].n, result[i].err = cipher.OpenBlock(plain[i*seal.BlockPayload:][:seal.BlockPayload], uint64(first)+uint64(i), one)
+			}
+		}
+		if f.walk.volume.served != nil { // a freeze may follow
+			clear(plain)
+		}
+		return nil
+	})
+}
+
+// again looks once more at the blocks that could not be read or opened: they may
+// have been half written.
+func (f *File) again(first int64, sealed, plain []byte, result []opened) error {
+	for i := range result {
+		if result[i].err == nil {
+			continue
+		}
+		index, one := first+int64(i), sealed[i*block:][:block]
+		result[i].err = f.still(index, index, func() error { return readFull(f.fd, one, index*block) })
+		if err := f.open(index, one, plain[i*seal.BlockPayload:][:seal.BlockPayload], result[i:i+1]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // read reads blocks, one by one where together they cannot be read.

@@ -133,28 +133,43 @@ func (w *walk) name(dir int, parent *Entry, sealed string) error {
 	}
 	child.Path = path.Join(parent.Path, plain)
 	if err := unix.Fstatat(dir, sealed, &child.Stat, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return w.fault(child, Unreadable, err)
+		return w.unreadable(child, err)
 	}
 	switch child.Stat.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		fd, err := openAt(dir, sealed, unix.O_DIRECTORY)
 		if err != nil {
-			return w.fault(child, Unreadable, err)
+			return w.unreadable(child, err)
 		}
 		return w.directory(fd, child)
 	case unix.S_IFREG:
 		fd, err := openAt(dir, sealed, 0)
-		if err != nil {
-			return w.fault(child, Unreadable, err)
+		if err == nil {
+			defer unix.Close(fd)
+			err = unix.Fstat(fd, &child.Stat) // the name may be another file's by now
 		}
-		defer unix.Close(fd)
+		if err != nil {
+			return w.unreadable(child, err)
+		}
+		if !child.Is(unix.S_IFREG) {
+			w.volume.changed++
+			return nil
+		}
 		return w.file(fd, child)
 	case unix.S_IFLNK:
-		if err := w.target(dir, sealed, child); err != nil {
+		if there, err := w.target(dir, sealed, child); err != nil || !there {
 			return err
 		}
 	}
 	return w.visit.Other(child)
+}
+
+// unreadable tells of a name that cannot be looked at, unless it has just gone.
+func (w *walk) unreadable(e *Entry, err error) error {
+	if w.volume.gone(err) {
+		return nil
+	}
+	return w.fault(e, Unreadable, err)
 }
 
 // ownName tells what else is in the lower root.
@@ -166,12 +181,15 @@ func (w *walk) fault(e *Entry, reason Reason, err error) error {
 	return w.visit.Fault(Fault{Path: e.Path, Lower: e.Lower, Reason: reason, Detail: err.Error()})
 }
 
-// target opens the target of a symlink.
-func (w *walk) target(dir int, sealed string, e *Entry) error {
+// target opens the target of a symlink, and tells whether there still is one.
+func (w *walk) target(dir int, sealed string, e *Entry) (there bool, err error) {
 	var hidden [unix.PathMax]byte
 	n, err := unix.Readlinkat(dir, sealed, hidden[:])
 	if err != nil {
-		return w.fault(e, Unreadable, err)
+		if w.volume.gone(err) {
+			return false, nil
+		}
+		return true, w.fault(e, Unreadable, err)
 	}
 	var plain []byte
 	err = w.volume.keys(func(root *seal.Root) (err error) {
@@ -180,10 +198,10 @@ func (w *walk) target(dir int, sealed string, e *Entry) error {
 		return err
 	})
 	if err != nil {
-		return w.fault(e, Damaged, err)
+		return true, w.fault(e, Damaged, err)
 	}
 	e.Target = string(plain)
-	return nil
+	return true, nil
 }
 
 const (
@@ -207,6 +225,9 @@ func (w *walk) attributes(fd int, e *Entry, id seal.FileID) error {
 			continue
 		}
 		sealed, err := attribute(func(b []byte) (int, error) { return unix.Fgetxattr(fd, name, b) })
+		if w.volume.served != nil && errors.Is(err, unix.ENODATA) {
+			continue // it was removed since they were listed
+		}
 		if err != nil {
 			if err := w.fault(e, Unreadable, err); err != nil {
 				return err

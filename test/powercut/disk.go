@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"strconv"
@@ -106,11 +107,31 @@ func (d *disk) close() error {
 	return errors.Join(unix.Munmap(d.head), d.file.Close())
 }
 
-// counters are at the beginning of the log's file. Each is written by the server
-// alone.
+// counters are at the beginning of the log's file. The first two are written by
+// the server alone, the others by the test.
 type counters struct {
 	events atomic.Int64 // in the log: what is acknowledged by the disk is counted
 	bytes  atomic.Int64 // of the log, from the second page on
+
+	failReads, failWrites atomic.Int64 // of a thousand
+	slow                  atomic.Int64 // of a thousand, answered late
+	failed                atomic.Int64 // by the server: what it has failed
+}
+
+// slowness is how late a slow request is answered.
+const slowness = 20 * time.Millisecond
+
+// fails says whether a request that fails so often of a thousand fails now, and
+// makes it late where it is to be.
+func (c *counters) fails(rate *atomic.Int64) bool {
+	if rand.Int64N(1000) < c.slow.Load() {
+		time.Sleep(slowness)
+	}
+	if rand.Int64N(1000) >= rate.Load() {
+		return false
+	}
+	c.failed.Add(1)
+	return true
 }
 
 func countersOf(page []byte) *counters { return (*counters)(unsafe.Pointer(&page[0])) }
@@ -303,6 +324,9 @@ func (d *diskServer) Open(_ <-chan struct{}, _ *fuse.OpenIn, out *fuse.OpenOut) 
 }
 
 func (d *diskServer) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	if d.head.fails(&d.head.failReads) {
+		return nil, fuse.EIO
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	n := copy(buf, d.content[min(int64(in.Offset), d.size):])
@@ -313,6 +337,9 @@ func (d *diskServer) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 	off, n := int64(in.Offset), int64(len(data))
 	if off+n > d.size {
 		return 0, fuse.Status(unix.ENOSPC)
+	}
+	if d.head.fails(&d.head.failWrites) {
+		return 0, fuse.EIO
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -3,6 +3,7 @@
 package powercut
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,6 +45,9 @@ type recording struct {
 	events []event
 	log    []byte // what the events' data is in
 	start  int    // where the workloads began
+
+	looking sync.Mutex
+	moments []int // where a workload looked at the log: what was acknowledged then has just become durable; guarded by looking
 
 	// inspect, if set, looks at the lower filesystem when the workloads are over
 	// and everything is still mounted.
@@ -124,12 +128,26 @@ func (r *recording) work(d *disk, dir string, length time.Duration, between func
 		return err
 	}
 	r.start = d.now()
+	now := func() int {
+		at := d.now()
+		r.looking.Lock()
+		r.moments = append(r.moments, at)
+		r.looking.Unlock()
+		return at
+	}
+	runtime.LockOSThread() // for what burn starts
+	defer runtime.UnlockOSThread()
+	idle, err := burn()
+	if err != nil {
+		return err
+	}
+	defer idle()
 	ctx, cancel := context.WithTimeout(context.Background(), length)
 	defer cancel()
 	failed := make([]error, len(r.loads)+1)
 	var working sync.WaitGroup
 	for i, l := range r.loads {
-		w := &world{filepath.Join(dir, l.name()), rand.New(rand.NewPCG(r.seed, uint64(i))), d.now}
+		w := &world{filepath.Join(dir, l.name()), rand.New(rand.NewPCG(r.seed, uint64(i))), now}
 		working.Go(func() {
 			runtime.LockOSThread() // the programs that it starts are to die with this thread, and not before
 			defer runtime.UnlockOSThread()
@@ -170,15 +188,15 @@ func (b bench) verify(r *recording, points int, keepDir string) ([]loss, error) 
 	}
 	defer m.close()
 	choice := rand.New(rand.NewPCG(r.seed, 99))
-	cuts := make([]int, points)
-	for i := range cuts {
-		cuts[i] = r.start + choice.IntN(len(r.events)-r.start+1)
-	}
-	slices.Sort(cuts)
 	var lost []loss
-	for i, cut := range cuts {
+	for i, c := range r.cuts(choice, points) {
+		cut := c.at
 		m.advance(cut)
-		kept := draw(subset(choice, len(m.pending)), len(m.pending))
+		rule := subset(choice, len(m.pending))
+		if c.bare {
+			rule = func() bool { return false }
+		}
+		kept := draw(rule, len(m.pending))
 		if err := m.cutAt(cut, kept); err != nil {
 			return lost, err
 		}
@@ -193,6 +211,31 @@ func (b bench) verify(r *recording, points int, keepDir string) ([]loss, error) 
 		}
 	}
 	return lost, nil
+}
+
+// cut is a place to cut the power at. A bare one leaves nothing on the medium that
+// no flush has made durable.
+type cut struct {
+	at   int
+	bare bool
+}
+
+// cuts chooses places, in ascending order: half of them anywhere, half where a
+// workload has just been acknowledged something, or was about to begin. What was
+// acknowledged too early is missing until the next flush, which is soon; so these
+// are the places where it shows, most of all if nothing else has survived.
+func (r *recording) cuts(choice *rand.Rand, points int) []cut {
+	cuts := make([]cut, points)
+	slices.Sort(r.moments)
+	for i := range cuts {
+		if i%2 == 0 || len(r.moments) == 0 {
+			cuts[i].at = r.start + choice.IntN(len(r.events)-r.start+1)
+			continue
+		}
+		cuts[i] = cut{r.moments[choice.IntN(len(r.moments))], choice.IntN(3) > 0}
+	}
+	slices.SortFunc(cuts, func(a, b cut) int { return cmp.Compare(a.at, b.at) })
+	return cuts
 }
 
 // again makes a state anew that had lost something, on a medium that has seen no
