@@ -1,15 +1,14 @@
 package fs
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"os"
-	"sync"
+	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
-
-	"golang.org/x/sys/unix"
+	"time"
 
 	"github.com/byokd/byokd/internal/seal"
 )
@@ -43,64 +42,78 @@ func TestUseKeysWhileFrozen(t *testing.T) {
 	}
 }
 
-// TestStill: a block that is read while its writers are held off always opens, whatever they do.
+// TestStill: blocks are read when no writer is at work on them: neither one that rewrites in place, nor one that
+// lets the file grow.
 func TestStill(t *testing.T) {
-	cacheModes(t, func(t *testing.T, o Options) {
-		v := newVolume(t, o)
-		f, err := os.Create(v.path("hot"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := f.Write(make([]byte, 20_000)); err != nil {
-			t.Fatal(err)
-		}
-		if err := f.Sync(); err != nil {
-			t.Fatal(err)
-		}
-		var over atomic.Bool
-		var writing sync.WaitGroup
-		writing.Go(func() {
-			defer f.Close()
-			for i := byte(0); !over.Load(); i++ {
-				if _, err := f.WriteAt(bytes.Repeat([]byte{i}, 15_000), 1000); err != nil {
-					t.Error(err)
-					return
+	for _, c := range []struct {
+		name string
+		off  int64
+	}{{"in place", 5000}, {"growing", 20_000}} {
+		t.Run(c.name, func(t *testing.T) {
+			v := newVolume(t, Options{Cache: Writethrough})
+			var armed atomic.Bool
+			writes, goOn := make(chan struct{}), make(chan struct{})
+			v.fs.nodes.fault = faultFunc("write", func() error {
+				if armed.CompareAndSwap(true, false) {
+					close(writes)
+					<-goOn
 				}
-				if err := f.Sync(); err != nil {
-					t.Error(err)
-					return
-				}
-			}
-		})
-		lower, err := os.Open(v.lowerFiles()[0])
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer lower.Close()
-		sealed, plain := make([]byte, block), make([]byte, seal.BlockPayload)
-		var raw [len(seal.FileID{})]byte
-		if _, err := unix.Fgetxattr(int(lower.Fd()), idAttribute, raw[:]); err != nil {
-			t.Fatal(err)
-		}
-		for round := range 3000 {
-			index := int64(round % 3)
-			var read error
-			err := v.fs.Still(int(lower.Fd()), index, index, func() { _, read = lower.ReadAt(sealed, index*block) })
-			if err := errors.Join(err, read); err != nil {
+				return nil
+			})
+			f, err := os.Create(v.path("file"))
+			if err != nil {
 				t.Fatal(err)
 			}
-			err = v.fs.UseKeys(t.Context(), func(root *seal.Root) error {
-				cipher, err := root.File(seal.FileID(raw))
-				if err == nil {
-					_, err = cipher.OpenBlock(plain, uint64(index), sealed)
-				}
-				return err
-			})
-			if err != nil {
-				t.Fatalf("round %d, block %d: %v", round, index, err)
+			defer f.Close()
+			if _, err := f.Write(make([]byte, 20_000)); err != nil {
+				t.Fatal(err)
 			}
+			armed.Store(true)
+			written := make(chan error, 1)
+			go func() {
+				_, err := f.WriteAt(make([]byte, 100), c.off)
+				written <- err
+			}()
+			<-writes
+			lower, err := os.Open(v.lowerFiles()[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer lower.Close()
+			var released atomic.Bool
+			early := errors.New("read while a writer was at work")
+			read := make(chan error, 1)
+			go func() {
+				var found error
+				err := v.fs.Still(int(lower.Fd()), 1, 1, func() {
+					if !released.Load() {
+						found = early
+					}
+				})
+				read <- errors.Join(err, found)
+			}()
+			for deadline := time.Now().Add(10 * time.Second); !stillWaits() && len(read) == 0; time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("it neither waits nor reads")
+				}
+			}
+			released.Store(true)
+			close(goOn)
+			if err := errors.Join(<-written, <-read); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// stillWaits tells whether a goroutine waits in Still.
+func stillWaits() bool {
+	stacks := make([]byte, 1<<20)
+	for stack := range strings.SplitSeq(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+		state, _, _ := strings.Cut(stack, "\n") // goroutine 7 [sync.Cond.Wait]:
+		if strings.Contains(state, "[sync.") && strings.Contains(stack, ".(*Filesystem).Still(") {
+			return true
 		}
-		over.Store(true)
-		writing.Wait()
-	})
+	}
+	return false
 }

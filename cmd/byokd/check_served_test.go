@@ -196,3 +196,51 @@ func TestCheckServed(t *testing.T) {
 		t.Errorf("nobody there: %d %s", code, errs)
 	}
 }
+
+// mending is a server of a volume in which one block is half written until its writer is waited for.
+type mending struct {
+	t    *testing.T
+	path string
+	at   int64
+	held int // how often writers were held off
+}
+
+// Still implements volumeread.Server.
+func (m *mending) Still(_ int, first, last int64, read func()) error {
+	if m.held++; m.at/seal.BlockSize >= first && m.at/seal.BlockSize <= last {
+		flip(m.t, m.path, m.at)
+		m.at = -seal.BlockSize
+	}
+	read()
+	return nil
+}
+
+// TestCheckLooksAgain: a block of a volume in use that does not open is looked at again while its writers are held
+// off. What opens then was never damaged; what does not is.
+func TestCheckLooksAgain(t *testing.T) {
+	s := newVolumeSite(t)
+	target := s.lowerOf(t, 40_000)
+	m := &mending{t: t, path: target, at: 3*seal.BlockSize + 100}
+	flip(t, target, m.at)
+	flip(t, target, 5*seal.BlockSize+100)
+	from := keySource{file: s.config}
+	if err := from.load(nil); err != nil {
+		t.Fatal(err)
+	}
+	v, err := volumeread.OpenServed(s.lower, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	if err := unlockOffline(t.Context(), v, &from); err != nil {
+		t.Fatal(err)
+	}
+	check := newVolumeCheck(s.lower, v, func(int64) {})
+	if err := check.run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r := check.report
+	if m.held == 0 || len(r.Faults) != 1 || r.FaultCount != 1 || r.Faults[0].Offset != seal.BlockStart(5) || r.Faults[0].Length != seal.BlockPayload || r.FaultyBytes != seal.BlockPayload {
+		t.Errorf("writers were held off %d times; %+v", m.held, r)
+	}
+}
