@@ -18,7 +18,7 @@ FUZZTIME ?= 30s
 SOAK     ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test race lint fuzz bench micro e2e conformance-s3 conformance-fs soak image chart clean
+.PHONY: help build run test race lint fuzz bench bench-limits bench-scale bench-peers micro e2e conformance-s3 conformance-fs soak image chart clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,10 +61,22 @@ fuzz: ## fuzz every decoder for FUZZTIME (30s) each
 	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 	    echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; done; done
 
-bench: build ## compare with raw ext4, loopback, gocryptfs; S3 with the direct way and rclone crypt: tables, in minutes
+bench: build ## compare with raw ext4, loopback and the peers installed, S3 with the direct way; gate, freezes under load: in 20 minutes
 	@mkdir -p .cache
 	$(GO) run ./bench -json .cache/bench.json -svg .cache/bench.svg $(BENCH)
 	@echo "figures: .cache/bench.json, picture: .cache/bench.svg"
+
+bench-limits: build ## what loads reach without cryptography, on a disk in memory: what is in the way of a goal
+	@mkdir -p .cache
+	$(GO) run ./bench -parts limits -json .cache/limits.json -svg .cache/limits.svg $(BENCH)
+
+bench-scale: build ## a million files, a file of 1 TiB, 10,000 open files, 64 writers, starts: curves, in 20 minutes
+	@mkdir -p .cache
+	$(GO) run ./bench -parts scale -json .cache/scale.json -plot .cache/scale.svg $(BENCH)
+	@echo "figures: .cache/scale.json, curves: .cache/scale.svg"
+
+bench-peers: ## install what bench compares with and measures by, on Debian
+	apt-get update -q && apt-get install -q -y --no-install-recommends gocryptfs encfs cryfs rclone sqlite3 rocksdb-tools e2fsprogs
 
 micro: ## run the Go benchmarks with their allocation counts
 	$(GO) test -run '^$$' -bench . -benchmem ./...

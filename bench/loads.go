@@ -113,20 +113,18 @@ func little(dir string, i int) string { return filepath.Join(dir, "little", strc
 // filesystems.
 func cold(run func(string) (float64, error)) func(string) (float64, error) {
 	return func(dir string) (float64, error) {
-		if err := syncBoth(dir); err != nil {
-			return 0, err
-		}
-		if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
+		if err := forget(dir, filepath.Join(dir, "../..")); err != nil {
 			return 0, err
 		}
 		return run(dir)
 	}
 }
 
-// syncBoth writes back what the peer's filesystem holds dirty, and then the one
-// below; only clean pages can be dropped.
-func syncBoth(dir string) error {
-	for _, of := range []string{dir, filepath.Join(dir, "../..")} {
+// forget makes the kernel forget every page, name and inode. Only what is clean can
+// be dropped, so what the filesystems of the directories hold dirty is written back
+// before: first the peer's, then the one below.
+func forget(peer, lower string) error {
+	for _, of := range []string{peer, lower} {
 		f, err := os.Open(of)
 		if err != nil {
 			return err
@@ -136,7 +134,7 @@ func syncBoth(dir string) error {
 		_ = unix.Syncfs(int(f.Fd()))
 		f.Close()
 	}
-	return nil
+	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
 }
 
 // warm runs twice and measures the second.

@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,6 +41,14 @@ type options struct {
 	core   int      // processor of the proxy, -1 for any
 	json   string   // file for the report
 	svg    string   // file for its picture
+	plot   string   // file for the curves of the scale part
+
+	progress *progress
+
+	freezes int            // of the freeze part
+	scale   *regexp.Regexp // parts of the scale part
+	files   int            // of the scale part
+	open    int            // files that it opens at once
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -49,25 +58,32 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return runLoad(args[1], args[2], stdout)
 		case "s3load":
 			return runS3Load(ctx, args[1:], stdout)
+		case "stress":
+			return runStress(args[1], args[2])
 		case "loopback":
 			return serveLoopback(args[1], args[2])
 		}
 	}
 	var o options
-	var loads, peers, parts string
+	var loads, peers, parts, scale string
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.StringVar(&o.dir, "dir", "", "directory for all data; its filesystem is the raw peer (default: a new one in TMPDIR)")
 	flags.StringVar(&o.bin, "bin", "bin", "directory of byokd and devcloud")
 	flags.IntVar(&o.rounds, "rounds", 3, "interleaved rounds")
 	flags.StringVar(&loads, "loads", ".", "regular expression of the loads to run")
-	flags.StringVar(&peers, "peers", "raw,byokd,loopback,gocryptfs", "peers; what is not installed is left out")
-	flags.StringVar(&parts, "parts", "fs,s3", "parts of the comparison: the filesystem, the S3 proxy")
+	flags.StringVar(&peers, "peers", "raw,byokd,loopback,gocryptfs,encfs,cryfs,rclone", "peers; what is not installed is told and left out")
+	flags.StringVar(&parts, "parts", "fs,s3,gate,freeze", "parts: fs and s3 (the comparisons), gate, freeze (under load), limits (byokd without cryptography, on a disk in memory), scale")
 	flags.Int64Var(&o.large, "large", 0, "put and get an object of so many GiB first, and tell how much memory byokd took (5 at most)")
 	flags.BoolVar(&o.keep, "keep", false, "leave the mounts up until Ctrl-C")
 	flags.IntVar(&o.core, "core", -1, "run the S3 proxy on this processor; with the rest on another by taskset -c, byokd has one of its own")
 	flags.StringVar(&o.json, "json", "", "file to write the figures to as JSON")
 	flags.StringVar(&o.svg, "svg", "", "file to write a picture of the ratios to")
+	flags.StringVar(&o.plot, "plot", "", "file to write a picture of the curves of the scale part to")
+	flags.IntVar(&o.freezes, "freezes", 20, "freezes and thaws of the freeze part")
+	flags.StringVar(&scale, "scale", ".", "regular expression of the steps of the scale part: start, files, sparse, open, writers")
+	flags.IntVar(&o.files, "files", 1_000_000, "files of the scale part")
+	flags.IntVar(&o.open, "open", 10_000, "files that the scale part has open at once")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -75,8 +91,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if o.loads, err = regexp.Compile(loads); err != nil {
 		return err
 	}
+	if o.scale, err = regexp.Compile(scale); err != nil {
+		return err
+	}
 	o.peers, o.parts = strings.Split(peers, ","), strings.Split(parts, ",")
-	if os.Geteuid() != 0 && slices.Contains(o.parts, "fs") {
+	mounts := func(part string) bool { return part == "fs" || part == "freeze" || part == "scale" }
+	if os.Geteuid() != 0 && slices.ContainsFunc(o.parts, mounts) {
 		return errors.New("mounting and dropping caches need root")
 	}
 	return compare(ctx, o, stdout, stderr)
@@ -94,19 +114,39 @@ func compare(ctx context.Context, o options, stdout, stderr io.Writer) (err erro
 	if err != nil {
 		return err
 	}
-	r := report{Machine: describe(o), Rounds: o.rounds}
-	fmt.Fprintf(stdout, "%v; medians of up to %d interleaved rounds\n\n", r.Machine, o.rounds)
-	if slices.Contains(o.parts, "fs") {
-		var s section
-		s, err = compareFS(ctx, o, self, stdout, stderr)
-		r.Sections = append(r.Sections, s)
+	r := report{Machine: describe(o.dir), Rounds: o.rounds}
+	fmt.Fprintf(stdout, "%v; medians of up to %d interleaved rounds\n", r.Machine, o.rounds)
+	if warning := r.Machine.warning(); warning != "" {
+		fmt.Fprintln(stdout, warning)
 	}
-	if err == nil && slices.Contains(o.parts, "s3") && ctx.Err() == nil {
-		var s section
-		s, err = compareS3(ctx, o, self, stdout, stderr)
-		r.Sections = append(r.Sections, s)
+	o.progress = newProgress(stderr)
+	parts := []part{
+		{"fs", o.fsSteps(), func() error { return r.section(compareFS(ctx, o, self, stdout, stderr)) }},
+		{"s3", o.s3Steps(), func() error { return r.section(compareS3(ctx, o, self, stdout, stderr)) }},
+		{"gate", 1, func() (err error) { r.Gate, err = measureGate(ctx, o, stdout); return err }},
+		{"freeze", o.freezes, func() (err error) { r.Freeze, err = measureFreezes(ctx, o, self, stdout, stderr); return err }},
+		{"limits", o.limitsSteps(), func() error { return r.section(compareLimits(ctx, o, self, stdout, stderr)) }},
+		{"scale", scaleSteps, func() (err error) { r.Scale, err = compareScale(ctx, o, stdout, stderr); return err }},
 	}
-	return errors.Join(err, r.write(o.json, o.svg))
+	parts = slices.DeleteFunc(parts, func(p part) bool { return !slices.Contains(o.parts, p.name) })
+	for _, p := range parts {
+		o.progress.plan(p.steps)
+	}
+	for _, p := range parts {
+		if err == nil && ctx.Err() == nil {
+			end := o.progress.begin(p.steps)
+			err = p.run()
+			end()
+		}
+	}
+	return errors.Join(err, r.write(o))
+}
+
+// part of the comparison.
+type part struct {
+	name  string
+	steps int // at most, for the progress
+	run   func() error
 }
 
 // compareFS measures the filesystem's section and prints its table.
@@ -125,12 +165,10 @@ func compareFS(ctx context.Context, o options, self string, stdout, stderr io.Wr
 	if err != nil && ctx.Err() == nil {
 		return s, err
 	}
-	fmt.Fprintf(stderr, "\r%-60s\r", "")
-	names := make([]string, len(peers))
-	for i, p := range peers {
-		names[i] = p.name
-	}
+	names := namesOf(peers)
+	fmt.Fprintf(stdout, "\nFilesystem\n\n")
 	r.print(stdout, loads, names) // also what there is when it was interrupted
+	r.printUsage(stdout, loads, names)
 	if o.keep && err == nil {
 		fmt.Fprintln(stderr, "mounts are up under", o.dir, "until Ctrl-C")
 		<-ctx.Done()
@@ -138,55 +176,79 @@ func compareFS(ctx context.Context, o options, self string, stdout, stderr io.Wr
 	return r.section("filesystem", loads, names), err
 }
 
+func namesOf(peers []peer) []string {
+	names := make([]string, len(peers))
+	for i, p := range peers {
+		names[i] = p.name
+	}
+	return names
+}
+
+// fsSteps are the measurements of the filesystem's part, were all peers there.
+func (o options) fsSteps() int {
+	loads, steps := len(loadsOf(o)), 0
+	for _, name := range o.peers {
+		if slow(name) {
+			steps += loads
+		} else {
+			steps += loads * o.rounds
+		}
+	}
+	return steps
+}
+
+// loadsOf are the loads that were asked for and can run here.
+func loadsOf(o options) []load {
+	return slices.DeleteFunc(slices.Clone(loads), func(l load) bool { return !o.loads.MatchString(l.name) || !l.possible() })
+}
+
+// measureAll runs every load on every peer, round by round. Peers that are slow are
+// measured once, and what they cannot do is left out; the others must be able.
 func measureAll(ctx context.Context, o options, self string, peers []peer, r results, stderr io.Writer) error {
 	for round := range o.rounds {
-		for _, l := range loads {
-			if !o.loads.MatchString(l.name) || !l.possible() {
-				continue
-			}
-			fmt.Fprintf(stderr, "\rround %d of %d: %-40s", round+1, o.rounds, l.name)
+		for _, l := range loadsOf(o) {
 			for i := range peers {
-				p := peers[(i+round)%len(peers)]
-				before := p.cpuSeconds()
-				rate, err := measure(ctx, self, l, p)
-				if err != nil {
+				p := &peers[(i+round)%len(peers)]
+				if slow(p.name) && round > 0 {
+					continue
+				}
+				o.progress.step("round %d of %d: %s: %s", round+1, o.rounds, l.name, p.name)
+				err := measure(ctx, self, l, p, r)
+				if err != nil && slow(p.name) && ctx.Err() == nil {
+					fmt.Fprintf(stderr, "\r%-100s\r%s: %s: %v\n", "", p.name, l.name, err)
+				} else if err != nil {
 					return fmt.Errorf("%s on %s: %w", l.name, p.name, err)
 				}
-				r.rates.add(l.name, p.name, rate)
-				r.cpu.add(l.name, p.name, p.cpuSeconds()-before)
 			}
 		}
 	}
 	return nil
 }
 
+// slowLimit is what a slow peer may take for a load.
+const slowLimit = 30 * time.Second
+
 // measure runs one load on one peer, in a process of its own.
-func measure(ctx context.Context, self string, l load, p peer) (float64, error) {
+func measure(ctx context.Context, self string, l load, p *peer, r results) error {
+	if slow(p.name) {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, slowLimit)
+		defer cancel()
+	}
 	dir := filepath.Join(p.dir, "bench")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return 0, err
+		return err
 	}
-	return measureChild(ctx, self, "load", l.name, dir)
-}
-
-// describe says on what the figures were measured.
-func describe(o options) machine {
-	var name unix.Utsname
-	var st unix.Statfs_t
-	_ = unix.Uname(&name)
-	_ = unix.Statfs(o.dir, &st)
-	kind := fmt.Sprintf("%#x", st.Type)
-	if known, ok := map[int64]string{unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.TMPFS_MAGIC: "tmpfs", unix.BTRFS_SUPER_MAGIC: "btrfs"}[st.Type]; ok {
-		kind = known
+	p.resetPeak()
+	before := p.cpuSeconds()
+	rate, err := measureChild(ctx, self, "load", l.name, dir)
+	if err != nil {
+		return err
 	}
-	processor := "?"
-	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		if found := regexp.MustCompile(`model name\s*: (.*)`).FindSubmatch(text); found != nil {
-			processor = string(found[1])
-		}
+	r.rates.add(l.name, p.name, rate)
+	r.cpu.add(l.name, p.name, p.cpuSeconds()-before)
+	if u, ok := p.usage(); ok {
+		r.peak.add(l.name, p.name, u.peak)
 	}
-	var cpus unix.CPUSet
-	_ = unix.SchedGetaffinity(0, &cpus)
-	load, _ := os.ReadFile("/proc/loadavg")
-	return machine{unix.ByteSliceToString(name.Release[:]), cpus.Count(), processor, kind, strings.Join(strings.Fields(string(load))[:3], " ")}
+	return nil
 }

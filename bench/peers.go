@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -32,6 +31,11 @@ type peer struct {
 	dir     string // where the loads work
 	mounted bool
 	server  []*exec.Cmd // stopped last first
+
+	// Of byokd: its admin endpoint, its key and the control of its stand-in for AWS.
+	admin   string
+	arn     string
+	control kmstest.Control
 }
 
 // startLimit is how long a peer may take to mount.
@@ -42,18 +46,23 @@ func startPeers(ctx context.Context, o options, stderr io.Writer) ([]peer, error
 	var all []peer
 	for _, name := range o.peers {
 		start, ok := map[string]func(context.Context, options, *peer) error{
-			"raw": startRaw, subject: startByokd, "loopback": startLoopback, "gocryptfs": startGocryptfs,
+			"raw": startRaw, subject: startByokd, uncrypted: startUncrypted, "loopback": startLoopback,
+			"gocryptfs": startGocryptfs, "encfs": startEncfs, "cryfs": startCryfs, "rclone": startRclone,
 		}[name]
 		if !ok {
 			return all, fmt.Errorf("there is no peer %q", name)
 		}
-		p := peer{name: name, dir: filepath.Join(o.dir, name)}
+		p := peer{name: name, dir: filepath.Join(o.dir, strings.ReplaceAll(name, " ", "-"))}
 		if err := os.MkdirAll(p.dir, 0o755); err != nil {
 			return all, err
 		}
 		err := start(ctx, o, &p)
 		if errors.Is(err, exec.ErrNotFound) {
-			fmt.Fprintf(stderr, "%s is not installed and left out\n", name)
+			fmt.Fprintf(stderr, "%s is not installed and left out (make bench-peers installs it)\n", name)
+			continue
+		}
+		if err != nil && slow(name) {
+			fmt.Fprintf(stderr, "%s does not start and is left out: %v\n", name, errors.Join(err, p.stop()))
 			continue
 		}
 		all = append(all, p)
@@ -87,16 +96,21 @@ func startGocryptfs(_ context.Context, _ options, p *peer) error {
 		return err
 	}
 	if _, err := os.Stat(lower + "/gocryptfs.conf"); err != nil {
-		text, err := exec.Command("gocryptfs", "-init", "-q", "-scryptn", "10", "-extpass", "echo bench", lower).CombinedOutput()
+		text, err := exec.Command("gocryptfs", "-init", "-q", "-scryptn", "10", "-extpass", "echo "+peerPassword, lower).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("gocryptfs -init: %w: %s", err, text)
 		}
 	}
-	return p.serve("gocryptfs", "-fg", "-q", "-allow_other", "-extpass", "echo bench", lower, p.dir)
+	return p.serve("gocryptfs", "-fg", "-q", "-allow_other", "-extpass", "echo "+peerPassword, lower, p.dir)
 }
 
-// startByokd starts a stand-in for AWS and byokd on it.
+// startByokd starts byokd as it is built.
 func startByokd(ctx context.Context, o options, p *peer) error {
+	return p.startByokd(ctx, o, filepath.Join(o.bin, "byokd"))
+}
+
+// startByokd starts a stand-in for AWS, and a byokd on it.
+func (p *peer) startByokd(ctx context.Context, o options, program string) error {
 	lower, err := p.lower()
 	if err != nil {
 		return err
@@ -109,20 +123,21 @@ func startByokd(ctx context.Context, o options, p *peer) error {
 	if err != nil {
 		return err
 	}
-	if err := p.launch(nil, filepath.Join(o.bin, "devcloud"), "serve", "--dir", o.dir+"/devcloud", "--listen", cloud, "--setup"); err != nil {
+	if err := p.launch(nil, filepath.Join(o.bin, "devcloud"), "serve", "--dir", p.dir+".devcloud", "--listen", cloud, "--setup"); err != nil {
 		return err
 	}
 	arn, err := awaitKey(ctx, "http://"+cloud)
 	if err != nil {
 		return err
 	}
+	p.admin, p.arn, p.control = "http://"+admin, arn, kmstest.Control{Endpoint: "http://" + cloud}
 	config := fmt.Sprintf("cluster: {id: bench, region: %s}\nkeys:\n  primary: {arn: %q, endpoint: %q}\nvolume: {role: orchestration, lower: %q, mount: %q}\nadmin: {listen: %s}\nlog: {level: warn}\n",
 		kmstest.DefaultRegion, arn, "http://"+cloud, lower, p.dir, admin)
-	file := o.dir + "/byokd.yaml"
+	file := p.dir + ".yaml"
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return err
 	}
-	if err := p.launch(tenantEnvironment(), filepath.Join(o.bin, "byokd"), "run", "--config", file); err != nil {
+	if err := p.launch(tenantEnvironment(), program, "run", "--config", file); err != nil {
 		return err
 	}
 	return p.awaitMount()
@@ -151,24 +166,6 @@ func tenantEnvironment() []string {
 		"AWS_ACCESS_KEY_ID="+kmstest.TenantAccessKey, "AWS_SECRET_ACCESS_KEY="+kmstest.TenantSecret)
 }
 
-// cpuSeconds is the processor time that the peer's server, the last that was
-// started, has taken so far (utime and stime of /proc/PID/stat, in ticks of 10 ms);
-// 0 where there is none.
-func (p *peer) cpuSeconds() float64 {
-	if len(p.server) == 0 {
-		return 0
-	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.server[len(p.server)-1].Process.Pid))
-	if err != nil {
-		return 0
-	}
-	const utime, stime, perSecond = 11, 12, 100 // counted from behind the name
-	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
-	user, _ := strconv.ParseFloat(fields[utime], 64)
-	system, _ := strconv.ParseFloat(fields[stime], 64)
-	return (user + system) / perSecond
-}
-
 // lower makes the directory that a mount's files lie in.
 func (p *peer) lower() (string, error) {
 	lower := p.dir + ".lower"
@@ -187,7 +184,7 @@ func (p *peer) serve(program string, args ...string) error {
 // env nil means ours.
 func (p *peer) launch(env []string, program string, args ...string) error {
 	cmd := exec.Command(program, args...)
-	cmd.Env, cmd.Stderr = env, os.Stderr
+	cmd.Env, cmd.Stderr, cmd.Stdin = env, os.Stderr, strings.NewReader(peerPassword+"\n")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return err

@@ -4,6 +4,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"html"
 	"io"
@@ -16,19 +17,23 @@ import (
 
 // report is what a run has found, for programs: `-json FILE`. Rates are per
 // second in the load's unit, CPU is the seconds of processor time that the
-// peer's server took for a run, medians over the rounds.
+// peer's server took for a run, medians over the rounds; its memory is the most of
+// any round.
 type report struct {
 	Machine  machine   `json:"machine"`
 	Rounds   int       `json:"rounds"`
-	Sections []section `json:"sections"`
+	Sections []section `json:"sections,omitempty"`
+	Gate     *gateCost `json:"gate,omitempty"`
+	Freeze   []span    `json:"freeze,omitempty"`
+	Scale    *scaled   `json:"scale,omitempty"`
 }
 
-type machine struct {
-	Kernel      string `json:"kernel"`
-	CPUs        int    `json:"cpus"`
-	Processor   string `json:"processor"`
-	Filesystem  string `json:"filesystem"`
-	LoadAverage string `json:"loadAverage"`
+// section adds what was measured of one, also of one that was interrupted.
+func (r *report) section(s section, err error) error {
+	if len(s.Loads) > 0 {
+		r.Sections = append(r.Sections, s)
+	}
+	return err
 }
 
 type section struct {
@@ -47,6 +52,7 @@ type peerRates struct {
 	Median  float64   `json:"median"`
 	Samples []float64 `json:"samples"`
 	CPU     float64   `json:"cpuSeconds,omitempty"`
+	Peak    float64   `json:"peakMiB,omitempty"` // of the server's resident memory
 }
 
 type ratioToOne struct {
@@ -56,10 +62,6 @@ type ratioToOne struct {
 
 // logBase20 is 1 for 20 and -1 for 1/20, and no more or less than that.
 func logBase20(x float64) float64 { return max(-1, min(1, math.Log(x)/math.Log(20))) }
-
-func (m machine) String() string {
-	return fmt.Sprintf("Linux %s, %d × %s, %s; load average %s", m.Kernel, m.CPUs, m.Processor, m.Filesystem, m.LoadAverage)
-}
 
 // section makes a section of the report of what was measured.
 func (r results) section(name string, loads []load, peers []string) section {
@@ -76,7 +78,7 @@ func (r results) section(name string, loads []load, peers []string) section {
 				continue
 			}
 			cpu, _ := r.cpu.median(l.name, p)
-			row.Peers[p] = peerRates{Median: rate, Samples: r.rates[[2]string{l.name, p}], CPU: cpu}
+			row.Peers[p] = peerRates{Median: rate, Samples: r.rates[[2]string{l.name, p}], CPU: cpu, Peak: r.peak.most(l.name, p)}
 			if p != subject && rate > 0 {
 				row.Ratio[p] = ratioToOne{Ratio: ours / rate, Goal: l.goals[p]}
 			}
@@ -86,33 +88,59 @@ func (r results) section(name string, loads []load, peers []string) section {
 	return s
 }
 
-// write writes the report as JSON and as a picture, where files are named.
-func (r report) write(jsonFile, svgFile string) error {
-	if jsonFile != "" {
+// write writes the report as JSON and as pictures, where files are named.
+func (r report) write(o options) error {
+	if o.json != "" {
 		text, err := json.MarshalIndent(r, "", " ")
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(jsonFile, append(text, '\n'), 0o644); err != nil {
+		if err := os.WriteFile(o.json, append(text, '\n'), 0o644); err != nil {
 			return err
 		}
 	}
-	if svgFile == "" {
+	if o.plot != "" && r.Scale != nil {
+		if err := draw(o.plot, func(w io.Writer) error { return r.Scale.plot(w, r.Machine) }); err != nil {
+			return err
+		}
+	}
+	if o.svg == "" || len(r.Sections) == 0 {
 		return nil
 	}
-	f, err := os.Create(svgFile)
+	return draw(o.svg, r.chart)
+}
+
+func draw(file string, picture func(io.Writer) error) error {
+	f, err := os.Create(file)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	return r.chart(f)
+	return errors.Join(picture(f), f.Close())
+}
+
+// colourOf a peer, the same in all pictures.
+func colourOf(peer string) string {
+	switch peer {
+	case "raw", s3Direct:
+		return "#7a869a"
+	case subject:
+		return "#1c8a4d"
+	case "loopback":
+		return "#2f6fde"
+	case "encfs":
+		return "#8e44ad"
+	case "cryfs":
+		return "#c0392b"
+	case "rclone":
+		return "#b59b00"
+	}
+	return "#d9822b"
 }
 
 // chart draws one bar for each load and peer: byokd's rate in parts of the
 // peer's, on a logarithmic scale from 1/20 to 20, with a tick at the goal.
 func (r report) chart(w io.Writer) error {
 	const left, width, bar, gap, top = 300, 520, 13, 12, 64
-	colours := map[string]string{"raw": "#7a869a", "loopback": "#2f6fde", "gocryptfs": "#d9822b", s3Direct: "#7a869a", s3Crypt: "#d9822b"}
 	at := func(ratio float64) float64 { return left + width*(0.5+0.5*logBase20(ratio)) }
 	var body strings.Builder
 	y := top
@@ -124,7 +152,7 @@ func (r report) chart(w io.Writer) error {
 			for _, p := range slices.Sorted(maps.Keys(l.Ratio)) {
 				q := l.Ratio[p]
 				from, to := at(1), at(q.Ratio)
-				fmt.Fprintf(&body, `<rect x="%.1f" y="%d" width="%.1f" height="%d" fill="%s"/>`, min(from, to), y, max(from, to)-min(from, to)+0.5, bar-2, colours[p])
+				fmt.Fprintf(&body, `<rect x="%.1f" y="%d" width="%.1f" height="%d" fill="%s"/>`, min(from, to), y, max(from, to)-min(from, to)+0.5, bar-2, colourOf(p))
 				fmt.Fprintf(&body, `<text x="%d" y="%d" class="figure">%.2f × %s</text>`, left+width+10, y+bar-3, q.Ratio, html.EscapeString(p))
 				if q.Goal > 0 {
 					fmt.Fprintf(&body, `<line x1="%.1f" x2="%.1f" y1="%d" y2="%d" class="goal"/>`, at(q.Goal), at(q.Goal), y-1, y+bar-1)

@@ -70,6 +70,17 @@ var s3Loads = []s3Load{
 	{load{name: "GET 1 KiB, 16 clients", unit: "op/s"}, s3Requests(s3Clients, s3Get(s3Small))},
 }
 
+// s3Steps are the measurements of the S3 part, were all peers there.
+func (o options) s3Steps() int {
+	steps := 0
+	for _, l := range s3Loads {
+		if o.loads.MatchString(l.name) {
+			steps += 3 * o.rounds
+		}
+	}
+	return steps
+}
+
 // s3Operation is one request about the object of a client; it returns its bytes.
 type s3Operation func(ctx context.Context, client *s3.Client, bucket string, worker int) (int64, error)
 
@@ -191,9 +202,10 @@ func compareS3(ctx context.Context, o options, self string, stdout, stderr io.Wr
 			if round == 0 {
 				rows = append(rows, l.load)
 			}
-			fmt.Fprintf(stderr, "\rround %d of %d: %-40s", round+1, o.rounds, l.name)
 			for i := range peers {
 				p := peers[(i+round)%len(peers)]
+				o.progress.step("round %d of %d: %s: %s", round+1, o.rounds, l.name, p.name)
+				p.resetPeak()
 				before := p.cpuSeconds()
 				rate, err := measureChild(ctx, self, "s3load", l.name, p.endpoint, p.bucket, p.id, p.secret)
 				if ctx.Err() != nil {
@@ -204,10 +216,12 @@ func compareS3(ctx context.Context, o options, self string, stdout, stderr io.Wr
 				}
 				r.rates.add(l.name, p.name, rate)
 				r.cpu.add(l.name, p.name, p.cpuSeconds()-before)
+				if u, ok := p.usage(); ok {
+					r.peak.add(l.name, p.name, u.peak)
+				}
 			}
 		}
 	}
-	fmt.Fprintf(stderr, "\r%-60s\r", "")
 	fmt.Fprintln(stdout, "\nS3: upstream is devcloud, a directory on the same disk")
 	fmt.Fprintln(stdout)
 	names := make([]string, len(peers))
@@ -215,8 +229,7 @@ func compareS3(ctx context.Context, o options, self string, stdout, stderr io.Wr
 		names[i] = p.name
 	}
 	r.print(stdout, rows, names)
-	peak, err := ours.peakMemory()
-	fmt.Fprintf(stdout, "byokd's memory at its peak: %s\n", peak)
+	r.printUsage(stdout, rows, names)
 	return r.section("S3", rows, names), err
 }
 

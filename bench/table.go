@@ -9,10 +9,11 @@ import (
 	"strings"
 )
 
-// results of a section: rates, and the processor time of the peers' servers.
-type results struct{ rates, cpu samples }
+// results of a section: rates, and the processor time (seconds) and the peak of the
+// memory (MiB) of the peers' servers.
+type results struct{ rates, cpu, peak samples }
 
-func newResults() results { return results{samples{}, samples{}} }
+func newResults() results { return results{samples{}, samples{}, samples{}} }
 
 // samples holds a figure for each round, by load and peer.
 type samples map[[2]string][]float64
@@ -28,6 +29,11 @@ func (r samples) median(load, peer string) (float64, bool) {
 		return 0, false
 	}
 	return (all[len(all)/2] + all[(len(all)-1)/2]) / 2, true
+}
+
+// most is the largest figure, 0 where there is none.
+func (r samples) most(load, peer string) float64 {
+	return slices.Max(append([]float64{0}, r[[2]string{load, peer}]...))
 }
 
 // spread is how far the rounds lie apart, in parts of the median.
@@ -48,11 +54,7 @@ func (r results) print(w io.Writer, loads []load, peers []string) {
 	for _, p := range others {
 		header = append(header, "÷ "+p)
 	}
-	header = append(header, "± "+subject, "CPU s")
-	rows := [][]string{header, nil}
-	for range header {
-		rows[1] = append(rows[1], "---")
-	}
+	rows := heading(append(header, "± "+subject))
 	for _, l := range loads {
 		ours, ok := r.rates.median(l.name, subject)
 		if !ok {
@@ -60,20 +62,70 @@ func (r results) print(w io.Writer, loads []load, peers []string) {
 		}
 		row := []string{l.name, l.unit}
 		for _, p := range peers {
-			rate, _ := r.rates.median(l.name, p)
-			row = append(row, figures(rate))
+			row = append(row, r.rate(l.name, p))
 		}
 		for _, p := range others {
 			rate, _ := r.rates.median(l.name, p)
 			row = append(row, ratio(ours, rate, l.goals[p]))
 		}
-		cpu, _ := r.cpu.median(l.name, subject)
-		rows = append(rows, append(row, fmt.Sprintf("%.0f %%", 100*r.rates.spread(l.name, subject)), fmt.Sprintf("%.2f", cpu)))
+		rows = append(rows, append(row, fmt.Sprintf("%.0f %%", 100*r.rates.spread(l.name, subject))))
 	}
+	table(w, rows)
+	fmt.Fprintln(w, "\nRates: more is better. ÷ is byokd's rate in parts of the other's, ▼ below the goal; ± how far byokd's rounds lie apart.")
+}
+
+// rate is a peer's for a table.
+func (r results) rate(load, peer string) string {
+	rate, ok := r.rates.median(load, peer)
+	if !ok {
+		return "–"
+	}
+	return figures(rate)
+}
+
+// printUsage writes what the peers' servers took for a run: processor time, and the
+// most memory that they had at any moment.
+func (r results) printUsage(w io.Writer, loads []load, peers []string) {
+	peers = slices.DeleteFunc(slices.Clone(peers), func(p string) bool {
+		return !slices.ContainsFunc(loads, func(l load) bool { return r.peak.most(l.name, p) > 0 })
+	})
+	header := []string{"load"}
+	for _, p := range peers {
+		header = append(header, p+", CPU s", p+", MiB")
+	}
+	rows := heading(header)
+	for _, l := range loads {
+		if _, ok := r.rates.median(l.name, subject); !ok {
+			continue
+		}
+		row := []string{l.name}
+		for _, p := range peers {
+			cpu, ok := r.cpu.median(l.name, p)
+			if !ok {
+				row = append(row, "–", "–")
+				continue
+			}
+			row = append(row, fmt.Sprintf("%.2f", cpu), fmt.Sprintf("%.0f", r.peak.most(l.name, p)))
+		}
+		rows = append(rows, row)
+	}
+	fmt.Fprint(w, "\nWhat the servers took for a run: processor time, and the peak of their resident memory\n\n")
+	table(w, rows)
+}
+
+// heading begins a table.
+func heading(header []string) [][]string {
+	rows := [][]string{header, nil}
+	for range header {
+		rows[1] = append(rows[1], "---")
+	}
+	return rows
+}
+
+func table(w io.Writer, rows [][]string) {
 	for _, row := range rows {
 		fmt.Fprintln(w, "|", strings.Join(row, " | "), "|")
 	}
-	fmt.Fprintln(w, "\nRates: more is better. ÷ is byokd's rate in parts of the other's, ▼ below the goal; ± how far byokd's rounds lie apart; CPU s is byokd's processor time for a run.")
 }
 
 func figures(rate float64) string {

@@ -2,7 +2,6 @@ package seal
 
 import (
 	"bytes"
-	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
 	"crypto/sha256"
@@ -135,14 +134,4 @@ func once[T any](r *Root, slot *atomic.Pointer[T], label string, size int, build
 	}
 	slot.Store(&c)
 	return &c, nil
-}
-
-// newGCM returns AES-256-GCM with random nonces, the construction that FIPS
-// 140-3 approves. The caller clears key.
-func newGCM(key []byte) (cipher.AEAD, error) {
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, err
-	}
-	return cipher.NewGCMWithRandomNonce(block)
 }
