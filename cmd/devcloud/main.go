@@ -86,7 +86,7 @@ The real command line works too, for example:
 	root.PersistentFlags().StringVar(&a.endpoint, "endpoint", a.endpoint, "where the running devcloud listens (or DEVCLOUD_ENDPOINT)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(a.serveCommand(), a.setupCommand(), a.keyCommand(), a.faultCommand(), a.callsCommand())
+	root.AddCommand(a.serveCommand(), a.setupCommand(), a.keyCommand(), a.faultCommand(), a.callsCommand(), a.certificateCommand())
 	return root
 }
 

@@ -254,19 +254,3 @@ func TestCallsFollow(t *testing.T) {
 		t.Errorf("exit %d", code)
 	}
 }
-
-// In a cluster to try byokd in, devcloud serves other pods, and reaches itself by loopback all the same.
-func TestRemoteOnlyWhenWanted(t *testing.T) {
-	if listener, err := listenAt("0.0.0.0:0", false); err == nil {
-		listener.Close()
-		t.Error("it listens for everybody without being told to")
-	}
-	listener, err := listenAt("0.0.0.0:0", true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	if endpoint := ownEndpoint(listener); !strings.HasPrefix(endpoint, "http://127.0.0.1:") {
-		t.Errorf("endpoint %s", endpoint)
-	}
-}

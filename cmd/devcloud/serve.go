@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -28,8 +30,9 @@ const (
 type serveFlags struct {
 	dir, listen  string
 	setup        bool
-	allowRemote  bool
 	replicaDelay time.Duration
+	tlsListen    string
+	tlsNames     []string
 }
 
 func (a *app) serveCommand() *cobra.Command {
@@ -45,14 +48,15 @@ Injected faults do not: they end with the process.`,
 	}
 	cmd.Flags().StringVar(&f.dir, "dir", "", "state directory, made if missing (required)")
 	cmd.Flags().StringVar(&f.listen, "listen", defaultListen, "loopback address to listen on; port 0 takes a free one")
-	cmd.Flags().BoolVar(&f.allowRemote, "allow-remote", false, "listen on any address: whoever reaches it may do everything, so for a cluster to try byokd in only")
+	cmd.Flags().StringVar(&f.tlsListen, "tls-listen", "", "any address to listen on as well, by TLS, for AWS calls only: for a cluster to try byokd in")
+	cmd.Flags().StringSliceVar(&f.tlsNames, "tls-name", []string{"localhost"}, "DNS names of the certificate, which is made and kept in DIR (see `devcloud certificate`)")
 	cmd.Flags().BoolVar(&f.setup, "setup", false, "make the key alias/byokd and the buckets, as `devcloud setup` does")
 	cmd.Flags().DurationVar(&f.replicaDelay, "replica-delay", 0, "how long a new replica of a multi-Region key stays in the state Creating, as on AWS")
 	return cmd
 }
 
-// listenAt refuses every address that another machine could reach, unless that is wanted.
-func listenAt(address string, allowRemote bool) (net.Listener, error) {
+// listenLoopback refuses every address that another machine could reach.
+func listenLoopback(address string) (net.Listener, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("--listen %s: %w", address, err)}
@@ -61,26 +65,14 @@ func listenAt(address string, allowRemote bool) (net.Listener, error) {
 		host = "127.0.0.1"
 	}
 	ip, err := netip.ParseAddr(host)
-	if err != nil {
-		return nil, usageError{fmt.Errorf("--listen %s: an address in numbers is expected, such as 127.0.0.1 or [::1]", address)}
-	}
-	if !ip.IsLoopback() && !allowRemote {
-		return nil, usageError{fmt.Errorf("--listen %s: devcloud has fixed credentials and listens on loopback only (127.0.0.1 or [::1]), unless --allow-remote is given", address)}
+	if err != nil || !ip.IsLoopback() {
+		return nil, usageError{fmt.Errorf("--listen %s: devcloud has fixed credentials and listens on loopback only (127.0.0.1 or [::1])", address)}
 	}
 	listener, err := net.Listen("tcp", net.JoinHostPort(ip.String(), port))
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, fmt.Errorf("%s is taken, perhaps by another devcloud: stop that or choose another --listen: %w", address, err)
 	}
 	return listener, err
-}
-
-// ownEndpoint is how this process reaches what it listens at.
-func ownEndpoint(listener net.Listener) string {
-	at := netip.MustParseAddrPort(listener.Addr().String())
-	if at.Addr().IsUnspecified() {
-		at = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), at.Port())
-	}
-	return "http://" + at.String()
 }
 
 // serve builds KMS and S3, serves them and closes in reverse order.
@@ -97,11 +89,11 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, keys.Close()) }()
-	listener, err := listenAt(f.listen, f.allowRemote)
+	listener, err := listenLoopback(f.listen)
 	if err != nil {
 		return err
 	}
-	endpoint := ownEndpoint(listener)
+	endpoint := "http://" + listener.Addr().String()
 	objects, err := openS3(filepath.Join(dir, "s3"))
 	if err != nil {
 		listener.Close()
@@ -110,8 +102,16 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 	defer func() { err = errors.Join(err, objects.Close()) }()
 
 	server := &http.Server{Handler: front(keys, objects), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
-	served := make(chan error, 1)
+	served := make(chan error, 2)
 	go func() { served <- server.Serve(listener) }()
+	if f.tlsListen != "" {
+		stop, err := a.serveTLS(f, dir, remote(server.Handler), served)
+		if err != nil {
+			server.Close()
+			return err
+		}
+		defer stop()
+	}
 	if f.setup {
 		if err := a.setup(ctx, endpoint, false); err != nil {
 			server.Close()
@@ -132,6 +132,23 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 	}
 	fmt.Fprintln(a.stdout, "devcloud: stopped")
 	return nil
+}
+
+// serveTLS serves others than this machine until stop is called.
+func (a *app) serveTLS(f serveFlags, dir string, handler http.Handler, served chan<- error) (stop func() error, err error) {
+	pair, err := certificate(dir, f.tlsNames, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	listener, err := net.Listen("tcp", f.tlsListen)
+	if err != nil {
+		return nil, fmt.Errorf("--tls-listen: %w", err)
+	}
+	fmt.Fprintf(a.stdout, "tls          https://%s, for %s\n", listener.Addr(), strings.Join(f.tlsNames, ", "))
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}}
+	go func() { served <- server.ServeTLS(listener, "", "") }()
+	return server.Close, nil
 }
 
 // front tells the services apart. S3 is what is left.

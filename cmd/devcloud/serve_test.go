@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -402,4 +404,52 @@ func TestADisconnectedPutIsNotStored(t *testing.T) {
 			t.Fatalf("half an object was stored: %d bytes", *out.ContentLength)
 		}
 	}
+}
+
+// Other pods reach AWS by TLS, and nothing else; the certificate outlives a restart, so that nobody has to trust a new one.
+func TestTLSForOthers(t *testing.T) {
+	dir := t.TempDir()
+	c := serveCloud(t, dir, "--setup", "--tls-listen", "127.0.0.1:0", "--tls-name", "devcloud.byokd-try.svc,localhost")
+	var printed string
+	for range 2 {
+		out, exit := command(t, "", "certificate", "--dir", dir)
+		if exit != 0 || printed != "" && out != printed {
+			t.Fatalf("exit %d\n%s\nbefore\n%s", exit, out, printed)
+		}
+		printed = out
+		address := c.tlsAddress()
+		pool := x509.NewCertPool()
+		pool.AppendCertsFromPEM([]byte(printed))
+		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: "devcloud.byokd-try.svc"}}}
+		cfg := sdk(t, c, kmstest.DefaultRegion, kmstest.TenantAccessKey, kmstest.TenantSecret)
+		cfg.BaseEndpoint, cfg.HTTPClient = aws.String("https://"+address), client
+		if _, err := kms.NewFromConfig(cfg).DescribeKey(t.Context(), &kms.DescribeKeyInput{KeyId: aws.String(setupAlias)}); err != nil {
+			t.Error(err)
+		}
+		if _, err := s3.NewFromConfig(cfg, func(o *s3.Options) { o.UsePathStyle = true }).HeadBucket(t.Context(), &s3.HeadBucketInput{Bucket: aws.String("acme-documents")}); err != nil {
+			t.Error(err)
+		}
+		response, err := client.Get("https://" + address + kmstest.ControlPath + "status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		if response.StatusCode != http.StatusForbidden {
+			t.Errorf("the control interface answers others: %s", response.Status)
+		}
+		c.stop()
+		c = serveCloud(t, dir, "--tls-listen", "127.0.0.1:0", "--tls-name", "devcloud.byokd-try.svc,localhost")
+	}
+}
+
+// tlsAddress is where it serves others.
+func (c *cloud) tlsAddress() string {
+	for line := range strings.Lines(c.output.String()) {
+		if rest, ok := strings.CutPrefix(line, "tls "); ok {
+			address, _, _ := strings.Cut(strings.TrimSpace(rest), ",")
+			return strings.TrimPrefix(address, "https://")
+		}
+	}
+	c.t.Fatalf("no address for TLS in\n%s", c.output)
+	return ""
 }

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -36,7 +37,7 @@ import (
 // TestImage builds byokd's image as `make image` does, pushes it to a registry, and takes it apart.
 func TestImage(t *testing.T) {
 	out := t.TempDir()
-	store := httptest.NewServer(registry.New())
+	store := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithReferrersSupport(true)))
 	t.Cleanup(store.Close)
 	repository := strings.TrimPrefix(store.URL, "http://") + "/byokd/byokd"
 	var said bytes.Buffer
