@@ -21,6 +21,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -34,19 +35,35 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 )
 
-// TestImage builds byokd's image as `make image` does, pushes it to a registry, and takes it apart.
+// here builds the source of this checkout, once for all tests.
+var here = sync.OnceValues(func() (*release, error) {
+	return buildRelease(context.Background(), programs["byokd"], "../..", os.Stderr)
+})
+
+// TestImage does with byokd's image what `make image` and the release do, and takes apart what then is at the registry.
 func TestImage(t *testing.T) {
 	out := t.TempDir()
 	store := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithReferrersSupport(true)))
 	t.Cleanup(store.Close)
 	repository := strings.TrimPrefix(store.URL, "http://") + "/byokd/byokd"
-	var said bytes.Buffer
-	if err := run(t.Context(), []string{"-out", out, "-repository", repository, "-tag", "v0.0.1", "-push"}, &said, t.Output()); err != nil {
+	built, err := here()
+	if err != nil {
 		t.Fatal(err)
 	}
-	printed, err := name.NewDigest(strings.TrimSpace(said.String()))
+	if err := errors.Join(built.write(out, repository, "v0.0.1"), built.push(t.Context(), repository, "v0.0.1")); err != nil {
+		t.Fatal(err)
+	}
+	digest, err := built.index.Digest()
 	if err != nil {
-		t.Fatalf("it printed %q: %v", said.String(), err)
+		t.Fatal(err)
+	}
+	printed, errDigest := name.NewDigest(repository + "@" + digest.String())
+	tag, errTag := name.NewTag(repository + ":v0.0.1")
+	if err := errors.Join(errDigest, errTag); err != nil {
+		t.Fatal(err)
+	}
+	if tagged, err := remote.Head(tag); err != nil || tagged.Digest != digest {
+		t.Errorf("the tag names %v (%v), not %s", tagged, err, digest)
 	}
 	index, err := remote.Index(printed)
 	if err != nil {
@@ -105,6 +122,9 @@ func extract(t *testing.T, image v1.Image, root string) []byte {
 		} else {
 			var content []byte
 			if content, err = io.ReadAll(files); err == nil {
+				err = os.MkdirAll(filepath.Dir(path), 0o755) // upper layers come first
+			}
+			if err == nil {
 				err = os.WriteFile(path, content, h.FileInfo().Mode().Perm())
 			}
 			switch h.Name {
@@ -181,7 +201,7 @@ func checkBinary(t *testing.T, binary []byte, arch string) {
 			t.Error("parts of devcloud are linked into byokd")
 		}
 	}
-	if here, err := filepath.Abs("../.."); err != nil || bytes.Contains(binary, []byte(here+"/cmd")) {
+	if root, err := filepath.Abs("../.."); err != nil || bytes.Contains(binary, []byte(root+"/cmd")) {
 		t.Errorf("the program knows where it was built (%v)", err)
 	}
 }
@@ -304,11 +324,19 @@ func TestReproducible(t *testing.T) {
 	if gitErr != nil {
 		t.Logf("git does not tell a commit here (%v): compared without", gitErr)
 	}
-	a := digests(t, first)
+	built, err := here()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := digests(t, built)
 	if os.Getenv("BYOKD_E2E") != "" {
 		t.Setenv("GOCACHE", filepath.Join(t.TempDir(), "cache"))
 	}
-	b := digests(t, second)
+	again, err := buildRelease(t.Context(), programs["byokd"], second, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := digests(t, again)
 	if a != b {
 		t.Errorf("at %s:\n%s\nat %s:\n%s", first, a, second, b)
 	}
@@ -324,12 +352,8 @@ func copySource(t *testing.T, from, to string) {
 }
 
 // digests are those of the index and of each SBOM.
-func digests(t *testing.T, source string) string {
+func digests(t *testing.T, built *release) string {
 	t.Helper()
-	built, err := buildRelease(context.Background(), programs["byokd"], source, t.Output())
-	if err != nil {
-		t.Fatal(err)
-	}
 	all := []any{}
 	index, err := built.index.Digest()
 	if err != nil {
