@@ -87,7 +87,7 @@ e2e: build ## run the whole-system tests, telling their figures, and S3 clients 
 	BYOKD_E2E=1 BYOKD_REQUIRE=fuse $(GO) test -count=1 -v -timeout 60m ./test/...
 
 conformance-s3: ## run versitygw's public S3 tests against byokd and compare with docs/CONFORMANCE.md
-	BYOKD_CONFORMANCE=$(or $(TESTS),all) $(GO) test -count=1 -v -timeout 30m -run TestConformanceS3 ./test
+	BYOKD_CONFORMANCE='$(or $(TESTS),all)' $(GO) test -count=1 -v -timeout 30m -run TestConformanceS3 ./test
 
 conformance-fs: build ## run pjdfstest, fsx and stress-ng on a mount and on plain ext4
 	test/conformance/fs.sh

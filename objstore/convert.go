@@ -343,9 +343,9 @@ func (v *convert) digest(ctx context.Context, c *call, ref Ref, etag string) ([]
 		obj.Body.Close()
 		return nil, err
 	}
-	defer o.close()
-	sum := sha256.New()
 	plain := &plainReader{ctx: ctx, o: o}
+	defer plain.release()
+	sum := sha256.New()
 	if _, err := io.Copy(sum, plain); err != nil {
 		return nil, err
 	}

@@ -18,9 +18,10 @@
 //   - While the key of a bucket is frozen, new requests wait (Options.HoldFor) and
 //     are then answered 503 SlowDown with Retry-After; transfers under way pause
 //     between segments and go on after the thaw. Plain bytes that were opened but
-//     not handed to the kernel are cleared and opened again after the thaw.
-//   - Memory per transfer is bounded by two batches of segments, whatever the
-//     length of the object.
+//     not handed to the kernel are cleared by the freeze and opened again after the
+//     thaw.
+//   - Memory per transfer is bounded, whatever the length of the object: 1 MiB for
+//     an upload, 1.5 MiB for a download, which is read ahead.
 //
 // # Ordering rules
 //

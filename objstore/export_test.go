@@ -41,8 +41,9 @@ func (p *Proxy) OpenTo(ctx context.Context, w io.Writer, bucket, key string) err
 	if err != nil {
 		return err
 	}
-	defer o.close()
-	_, err = io.Copy(w, struct{ io.Reader }{&plainReader{ctx: ctx, o: o}})
+	plain := &plainReader{ctx: ctx, o: o}
+	defer plain.release()
+	_, err = io.Copy(w, struct{ io.Reader }{plain})
 	return err
 }
 
@@ -60,4 +61,22 @@ func (p *Proxy) Unchunk(w io.Writer, r *http.Request) (int64, error) {
 		return 0, err
 	}
 	return io.Copy(w, struct{ io.Reader }{newChunkReader(r.Body, g)})
+}
+
+// OpenedBytes counts the batches of a bucket that are in memory, and the plain bytes
+// in them that are not zero and not being written to a client at this moment.
+func (p *Proxy) OpenedBytes(bucket string) (batches, bytes int) {
+	s := &p.buckets[bucket].opened
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for b := range s.all {
+		b.mu.Lock()
+		for i, ch := range b.buf.plain {
+			if ch != 0 && !b.opening && (i < b.from || i >= b.to) {
+				bytes++
+			}
+		}
+		b.mu.Unlock()
+	}
+	return len(s.all), bytes
 }

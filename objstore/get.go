@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -42,6 +41,8 @@ func (p *Proxy) getObject(ctx context.Context, c *call) error {
 		return err
 	}
 	req := GetRequest{Ref: c.ref(), Conditions: conditions(c.r.Header, "")}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	if want == nil {
 		obj, err := c.bucket.Upstream.Get(ctx, req)
 		if err != nil {
@@ -53,13 +54,13 @@ func (p *Proxy) getObject(ctx context.Context, c *call) error {
 			return err
 		}
 		defer o.close()
-		return p.send(ctx, c, obj.Info, o, nil)
+		return p.send(ctx, cancel, c, obj.Info, o, nil)
 	}
-	return p.getRange(ctx, c, req, want)
+	return p.getRange(ctx, cancel, c, req, want)
 }
 
 // getRange answers a GetObject that wants a part of the object.
-func (p *Proxy) getRange(ctx context.Context, c *call, req GetRequest, want *rangeWant) error {
+func (p *Proxy) getRange(ctx context.Context, cancel context.CancelCauseFunc, c *call, req GetRequest, want *rangeWant) error {
 	// An object that is replaced between the request for its header and that for
 	// its bytes is looked at once more, under the client's own conditions.
 	for attempt := 0; ; attempt++ {
@@ -72,7 +73,7 @@ func (p *Proxy) getRange(ctx context.Context, c *call, req GetRequest, want *ran
 			return err
 		}
 		defer o.close()
-		return p.send(ctx, c, info, o, got)
+		return p.send(ctx, cancel, c, info, o, got)
 	}
 }
 
@@ -126,48 +127,16 @@ func (p *Proxy) rangeCached(ctx context.Context, c *call, req GetRequest, want *
 	return o, obj.Info, got, nil
 }
 
-// send answers with what o reads. Nothing is sent before the first batch was
-// opened, so that damage there is answered with an error document.
-func (p *Proxy) send(ctx context.Context, c *call, info Info, o *opening, got *plainRange) error {
+// send answers with what o reads, which has the upstream's part of it under ctx.
+func (p *Proxy) send(ctx context.Context, cancel context.CancelCauseFunc, c *call, info Info, o *opening, got *plainRange) error {
 	if err := p.describe(ctx, c, info, o.lay, got); err != nil {
-		return err
-	}
-	err := p.within(ctx, o.next)
-	if err != nil && err != io.EOF {
 		return err
 	}
 	status := http.StatusOK
 	if got != nil && got.n > 0 {
 		status = http.StatusPartialContent
 	}
-	c.w.begin(status)
-	for err == nil {
-		if err = p.writeBatch(ctx, c, o); err == nil {
-			err = o.next(ctx)
-		}
-	}
-	if err != io.EOF {
-		return err
-	}
-	return nil
-}
-
-// writeBatch hands an opened batch to the client, segment by segment, and asks
-// before each whether the epoch lasts. After a freeze what is left is opened again.
-func (p *Proxy) writeBatch(ctx context.Context, c *call, o *opening) error {
-	for len(o.plain) > 0 {
-		if o.pass.Err() != nil {
-			if err := o.openAgain(ctx); err != nil {
-				return err
-			}
-		}
-		n, err := c.w.Write(o.plain[:min(seal.SegmentSize, len(o.plain))])
-		o.advance(n)
-		if err != nil {
-			return fmt.Errorf("writing to the client: %w", err)
-		}
-	}
-	return nil
+	return p.download(ctx, cancel, c, o, status)
 }
 
 // describe sets the headers of an object's answer.

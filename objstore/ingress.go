@@ -32,22 +32,23 @@ type ingress struct {
 }
 
 // newIngress prepares the body of a verified request.
-func newIngress(r *http.Request, g *grant, op Op) (*ingress, error) {
-	in := &ingress{src: r.Body, size: r.ContentLength}
+func newIngress(c *call, g *grant) (*ingress, error) {
+	r, body := c.r, awaited{c.r.Body, &c.waits.taking}
+	in := &ingress{src: body, size: r.ContentLength}
 	if g.kind.chunked() {
 		n, err := strconv.ParseInt(r.Header.Get("X-Amz-Decoded-Content-Length"), 10, 64)
 		if err != nil || n < 0 {
 			return nil, refuse(http.StatusLengthRequired, "MissingContentLength", "You must provide the Content-Length HTTP header.").hint("An aws-chunked body needs x-amz-decoded-content-length.")
 		}
 		in.size = n
-		in.chunks = newChunkReader(r.Body, g)
+		in.chunks = newChunkReader(body, g)
 		in.src = in.chunks
 	}
 	if g.kind == payloadHash && in.size != 0 {
 		in.payload, in.want = sha256.New(), g.hash
 	}
 	var err error
-	in.digests, err = digestsOf(r.Header, op)
+	in.digests, err = digestsOf(r.Header, c.op)
 	return in, err
 }
 

@@ -7,7 +7,6 @@ import (
 	"io"
 
 	"github.com/byokd/byokd/internal/seal"
-	"github.com/byokd/byokd/keyguard"
 )
 
 // maxReopens bounds how often a read that makes no progress asks the upstream
@@ -16,7 +15,8 @@ import (
 const maxReopens = 3
 
 // opening reads a plain range of an object: sealed bytes come from one upstream
-// request, batch by batch, and each batch is opened in one pass.
+// request, batch by batch, and each batch is opened in one pass. One goroutine at a
+// time uses it; batches that it filled may be used by others.
 type opening struct {
 	bucket *bucket
 	pool   *bufferPool
@@ -37,14 +37,6 @@ type opening struct {
 	segment  int64 // next one of part
 	skip     int   // plain bytes before the range in the next batch
 	passOver int64 // segments of a compressed part to be passed over first
-
-	buf    *buffers
-	sealed []byte // of the present batch; part of buf
-	count  int    // segments in the present batch
-	first  int64  // index of the first of them
-	plain  []byte // opened bytes of the present batch that belong to the range and are not handed on yet
-	lead   int    // where plain begins in the opened batch
-	pass   keyguard.Pass
 }
 
 // openWhole wraps an upstream read of a whole object.
@@ -133,48 +125,45 @@ func (o *opening) fetchPartHeader(ctx context.Context) error {
 	return err
 }
 
-// next reads and opens the next batch; plain is then not empty unless the object
-// is. It returns io.EOF after the last one.
-func (o *opening) next(ctx context.Context) error {
+// next reads and opens the next batch into b, which is then not empty unless the
+// object is. It returns io.EOF after the last one.
+func (o *opening) next(ctx context.Context, b *batch) error {
 	if o.left == 0 && (o.lay.plain > 0 || o.segment > 0) {
 		return io.EOF
 	}
-	if o.buf == nil {
-		o.buf = o.pool.get(o.left + int64(o.skip))
-	}
-	if err := o.enterPart(ctx); err != nil {
+	if err := o.enterPart(ctx, b.buf.sealed[:seal.ObjectHeaderSize]); err != nil {
 		return err
 	}
-	if err := o.readBatch(ctx); err != nil {
+	b.part, b.header, b.first = o.part, o.header, o.segment
+	if err := o.readBatch(ctx, b); err != nil {
 		return fmt.Errorf("part %d, segments from %d: %w", o.part.index+1, o.segment, err)
 	}
-	o.first = o.segment
-	o.segment += int64(o.count)
-	opened, err := o.open(ctx)
+	o.segment += int64(b.count)
+	n, err := b.open(ctx)
 	if err != nil {
 		return err
 	}
-	o.lead = min(o.skip, len(opened))
-	o.plain = opened[o.lead:][:min(int64(len(opened)-o.lead), o.left)]
-	o.left -= int64(len(o.plain))
+	b.lead = min(o.skip, n)
+	b.left = int(min(int64(n-b.lead), o.left))
+	o.left -= int64(b.left)
 	o.skip = 0
 	return nil
 }
 
 // readBatch reads the sealed bytes of the next batch.
-func (o *opening) readBatch(ctx context.Context) (err error) {
-	n := o.plan()
+func (o *opening) readBatch(ctx context.Context, b *batch) (err error) {
+	n := o.plan(b)
 	if !o.lay.packed {
-		o.sealed = o.buf.sealed[:n]
-		return o.readFull(ctx, o.sealed)
+		b.sealed = b.buf.sealed[:n]
+		return o.readFull(ctx, b.sealed)
 	}
-	read := func(b []byte) error { return o.readFull(ctx, b) }
+	read := func(p []byte) error { return o.readFull(ctx, p) }
 	for ; o.passOver > 0; o.passOver-- { // segments before the range, whose lengths have to be read
-		if _, err := readPacked(o.buf.sealed, 1, read); err != nil {
+		if _, err := readPacked(b.buf.sealed, 1, read); err != nil {
 			return err
 		}
 	}
-	o.sealed, err = readPacked(o.buf.sealed, int64(o.count), read)
+	b.sealed, err = readPacked(b.buf.sealed, int64(b.count), read)
 	return err
 }
 
@@ -191,8 +180,8 @@ func (o *opening) beginPacked(end int64) {
 }
 
 // enterPart moves to the next part when the present one is through, and reads
-// its header when that comes next.
-func (o *opening) enterPart(ctx context.Context) error {
+// its header, into raw, when that comes next.
+func (o *opening) enterPart(ctx context.Context, raw []byte) error {
 	for o.hasHead && o.segment == seal.SegmentCount(o.part.plainSize) {
 		if o.part.index+1 == o.lay.count {
 			return fmt.Errorf("%w: the parts end before the object", errBroken)
@@ -206,7 +195,6 @@ func (o *opening) enterPart(ctx context.Context) error {
 	if o.hasHead {
 		return nil
 	}
-	raw := o.buf.sealed[:seal.ObjectHeaderSize]
 	if err := o.readFull(ctx, raw); err != nil {
 		return err
 	}
@@ -248,71 +236,18 @@ func (o *opening) relayout(ctx context.Context) error {
 	return nil
 }
 
-// plan sets count to the segments of the next batch and returns their sealed
-// length.
-func (o *opening) plan() int {
+// plan sets the segments of the next batch and returns their sealed length.
+func (o *opening) plan(b *batch) int {
 	all := seal.SegmentCount(o.part.plainSize)
 	wanted := seal.SegmentCount(int64(o.skip) + min(o.left, o.part.plainSize))
-	room := int64(len(o.buf.plain) / seal.SegmentSize)
+	room := int64(len(b.buf.plain) / seal.SegmentSize)
 	count := min(room, wanted, all-o.segment)
-	o.count = int(count)
+	b.count = int(count)
 	n := count * sealedSegment
 	if o.segment+count == all {
 		n -= all*seal.SegmentSize - o.part.plainSize
 	}
 	return int(n)
-}
-
-// open opens the present batch and returns all of it. It waits while frozen, and
-// begins again when the epoch ends under it.
-func (o *opening) open(ctx context.Context) ([]byte, error) {
-	last := seal.SegmentCount(o.part.plainSize) - 1
-	for {
-		var opened []byte
-		pass, err := o.bucket.withKey(ctx, o.lane, dataKeyOf(o.header), func(root *seal.Root) error {
-			cipher, err := root.OpenObject(o.header)
-			if err != nil {
-				return err
-			}
-			opened = o.buf.plain[:0]
-			if o.lay.packed {
-				opened, err = o.packer.openPacked(cipher, opened, o.sealed, o.first, o.part.plainSize)
-				return err
-			}
-			for i := range o.count {
-				piece := o.sealed[i*sealedSegment : min((i+1)*sealedSegment, len(o.sealed))]
-				index := o.first + int64(i)
-				if opened, err = cipher.OpenSegment(opened, piece, uint64(index), index == last); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err == nil {
-			o.pass = pass
-			return opened, nil
-		}
-		clear(o.buf.plain)
-		if !isFrozen(err) {
-			return nil, fmt.Errorf("part %d, segments from %d: %w", o.part.index+1, o.first, err)
-		}
-	}
-}
-
-// advance drops the first n bytes of plain.
-func (o *opening) advance(n int) { o.plain, o.lead = o.plain[n:], o.lead+n }
-
-// openAgain opens the present batch once more after a freeze; plain holds
-// afterwards what it held before.
-func (o *opening) openAgain(ctx context.Context) error {
-	n := len(o.plain)
-	o.plain = nil
-	clear(o.buf.plain)
-	opened, err := o.open(ctx)
-	if err == nil {
-		o.plain = opened[o.lead : o.lead+n]
-	}
-	return err
 }
 
 // readFull fills b from the upstream, asking it again where it broke off.
@@ -360,15 +295,11 @@ func (o *opening) reopen(ctx context.Context) error {
 	return nil
 }
 
-// close gives everything back.
+// close ends the reading.
 func (o *opening) close() {
 	if o.body != nil {
 		o.body.Close()
 		o.body = nil
-	}
-	if o.buf != nil {
-		o.pool.put(o.buf)
-		o.buf, o.plain, o.sealed = nil, nil, nil
 	}
 }
 
@@ -376,22 +307,33 @@ func (o *opening) close() {
 type plainReader struct {
 	ctx context.Context
 	o   *opening
+	b   *batch // nil before the first
 }
 
 // Read implements io.Reader.
 func (r *plainReader) Read(p []byte) (int, error) {
-	for len(r.o.plain) == 0 {
+	for r.b == nil || r.b.left == 0 {
 		if r.o.left == 0 {
 			return 0, io.EOF
 		}
-		if err := r.o.next(r.ctx); err != nil {
+		if err := r.next(); err != nil {
 			return 0, err
 		}
 	}
-	n := copy(p, r.o.plain)
-	clear(r.o.plain[:n])
-	r.o.advance(n)
+	piece, err := r.b.take(r.ctx, len(p))
+	if err != nil {
+		return 0, err
+	}
+	n := copy(p, piece)
+	clear(piece)
 	return n, nil
+}
+
+func (r *plainReader) next() error {
+	if r.b == nil {
+		r.b = r.o.newBatch()
+	}
+	return r.o.next(r.ctx, r.b)
 }
 
 // finish authenticates the one segment of an empty object.
@@ -399,8 +341,14 @@ func (r *plainReader) finish() error {
 	if r.o.lay.plain > 0 {
 		return nil
 	}
-	return r.o.next(r.ctx)
+	return r.next()
 }
 
 // release implements the end of a sealing.
-func (r *plainReader) release() { r.o.close() }
+func (r *plainReader) release() {
+	if r.b != nil {
+		r.b.release()
+		r.b = nil
+	}
+	r.o.close()
+}

@@ -88,6 +88,10 @@ type Options struct {
 	// HoldFor is how long a new request waits for a frozen key before it is
 	// answered 503; default 20 s.
 	HoldFor time.Duration
+	// StallTimeout is how long a request waits for its client while fewer than 64 KiB
+	// move, before it is ended: an upload with RequestTimeout, a download by closing the
+	// connection. Time in which the key is frozen does not count; default 2 min.
+	StallTimeout time.Duration
 	// KeyPeriod and KeyObjects bound the use of one data key for new objects;
 	// default 1 h and 2^20 objects.
 	KeyPeriod  time.Duration
@@ -120,6 +124,7 @@ type bucket struct {
 	writing *writingKey
 	layouts *layoutCache
 	packed  packedLengths
+	opened  openBatches
 }
 
 // limits are sizes and times that tests make smaller.
@@ -155,6 +160,7 @@ func New(opts Options) (*Proxy, error) {
 		kept := &bucket{Bucket: b, name: name, keyARN: b.Guard.Status().KeyARN, layouts: newLayoutCache()}
 		kept.ring = newKeyring(b.Upstream, b.Binding, guardedKeys{bucket: kept, now: opts.Now})
 		kept.writing = newWritingKey(kept, opts.KeyPeriod, opts.KeyObjects, opts.Now)
+		b.Guard.Subscribe(&kept.opened)
 		p.buckets[name] = kept
 	}
 	return p, nil
@@ -163,6 +169,9 @@ func New(opts Options) (*Proxy, error) {
 func (o *Options) setDefaults() {
 	if o.HoldFor <= 0 {
 		o.HoldFor = defaultHoldFor
+	}
+	if o.StallTimeout <= 0 {
+		o.StallTimeout = defaultStallTimeout
 	}
 	if o.KeyPeriod <= 0 {
 		o.KeyPeriod = time.Hour
@@ -183,7 +192,8 @@ func (o *Options) setDefaults() {
 
 // Server returns an http.Server that serves p with the limits it relies on; the
 // caller sets TLSConfig, serves and shuts it down. There is no ReadTimeout or
-// WriteTimeout: a transfer may pause as long as its key is frozen.
+// WriteTimeout, since a transfer may pause as long as its key is frozen: see
+// Options.StallTimeout.
 func (p *Proxy) Server() *http.Server {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true) // as S3; a stream of HTTP/2 has no connection to watch
@@ -210,17 +220,19 @@ func (p *Proxy) ConnContext(ctx context.Context, c net.Conn) context.Context {
 // call is one request on its way through the proxy. It belongs to the goroutine
 // that serves the request.
 type call struct {
-	op     Op
-	bucket *bucket
-	key    string
-	query  map[string][]string
-	r      *http.Request
-	w      *response
-	body   *ingress // nil for operations without a body
-	id     string   // x-amz-request-id
-	lane   uint32   // of the gate
-	held   time.Duration
-	failed error // an error that stands in a document with status 200
+	op      Op
+	bucket  *bucket
+	key     string
+	query   map[string][]string
+	r       *http.Request
+	w       *response
+	body    *ingress // nil for operations without a body
+	id      string   // x-amz-request-id
+	lane    uint32   // of the gate
+	held    time.Duration
+	failed  error // an error that stands in a document with status 200
+	waits   clientWaits
+	stalled atomic.Bool // the client was waited for too long, and is not any more
 }
 
 // arg returns a query parameter, or "".
@@ -235,19 +247,21 @@ func (c *call) arg(name string) string {
 func (c *call) ref() Ref { return Ref{Key: c.key, VersionID: c.arg("versionId")} }
 
 // interrupted reports whether byokd itself broke off reading the body.
-func (c *call) interrupted() bool { return c.body != nil && c.body.interrupted.Load() }
+func (c *call) interrupted() bool {
+	return c.stalled.Load() || c.body != nil && c.body.interrupted.Load()
+}
 
 // ServeHTTP implements http.Handler.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
-	defer watchClient(r.Context(), func() { cancel(errClientLeft) })()
-
 	c := &call{r: r, w: &response{w: w}, id: newRequestID(), lane: p.lanes.Add(1)}
+	c.waits.limit, c.w.wait = p.opts.StallTimeout, &c.waits.giving
+	defer watchClient(r.Context(), func() { cancel(errClientLeft) }, c.lookAtWaits)()
 	w.Header().Set("X-Amz-Request-Id", c.id)
 	w.Header().Set("Server", "byokd")
-	err := p.serve(ctx, c)
+	err := c.stallOf(p.serve(ctx, c))
 	broken := false
 	switch {
 	case err == nil:
@@ -293,11 +307,12 @@ func (p *Proxy) serve(ctx context.Context, c *call) error {
 		return err
 	}
 	if c.bucket != nil {
+		c.waits.concerns(c.bucket.Guard)
 		if err := p.admit(ctx, c); err != nil {
 			return err
 		}
 	}
-	if c.body, err = newIngress(c.r, grant, c.op); err != nil {
+	if c.body, err = newIngress(c, grant); err != nil {
 		return err
 	}
 	defer c.body.releaseUnlessLent()
@@ -320,12 +335,17 @@ func (p *Proxy) finish(ctx context.Context, c *call, err error, broken bool, too
 	}
 	if broken {
 		e.Status = 0
-		if errors.Is(context.Cause(ctx), errClientLeft) || ctx.Err() != nil {
+		if !c.stalled.Load() && (errors.Is(context.Cause(ctx), errClientLeft) || ctx.Err() != nil) {
 			e.Status, e.Code = 499, "ClientLeft"
 		}
 	}
 	p.opts.Observer.Done(e)
 	ordinary := e.Status == http.StatusNotImplemented || errors.Is(err, errHeld)
+	if err != nil && c.stalled.Load() {
+		ordinary = true
+		p.log.Warn("a client stalled and was given up", zap.String("op", string(c.op)), zap.String("bucket", e.Bucket), zap.String("key", c.key),
+			zap.String("request", c.id), zap.Int64("read", e.In), zap.Int64("written", e.Out), zap.Duration("stallTimeout", c.waits.limit), zap.Error(err))
+	}
 	if err != nil && (e.Status == 0 || e.Status >= 500) && !ordinary {
 		p.log.Warn("request failed", zap.String("op", string(c.op)), zap.String("bucket", e.Bucket), zap.String("key", c.key),
 			zap.String("request", c.id), zap.Int("status", e.Status), zap.Error(err))
@@ -343,6 +363,7 @@ type response struct {
 	status  int
 	started bool
 	sent    int64
+	wait    *clientWait
 	passing *passedThrough // headers of the upstream's answer; nil before it is asked
 }
 
@@ -360,7 +381,9 @@ func (w *response) Write(b []byte) (int, error) {
 	if !w.started {
 		w.begin(http.StatusOK)
 	}
+	w.wait.begin()
 	n, err := w.w.Write(b)
+	w.wait.end(n)
 	w.sent += int64(n)
 	return n, err
 }

@@ -166,7 +166,7 @@ func takeBody(t *testing.T, r *http.Request, body []byte) ([]byte, error) {
 		t.Fatal(err)
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
-	in, err := newIngress(r, g, OpPutObject)
+	in, err := newIngress(&call{r: r, op: OpPutObject}, g)
 	if err != nil {
 		return nil, err
 	}
@@ -223,7 +223,7 @@ func TestUnsignedTrailer(t *testing.T) {
 		{"5\r\nhello\r\n0\r\n" + strings.Repeat("a:b\r\n", 2000), "IncompleteBody"},
 	} {
 		r.Body = io.NopCloser(strings.NewReader(c.body))
-		in, err := newIngress(r, &grant{kind: payloadUnsignedTrailer}, OpPutObject)
+		in, err := newIngress(&call{r: r, op: OpPutObject}, &grant{kind: payloadUnsignedTrailer})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -35,9 +35,10 @@ func rawConn(c net.Conn) net.Conn {
 
 // watchClient calls gone once when the peer of the request's connection has
 // closed it. net/http notices that by itself only after the request body was
-// read to its end, which a request waiting for a key does not do. The returned
-// function ends the watch; gone may still run once while it does.
-func watchClient(ctx context.Context, gone func()) (stop func()) {
+// read to its end, which a request waiting for a key does not do. As long as the peer
+// is there, stays is called every watchEvery. The returned function ends the watch;
+// gone or stays may still run once while it does.
+func watchClient(ctx context.Context, gone, stays func()) (stop func()) {
 	conn, _ := ctx.Value(connKey{}).(net.Conn)
 	if conn == nil {
 		return func() {}
@@ -50,7 +51,7 @@ func watchClient(ctx context.Context, gone func()) (stop func()) {
 	if err != nil {
 		return func() {}
 	}
-	w := &watch{conn: rawConn(conn), raw: raw, gone: gone}
+	w := &watch{conn: rawConn(conn), raw: raw, gone: gone, stays: stays}
 	w.arm()
 	return w.stop
 }
@@ -60,6 +61,7 @@ type watch struct {
 	conn  net.Conn
 	raw   syscall.RawConn
 	gone  func()
+	stays func()
 	looks int // owned by the timer
 	mu    sync.Mutex
 	timer *time.Timer // guarded by mu
@@ -86,6 +88,7 @@ func (w *watch) look() {
 		w.gone()
 		return
 	}
+	w.stays()
 	w.arm()
 }
 

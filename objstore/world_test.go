@@ -144,6 +144,7 @@ type world struct {
 
 type worldOptions struct {
 	hold       time.Duration
+	stall      time.Duration
 	keyObjects int64
 	clear      bool
 	compress   bool
@@ -174,7 +175,7 @@ func newWorld(t testing.TB, o worldOptions) *world {
 		},
 		Credentials: objstore.StaticCredentials{"byokd": "byokd-secret"},
 		BaseDomains: []string{"s3.test"},
-		HoldFor:     o.hold, KeyObjects: o.keyObjects, Now: o.now,
+		HoldFor:     o.hold, StallTimeout: o.stall, KeyObjects: o.keyObjects, Now: o.now,
 		Logger: zap.New(core), Observer: w.events,
 	})
 	if err != nil {

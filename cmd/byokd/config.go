@@ -106,6 +106,9 @@ type ObjectsConfig struct {
 	// How long a request is held while frozen before it is answered 503 SlowDown with Retry-After, from
 	// 0s to 5m. Clients give up after 30s (Java) to 60s (boto3): stay below.
 	HoldFor Duration `yaml:"holdFor"`
+	// How long a request waits for its client while fewer than 64 KiB move, from 10s to 1h. Then an upload
+	// is answered RequestTimeout and a download is broken off. While frozen this time does not run.
+	StallTimeout Duration `yaml:"stallTimeout"`
 	// The buckets, under the names that clients use. Required.
 	Buckets map[string]BucketConfig `yaml:"buckets"`
 }
@@ -226,6 +229,7 @@ const (
 	defaultAuditSize     = 64 << 20
 	defaultFleetListen   = ":9182"
 	defaultHoldFor       = 20 * time.Second
+	defaultStallTimeout  = 2 * time.Minute
 	defaultObjectsListen = "127.0.0.1:9000"
 	defaultAdminListen   = "127.0.0.1:9180"
 	defaultSocket        = "/run/byokd/control.sock" // where the commands look; byokd run makes it only when told
@@ -257,6 +261,7 @@ func (c Config) withDefaults() Config {
 		o := *c.Objects
 		setDefault(&o.Listen, defaultObjectsListen)
 		o.HoldFor.setDefault(defaultHoldFor)
+		o.StallTimeout.setDefault(defaultStallTimeout)
 		buckets := make(map[string]BucketConfig, len(o.Buckets))
 		for name, b := range o.Buckets {
 			setDefault(&b.Key, only)

@@ -95,7 +95,7 @@ func newObjects(ctx context.Context, d *daemon) (*objects, error) {
 		o.buckets = append(o.buckets, protected{guard, resource})
 	}
 	proxy, err := objstore.New(objstore.Options{Buckets: buckets, Credentials: objstore.StaticCredentials(credentials),
-		BaseDomains: settings.Domains, HoldFor: settings.HoldFor.Duration, Observer: d.registry.NewObjects(names), Logger: o.log})
+		BaseDomains: settings.Domains, HoldFor: settings.HoldFor.Duration, StallTimeout: settings.StallTimeout.Duration, Observer: d.registry.NewObjects(names), Logger: o.log})
 	if err != nil {
 		return nil, failure(d.log, "the S3 proxy cannot start", exitConfig, err)
 	}

@@ -162,6 +162,7 @@ func (c *checker) objects(cfg Config) {
 	c.listen("objects", o.Listen, o.AllowRemote)
 	c.file("objects.credentials.file", o.Credentials.File, "a file with ACCESS_KEY_ID:SECRET_ACCESS_KEY lines for the clients of the proxy")
 	c.within("objects.holdFor", o.HoldFor, 0, 5*time.Minute)
+	c.within("objects.stallTimeout", o.StallTimeout, 10*time.Second, time.Hour)
 	if o.TLS != nil {
 		c.file("objects.tls.certificate", o.TLS.Certificate, "a PEM file with the certificate")
 		c.file("objects.tls.key", o.TLS.Key, "a PEM file with the private key")
