@@ -8,6 +8,8 @@ import (
 	"github.com/byokd/byokd/internal/seal"
 	"github.com/byokd/byokd/keyguard"
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 )
 
 // call is one request being served: its pass, its scratch memory, and the
@@ -136,7 +138,25 @@ func (c *call) root() *seal.Root { return c.pass.Keys().Root(c.fs.header.Volume)
 // fail ends an operation: the one place where an error becomes an errno.
 func (c *call) fail(err error) fuse.Status {
 	c.errno = status(err)
+	if errno := unix.Errno(c.errno); errno == unix.EMFILE || errno == unix.ENFILE {
+		c.fs.outOfDescriptors(errno)
+	}
 	return c.errno
+}
+
+// tellAgainAfter is how often a lack that makes calls fail is logged.
+const tellAgainAfter = time.Minute
+
+// outOfDescriptors says why calls fail that could not open a lower file.
+func (f *Filesystem) outOfDescriptors(errno unix.Errno) {
+	now, told := time.Now().UnixNano(), f.lackTold.Load()
+	if now-told < int64(tellAgainAfter) || !f.lackTold.CompareAndSwap(told, now) {
+		return
+	}
+	var limit unix.Rlimit
+	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
+	f.log.Error("calls fail because no descriptor is left: raise the limit of open files, or that of the machine (fs.file-max) where the error names the system",
+		zap.Uint64("limit", limit.Cur), zap.Int("inodes", f.nodes.known()), zap.Error(errno))
 }
 
 func (c *call) String() string { return "byokd" }

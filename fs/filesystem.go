@@ -77,11 +77,12 @@ type Filesystem struct {
 	crypting   atomic.Int32   // calls that seal or open
 	cores      int            // that may do so
 	background sync.WaitGroup // syncs of our own
-	stable     bool           // pages under writeback do not change below
-	track      bool           // clean pages may be told from dirty ones, see dirty.go
-	privileged bool           // may give files to other users
-	owner      fuse.Owner     // of this process, and so of what it makes
-	umask      uint32         // of this process: what it takes from a caller's mode is given back
+	idleDrop   idleDrop
+	stable     bool       // pages under writeback do not change below
+	track      bool       // clean pages may be told from dirty ones, see dirty.go
+	privileged bool       // may give files to other users
+	owner      fuse.Owner // of this process, and so of what it makes
+	umask      uint32     // of this process: what it takes from a caller's mode is given back
 
 	serving  context.Context // ends when waiting calls must go
 	dismiss  context.CancelFunc
@@ -109,6 +110,7 @@ type Filesystem struct {
 	leftover      atomic.Int64  // files of which the last freeze left pages in the kernel
 	flushed       atomic.Uint64 // WRITEs of the kernel's own, by which a drain sees progress
 	requests      atomic.Uint64
+	lackTold      atomic.Int64 // when a lack of descriptors was last logged, Unix nanoseconds
 }
 
 // Open prepares the volume in a lower directory for mounting: it locks the
@@ -272,9 +274,7 @@ func (f *Filesystem) Stats() Stats {
 		s.Mounted = true
 		s.Writeback = l.granted()&fuse.CAP_WRITEBACK_CACHE != 0
 	}
-	f.nodes.mu.RLock()
-	s.Inodes = len(f.nodes.byID)
-	f.nodes.mu.RUnlock()
+	s.Inodes = f.nodes.known()
 	st := f.statfs()
 	s.LowerFreeBytes = st.Bavail * uint64(st.Frsize)
 	s.ReserveMissing = f.reserve.missing()

@@ -27,7 +27,8 @@ import (
 //     WRITE and SETATTR, which pass while the gate drains;
 //  5. hold READs back, and drop once more what came in meanwhile, around the
 //     pages that waiting READs hold locked;
-//  6. the gate closes; what was touched by the last stragglers goes.
+//  6. the gate closes; what was touched by the last stragglers goes;
+//  7. in the background: pages of inodes that nobody has open (idle.go).
 
 // hungAfter is when a notification that has not returned is taken to hang
 // behind a locked page: it is left behind and another goroutine goes on.
@@ -58,7 +59,7 @@ func (f *Filesystem) Draining(ctx context.Context, _ keyguard.Transition) {
 	// However long the flush takes, READs are served no longer than this.
 	late := time.AfterFunc(readsFor, func() { f.holdReads.Store(true) })
 	defer late.Stop()
-	nodes := f.nodes.all()
+	nodes := f.nodes.freeze()
 	f.leftover.Store(int64(len(nodes))) // all, until Frozen has looked
 	f.forgetAttributes(ctx, l, nodes)
 	f.flush(ctx)
@@ -108,12 +109,15 @@ func (f *Filesystem) Frozen(ctx context.Context, _ keyguard.Transition) {
 		}
 		l.wipe()
 		f.wakeReaders(ctx, l)
+		f.startIdleDrop(l)
 	}
 	f.hot.freeze()
 }
 
 // Thawed implements keyguard.Subscriber.
 func (f *Filesystem) Thawed(keyguard.Transition) {
+	f.stopIdleDrop()
+	f.nodes.thaw()
 	if l := f.loop.Load(); l != nil {
 		l.thaw()
 	}

@@ -88,6 +88,64 @@ func TestHotPathAllocations(t *testing.T) {
 	}
 }
 
+// ask serves a request of an opcode about the node, with what follows the header.
+func (h *hotPath) ask(t testing.TB, opcode uint32, node uint64, body []byte) {
+	in := (*fuse.InHeader)(unsafe.Pointer(&h.slot.in[0]))
+	length := inHeaderSize + copy(h.slot.in[inHeaderSize:], body)
+	*in = fuse.InHeader{Length: uint32(length), Opcode: opcode, NodeId: node, Unique: 2}
+	h.slot.call.begin(in)
+	reply := h.loop.handle(h.slot, ruleOf(opcode), h.slot.in[:length])
+	if len(reply) <= outHeaderSize {
+		t.Fatalf("opcode %d: %x", opcode, reply)
+	}
+	h.slot.call.end()
+}
+
+func (h *hotPath) getattr(t testing.TB) { h.ask(t, opGetattr, h.node, make([]byte, 16)) }
+
+func (h *hotPath) lookup(t testing.TB) {
+	const opLookup = 1
+	h.ask(t, opLookup, fuse.FUSE_ROOT_ID, []byte("hot\x00"))
+	h.loop.fs.nodes.forget(h.node, 1) // as the kernel would, which has asked for none
+}
+
+// TestAttributeAllocations bounds what LOOKUP and GETATTR allocate. They pass go-fuse's
+// protocol server, which takes two pieces for each request; one more is the sealed
+// name with its terminator, for the system call.
+func TestAttributeAllocations(t *testing.T) {
+	h := newHotFile(t)
+	for _, c := range []struct {
+		name   string
+		budget float64
+		run    func()
+	}{
+		{"GETATTR", 3, func() { h.getattr(t) }},
+		{"LOOKUP", 11, func() { h.lookup(t) }},
+	} {
+		n := testing.AllocsPerRun(200, c.run)
+		t.Logf("%s: %v allocations", c.name, n)
+		if n > c.budget {
+			t.Errorf("%s: %v allocations, at most %v are meant", c.name, n, c.budget)
+		}
+	}
+}
+
+func BenchmarkGetattr(b *testing.B) {
+	h := newHotFile(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		h.getattr(b)
+	}
+}
+
+func BenchmarkLookup(b *testing.B) {
+	h := newHotFile(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		h.lookup(b)
+	}
+}
+
 func BenchmarkRead(b *testing.B) {
 	h := newHotFile(b)
 	for _, size := range []int{4096, 131072, maxWrite} {

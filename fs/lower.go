@@ -28,7 +28,14 @@ type lowerFile struct {
 	fd     atomic.Int32 // descriptor + 1, 0 when closed
 	direct atomic.Int32 // the same file with O_DIRECT, opened at the first rewrite; equals fd where rewrites may be buffered
 	fault  faultBelow   // nil but in tests; fixed before the file is opened
+
+	directs *atomic.Int32 // descriptors with O_DIRECT of the whole volume; nil where nobody counts
 }
+
+// maxDirects bounds the descriptors with O_DIRECT that are kept: beyond it a
+// rewrite opens one for itself (about 3 µs), so that an open file costs one
+// descriptor and not two.
+const maxDirects = 1024
 
 // faultBelow stands, in tests, before each operation on a lower file, of length
 // bytes where it reads or writes: it may let it pass, fail it, or shorten it.
@@ -60,23 +67,37 @@ func (f *lowerFile) open(ids lowerIDs, id uint64) error {
 	return err
 }
 
-// openDirect makes rewrites possible. stable says that pages under writeback
-// do not change below, so that rewrites may be buffered.
+// openDirect makes rewrites possible without opening the file for each, unless
+// there are many such descriptors. stable says that pages under writeback do not
+// change below, so that rewrites may be buffered.
 func (f *lowerFile) openDirect(stable bool) error {
-	direct := f.buffered()
-	if !stable {
-		fd, err := ignoringEINTR(func() (int, error) {
-			return unix.Open(procFD(direct), unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
-		})
-		switch {
-		case err == nil:
-			direct = fd
-		case !errors.Is(err, unix.EINVAL): // EINVAL: tmpfs and others without writeback to a device
-			return err
-		}
+	if f.directs != nil && f.directs.Load() >= maxDirects && !stable {
+		return nil
+	}
+	direct, err := f.directDescriptor(stable)
+	if err != nil {
+		return err
+	}
+	if direct != f.buffered() && f.directs != nil {
+		f.directs.Add(1)
 	}
 	f.direct.Store(int32(direct) + 1)
 	return nil
+}
+
+// directDescriptor opens the file anew with O_DIRECT, or returns the descriptor that
+// there is where that is as good.
+func (f *lowerFile) directDescriptor(stable bool) (int, error) {
+	if stable {
+		return f.buffered(), nil
+	}
+	fd, err := ignoringEINTR(func() (int, error) {
+		return unix.Open(procFD(f.buffered()), unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	})
+	if errors.Is(err, unix.EINVAL) { // tmpfs and others without writeback to a device
+		return f.buffered(), nil
+	}
+	return fd, err
 }
 
 func (f *lowerFile) close() {
@@ -90,6 +111,9 @@ func (f *lowerFile) take() (fd, direct int32) {
 	fd, direct = f.fd.Swap(0), f.direct.Swap(0)
 	if direct == fd {
 		direct = 0
+	}
+	if direct != 0 && f.directs != nil {
+		f.directs.Add(-1)
 	}
 	return fd, direct
 }
@@ -122,7 +146,17 @@ func (f *lowerFile) writeClean(b []byte, off int64) error {
 
 // rewrite replaces whole blocks whose pages may be dirty. b is aligned to 4096 bytes.
 func (f *lowerFile) rewrite(b []byte, off int64) error {
-	return f.writeAt(int(f.direct.Load())-1, b, off)
+	if fd := int(f.direct.Load()) - 1; fd >= 0 {
+		return f.writeAt(fd, b, off)
+	}
+	fd, err := f.directDescriptor(false)
+	if err != nil {
+		return err
+	}
+	if fd != f.buffered() {
+		defer unix.Close(fd)
+	}
+	return f.writeAt(fd, b, off)
 }
 
 // maxIdleWrites bounds the attempts to write a block of which the lower

@@ -156,6 +156,7 @@ func (f *Filesystem) Unmount(ctx context.Context) error {
 		err = errors.Join(ctx.Err(), unix.Unmount(f.mountedAt(), unix.MNT_FORCE|unix.MNT_DETACH))
 	}
 	f.dismiss()
+	f.stopIdleDrop()
 	err = errors.Join(err, l.close())
 	f.loop.Store(nil)
 	f.mountpoint.Store(nil)

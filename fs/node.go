@@ -114,14 +114,18 @@ func (f *failures) since(seen uint64) (uint64, error) {
 type nodeTable struct {
 	ids       lowerIDs
 	heldPaths atomic.Int32 // O_PATH descriptors open
+	directs   atomic.Int32 // descriptors with O_DIRECT open
 	fault     faultBelow   // of new nodes; nil but in tests
 
 	mu   sync.RWMutex
-	byID map[uint64]*node // guarded by mu
+	byID map[uint64]*node    // guarded by mu
+	idle map[uint64]idleNode // those of the kernel's that are not in byID, see idle.go; guarded by mu
+	held bool                // none becomes idle; guarded by mu
+	most int                 // nodes, before some become idle: maxNodes but in tests
 }
 
 func newNodeTable(ids lowerIDs, root int) *nodeTable {
-	t := &nodeTable{ids: ids, byID: map[uint64]*node{}}
+	t := &nodeTable{ids: ids, byID: map[uint64]*node{}, idle: map[uint64]idleNode{}, most: maxNodes}
 	r := &node{id: fuse.FUSE_ROOT_ID}
 	r.path.Store(int32(root) + 1)
 	r.lookups.Store(1)
@@ -132,7 +136,7 @@ func newNodeTable(ids lowerIDs, root int) *nodeTable {
 
 func (t *nodeTable) newNode(id uint64) *node {
 	n := &node{id: id}
-	n.file.fault = t.fault
+	n.file.fault, n.file.directs = t.fault, &t.directs
 	return n
 }
 
@@ -164,8 +168,7 @@ func (t *nodeTable) meet(dir int, name string, st *unix.Stat_t) (*node, error) {
 	}
 	n := t.byID[id]
 	if n == nil {
-		n = t.newNode(id)
-		t.byID[id] = n
+		n = t.wake(id)
 	}
 	n.using.Add(1)
 	return n, nil
@@ -181,6 +184,9 @@ func (t *nodeTable) find(dir int, name string, st *unix.Stat_t) *node {
 		return nil
 	}
 	n := t.byID[id]
+	if _, idle := t.idle[id]; idle {
+		n = t.wake(id)
+	}
 	if n == nil {
 		t.ids.forget(id) // nobody would
 		return nil
@@ -203,8 +209,7 @@ func (t *nodeTable) use(id uint64) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if n = t.byID[id]; n == nil {
-		n = t.newNode(id)
-		t.byID[id] = n
+		n = t.wake(id)
 	}
 	n.using.Add(1)
 	return n
@@ -296,9 +301,18 @@ func (t *nodeTable) forget(id, count uint64) {
 	if n := t.byID[id]; n != nil {
 		n.lookups.Store(max(0, n.lookups.Load()-int64(count)))
 		left = t.settle(n)
+	} else {
+		t.forgetIdle(id, count)
 	}
 	t.mu.Unlock()
 	left.close()
+}
+
+// known is how many inodes the kernel knows.
+func (t *nodeTable) known() int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return len(t.byID) + len(t.idle)
 }
 
 // all returns the nodes known now, for a freeze.

@@ -31,21 +31,24 @@ func (c *call) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut)
 
 // attr reads the attributes of a node's inode.
 func (c *call) attr(n *node, out *fuse.Attr) error {
-	var st unix.Stat_t
-	if n.file.isOpen() {
-		if err := unix.Fstat(n.file.buffered(), &st); err != nil {
-			return err
-		}
-		return c.fill(n, &st, out)
-	}
-	fd, err := c.fs.nodes.pathFD(n)
+	fd, err := c.descriptor(n)
 	if err != nil {
 		return err
 	}
+	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
 	return c.fill(n, &st, out)
+}
+
+// descriptor returns one of a node in use for its attributes: the open file's, so
+// that it needs no other, or an O_PATH descriptor.
+func (c *call) descriptor(n *node) (int, error) {
+	if n.file.isOpen() {
+		return n.file.buffered(), nil
+	}
+	return c.fs.nodes.pathFD(n)
 }
 
 // fill makes plain attributes of lower ones: all are the same but the size.
@@ -100,7 +103,7 @@ func (c *call) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut)
 			return c.fail(err)
 		}
 	}
-	fd, err := c.fs.nodes.pathFD(n)
+	fd, err := c.descriptor(n)
 	if err == nil {
 		err = c.setOwnerAndMode(fd, in)
 	}

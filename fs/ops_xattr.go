@@ -29,7 +29,7 @@ func servedAttribute(name string) bool {
 // and the id their values are bound to.
 func (c *call) attributeOwner(node uint64) (string, seal.FileID, error) {
 	n := c.use(node)
-	fd, err := c.fs.nodes.pathFD(n)
+	fd, err := c.descriptor(n)
 	if err != nil {
 		return "", seal.FileID{}, err
 	}

@@ -74,11 +74,17 @@ func BenchmarkOpenStream(b *testing.B) {
 	}
 }
 
-// BenchmarkSigV4 verifies the signature of a request as the SDK for Go signs it.
-func BenchmarkSigV4(b *testing.B) {
-	w := newWorld(b, worldOptions{})
+// signedRequest is one as the SDK for Go signs it.
+func signedRequest(w *world) *http.Request {
 	r := w.request(http.MethodGet, "/documents/some/key/of/usual/length?x-id=GetObject", nil, 0)
 	r.Host = r.URL.Host
+	return r
+}
+
+// BenchmarkSigV4 verifies the signature of a request.
+func BenchmarkSigV4(b *testing.B) {
+	w := newWorld(b, worldOptions{})
+	r := signedRequest(w)
 	b.ReportAllocs()
 	for b.Loop() {
 		if err := w.proxy.Authenticate(r); err != nil {
@@ -87,26 +93,67 @@ func BenchmarkSigV4(b *testing.B) {
 	}
 }
 
-// BenchmarkChunks takes the framing off a body of signed chunks of 64 KiB, each of
-// which is hashed.
-func BenchmarkChunks(b *testing.B) {
-	const size = 4 << 20
-	w := newWorld(b, worldOptions{})
+// chunkedRequest is a request with a body of signed chunks of 64 KiB, and the body.
+func chunkedRequest(t testing.TB, w *world, size int) (*http.Request, []byte) {
+	t.Helper()
 	r := w.request(http.MethodPut, "/documents/o", nil, 0)
 	r.Header.Set("X-Amz-Decoded-Content-Length", strconv.Itoa(size))
 	w.sign(r, "STREAMING-AWS4-HMAC-SHA256-PAYLOAD")
 	r.Host = r.URL.Host
 	now, err := time.Parse("20060102T150405Z", r.Header.Get("X-Amz-Date"))
 	if err != nil {
-		b.Fatal(err)
+		t.Fatal(err)
 	}
-	framed := chunked(pattern(size, 1), r, now)
+	return r, chunked(pattern(size, 1), r, now)
+}
+
+// BenchmarkChunks takes the framing off a body of signed chunks, each of which is
+// hashed.
+func BenchmarkChunks(b *testing.B) {
+	const size = 4 << 20
+	w := newWorld(b, worldOptions{})
+	r, framed := chunkedRequest(b, w, size)
 	b.SetBytes(size)
 	b.ReportAllocs()
 	for b.Loop() {
 		r.Body = io.NopCloser(bytes.NewReader(framed))
 		if n, err := w.proxy.Unchunk(io.Discard, r); err != nil || n != size {
 			b.Fatal(n, err)
+		}
+	}
+}
+
+// TestAllocationBudgets: what a request allocates at the edges of the proxy is
+// bounded, and of a body it is for the request and a chunk, not for each byte.
+func TestAllocationBudgets(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	signed := signedRequest(w)
+	unchunk := func(size int) func() {
+		r, framed := chunkedRequest(t, w, size)
+		return func() {
+			r.Body = io.NopCloser(bytes.NewReader(framed))
+			if n, err := w.proxy.Unchunk(io.Discard, r); err != nil || n != int64(size) {
+				t.Fatal(n, err)
+			}
+		}
+	}
+	for _, c := range []struct {
+		name   string
+		budget float64
+		run    func()
+	}{
+		{"verifying a signature", 90, func() {
+			if err := w.proxy.Authenticate(signed); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"a body of 1 chunk", 130, unchunk(64 << 10)},
+		{"a body of 64 chunks", 130 + 63*20, unchunk(4 << 20)},
+	} {
+		n := testing.AllocsPerRun(50, c.run)
+		t.Logf("%s: %v allocations", c.name, n)
+		if n > c.budget {
+			t.Errorf("%s: %v allocations, at most %v are meant", c.name, n, c.budget)
 		}
 	}
 }

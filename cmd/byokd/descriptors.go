@@ -15,7 +15,19 @@ const (
 	maxAdminConnections = 256
 	// fewDescriptors leaves the volume some thousand files beside the connections of a busy pod.
 	fewDescriptors = 8192
+	// tooFewDescriptors do not suffice for byokd itself: listeners, KMS, the volume's own, some connections.
+	tooFewDescriptors = 256
+	// manyDescriptors is the limit that byokd gives itself where it may: an eighth of what one process may
+	// have at all by default (fs.nr_open).
+	manyDescriptors = 1 << 17
 )
+
+// raiseDescriptorLimit raises the hard limit, which needs CAP_SYS_RESOURCE: without, the limit stays.
+func raiseDescriptorLimit() {
+	if descriptorLimit() < manyDescriptors {
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: manyDescriptors, Max: manyDescriptors})
+	}
+}
 
 // descriptorLimit is how many files this process may have open. The Go runtime has raised the soft limit to
 // the hard one.
@@ -33,11 +45,20 @@ func connectionLimit(most int) int {
 	return int(max(16, min(uint64(most), descriptorLimit()/8)))
 }
 
-// tellDescriptors warns where there are few descriptors.
-func tellDescriptors(log *zap.Logger) {
-	if err := fewDescriptorsError(); err != nil {
+// checkDescriptors states the limit of open files, warns where it is low, and refuses one with which byokd
+// itself cannot work.
+func checkDescriptors(log *zap.Logger) error {
+	raiseDescriptorLimit()
+	err := fewDescriptorsError()
+	switch limit := descriptorLimit(); {
+	case limit < tooFewDescriptors:
+		return failure(log, "too few files may be open at once", exitConfig, err)
+	case err != nil:
 		log.Warn("few files may be open at once: under load calls will fail with EMFILE", zap.Error(err))
+	default:
+		log.Info("limit of open files", zap.Uint64("descriptors", limit))
 	}
+	return nil
 }
 
 func fewDescriptorsError() error {

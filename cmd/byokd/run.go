@@ -77,7 +77,9 @@ func runUntilSignal(ctx context.Context, cfg Config, log *zap.Logger, environ []
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
 	defer signal.Stop(signals)
 	harden(log)
-	tellDescriptors(log)
+	if err := checkDescriptors(log); err != nil {
+		return err
+	}
 
 	serving, stop := context.WithCancel(ctx)
 	defer stop()

@@ -79,6 +79,21 @@ func BenchmarkSealBlockParallel(b *testing.B) {
 	})
 }
 
+// BenchmarkLayout is the arithmetic of a request: which blocks it touches.
+func BenchmarkLayout(b *testing.B) {
+	b.ReportAllocs()
+	sum := int64(0)
+	for i := 0; b.Loop(); i++ {
+		off := int64(i) * 4096 % (1 << 40)
+		first, skip := BlockAt(off)
+		last, _ := BlockAt(off + 131_071)
+		sum += BlockStart(last+1) - BlockStart(first) + int64(skip+PayloadOf(first))
+	}
+	if sum == 0 {
+		b.Fatal("nothing was computed")
+	}
+}
+
 func BenchmarkIsHole(b *testing.B) {
 	block := make([]byte, BlockSize)
 	for _, last := range []byte{0, 1} {

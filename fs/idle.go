@@ -1,0 +1,183 @@
+package fs
+
+import (
+	"context"
+	"sync"
+)
+
+// Idle nodes. The kernel remembers inodes for as long as it has memory, a million
+// of them on a large volume, and a node takes some 350 bytes. So of most inodes that
+// nobody has open or works on there is but an entry without pointers: how often the
+// kernel named it, and whether it may hold pages of it. All else is found again at
+// the next use, as after a restart.
+//
+// No page of an idle inode can be reached without a call to us: nobody has it open
+// or mapped, and to open it again is a request that a freeze holds. Taking such pages
+// away is therefore not what a freeze waits for.
+
+// maxNodes is how many nodes there are before the unused ones are made idle: 23 MiB
+// of them.
+const maxNodes = 1 << 16
+
+// restTries is how many nodes are looked at when one comes beyond maxNodes. Some are
+// in use.
+const restTries = 8
+
+// idleNode is what is left of a node.
+type idleNode struct {
+	lookups uint32
+	touched bool
+}
+
+// insert adds a node, and makes others idle where there are many; mu is held.
+func (t *nodeTable) insert(n *node) {
+	t.byID[n.id] = n
+	if len(t.byID) <= t.most || t.held {
+		return
+	}
+	tries := restTries
+	for _, other := range t.byID { // from anywhere: the language does not say
+		if other != n {
+			t.rest(other)
+		}
+		if tries--; tries == 0 {
+			return
+		}
+	}
+}
+
+// rest makes a node idle if nobody needs more of it; mu is held.
+func (t *nodeTable) rest(n *node) {
+	lookups := n.lookups.Load()
+	if n.using.Load() > 0 || n.opens.Load() > 0 || n.file.isOpen() || n.path.Load() != 0 || n.pinned.Load() || lookups <= 0 || lookups > 1<<31 {
+		return
+	}
+	delete(t.byID, n.id)
+	t.idle[n.id] = idleNode{lookups: uint32(lookups), touched: n.touched.Load()}
+}
+
+// wake makes a node of an id: of the idle one, or of one that is not known; mu is
+// held.
+func (t *nodeTable) wake(id uint64) *node {
+	n := t.newNode(id)
+	if e, ok := t.idle[id]; ok {
+		n.lookups.Store(int64(e.lookups))
+		n.touched.Store(e.touched)
+		delete(t.idle, id)
+	}
+	t.insert(n)
+	return n
+}
+
+// forgetIdle takes back references of the kernel to an idle inode; mu is held.
+func (t *nodeTable) forgetIdle(id, count uint64) {
+	e, ok := t.idle[id]
+	if !ok {
+		return
+	}
+	if count < uint64(e.lookups) {
+		e.lookups -= uint32(count)
+		t.idle[id] = e
+		return
+	}
+	delete(t.idle, id)
+	t.ids.forget(id)
+}
+
+// freeze keeps nodes from becoming idle until thaw, and returns those there are,
+// the open ones first: whoever marks them must find the marks again.
+func (t *nodeTable) freeze() []*node {
+	t.mu.Lock()
+	t.held = true
+	t.mu.Unlock()
+	nodes, open := t.all(), 0
+	for i, n := range nodes {
+		if n.opens.Load() > 0 {
+			nodes[open], nodes[i] = n, nodes[open]
+			open++
+		}
+	}
+	return nodes
+}
+
+func (t *nodeTable) thaw() {
+	t.mu.Lock()
+	t.held = false
+	t.mu.Unlock()
+}
+
+// touchedIdle returns the idle inodes of which the kernel may hold pages.
+func (t *nodeTable) touchedIdle() []uint64 {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var ids []uint64
+	for id, e := range t.idle {
+		if e.touched {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// untouch says that the kernel's pages of an idle inode are gone.
+func (t *nodeTable) untouch(id uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e, ok := t.idle[id]; ok {
+		e.touched = false
+		t.idle[id] = e
+	}
+}
+
+// idleBatch bounds the memory that dropping idle inodes takes.
+const idleBatch = 4096
+
+// idleDrop is the dropping of the pages of idle inodes, which goes on after the gate
+// has closed. It ends before the thaw, and before the FUSE device is closed.
+type idleDrop struct {
+	mu     sync.Mutex
+	cancel context.CancelFunc // guarded by mu; nil while there is none
+	done   chan struct{}      // guarded by mu
+}
+
+// startIdleDrop takes the pages of idle inodes away from the kernel, in the
+// background.
+func (f *Filesystem) startIdleDrop(l *loop) {
+	f.stopIdleDrop()
+	f.idleDrop.mu.Lock()
+	defer f.idleDrop.mu.Unlock()
+	ctx, cancel := context.WithCancel(f.serving)
+	done := make(chan struct{})
+	f.idleDrop.cancel, f.idleDrop.done = cancel, done
+	f.background.Go(func() {
+		defer close(done)
+		ids := f.nodes.touchedIdle()
+		for len(ids) > 0 && ctx.Err() == nil {
+			batch := ids[:min(len(ids), idleBatch)]
+			ids = ids[len(batch):]
+			nodes := make([]*node, len(batch))
+			for i, id := range batch {
+				nodes[i] = &node{id: id}
+				nodes[i].touched.Store(true)
+			}
+			f.drop(ctx, l, nodes)
+			for _, n := range nodes {
+				if !n.touched.Load() {
+					f.nodes.untouch(n.id)
+				}
+			}
+		}
+	})
+}
+
+// stopIdleDrop ends it where it is.
+func (f *Filesystem) stopIdleDrop() {
+	f.idleDrop.mu.Lock()
+	defer f.idleDrop.mu.Unlock()
+	if f.idleDrop.cancel == nil {
+		return
+	}
+	f.idleDrop.cancel()
+	<-f.idleDrop.done
+	f.idleDrop.cancel = nil
+}
