@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"maps"
@@ -29,7 +30,7 @@ func writePattern(t testing.TB, path string, size int) []byte {
 }
 
 // ofOtherTests are victims that do more than one call.
-var ofOtherTests = []string{"read-forever", "write-gigabyte", "make-open", "differential", "semantics", "append-lines", "try-locks", "fill", "fill-verify", "make-sparse", "remains", "failing-sync"}
+var ofOtherTests = []string{"read-forever", "write-gigabyte", "make-open", "differential", "semantics", "append-lines", "try-locks", "fill", "fill-verify", "make-sparse", "remains", "failing-sync", "dirty-mappings"}
 
 func operations() []string {
 	ops := slices.Collect(maps.Keys(calls))
@@ -143,6 +144,33 @@ func cachedPages(t testing.TB, fd int) (cached, dirty uint64) {
 	return stat.Cache, stat.Dirty + stat.Writeback
 }
 
+const mappedFiles = 200
+
+// dirtyMappings makes files dirty by their mappings and by writes, and stays; in a
+// process of its own, since a fault that waits for this one's answer holds the
+// lock that this one's next allocation needs.
+func dirtyMappings(dir, _ string) (func() (string, error), error) {
+	return func() (string, error) {
+		for i := range mappedFiles {
+			fd, err := unix.Open(fmt.Sprint(dir, "/file", i), unix.O_RDWR, 0)
+			if err != nil {
+				return "", err
+			}
+			m, err := unix.Mmap(fd, 0, 4*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+			if err != nil {
+				return "", err
+			}
+			m[2*pageSize] = 'D'
+			if _, err := unix.Pwrite(fd, []byte("dirty"), 100); err != nil {
+				return "", err
+			}
+		}
+		fmt.Println("dirty")
+		_, err := bufio.NewReader(os.Stdin).ReadString('\n') // never comes
+		return "", err
+	}, nil
+}
+
 // TestFreezeLeavesNoPage: what was cached, mapped or dirty is gone from the
 // kernel's cache, and what was dirty is not lost.
 func TestFreezeLeavesNoPage(t *testing.T) {
@@ -150,7 +178,7 @@ func TestFreezeLeavesNoPage(t *testing.T) {
 		v := newVolume(t, o)
 		var fds []int
 		var want [][]byte
-		for i := range 200 {
+		for i := range mappedFiles {
 			path := v.path(fmt.Sprint("file", i))
 			data := writePattern(t, path, 4*pageSize+i)
 			fd, err := unix.Open(path, unix.O_RDWR, 0)
@@ -158,18 +186,14 @@ func TestFreezeLeavesNoPage(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer unix.Close(fd)
-			m, err := unix.Mmap(fd, 0, 4*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer unix.Munmap(m)
-			m[2*pageSize] = 'D' // dirty through the mapping
 			data[2*pageSize] = 'D'
-			if _, err := unix.Pwrite(fd, []byte("dirty"), 100); err != nil {
-				t.Fatal(err)
-			}
 			copy(data[100:], "dirty")
 			fds, want = append(fds, fd), append(want, data)
+		}
+		p := newVictim(t, "dirty-mappings", v.mount, "")
+		p.start()
+		if line := p.line(20 * time.Second); line != "dirty" {
+			t.Fatal(line)
 		}
 		v.freeze()
 		for i, fd := range fds {

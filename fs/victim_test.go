@@ -92,6 +92,7 @@ var victimOps = map[string]func(dir, file string) (func() (string, error), error
 	},
 	"make-open":      makeOpen,
 	"differential":   prepareDifferential,
+	"dirty-mappings": dirtyMappings,
 	"append-lines":   appendLines,
 	"fill":           fill,
 	"remains":        leaveRemains,
