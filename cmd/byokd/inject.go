@@ -133,6 +133,8 @@ func (f *injectFlags) serve(ctx context.Context, log *zap.Logger) error {
 	if err != nil {
 		return exitWith(exitListen, err)
 	}
+	log.Info("started", zap.String("version", buildVersion()), zap.Stringer("webhook", webhook.Addr()), zap.Stringer("admin", admin.Addr()),
+		zap.String("image", settings.Image), zap.Bool("restartAllContainers", settings.RestartAll))
 	registry := metrics.NewRegistry(buildVersion(), erasureLabel())
 	observer := registry.NewInjector()
 	server := &inject.Server{Metrics: registry.Handler(), Log: log.Named("http"),

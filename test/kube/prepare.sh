@@ -29,9 +29,8 @@ command -v go >/dev/null || { say "there is no Go to build it with"; exit 0; }
 
 # `go install k8s.io/kubernetes/cmd/kube-apiserver@…` is refused because of the module's replacements: a module around it
 # that replaces each staging path by the version published of it builds.
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
+mkdir -p "$bin/build-$version" # stays until the end, so that a build that was cut short goes on
+cd "$bin/build-$version"
 if ! gomod=$(go mod download -json "k8s.io/kubernetes@$version" | sed -n 's/.*"GoMod": "\(.*\)",/\1/p') || [[ -z $gomod ]]; then
   say "k8s.io/kubernetes@$version cannot be had"
   exit 0
@@ -48,9 +47,10 @@ printf '//go:build tools\n\npackage tools\n\nimport _ "k8s.io/kubernetes/cmd/kub
 export GOFLAGS=-mod=mod GOEXPERIMENT='' CGO_ENABLED=0
 set_version="-X k8s.io/component-base/version.gitVersion=$version -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36"
 echo "building kube-apiserver $version: some minutes, once"
-if { go mod tidy && go build -trimpath -ldflags "-s -w $set_version" -o "$bin/kube-apiserver.new" k8s.io/kubernetes/cmd/kube-apiserver; } >build.log 2>&1; then
+if { { [[ -e go.sum ]] || go mod tidy; } && go build -trimpath -ldflags "-s -w $set_version" -o "$bin/kube-apiserver.new" k8s.io/kubernetes/cmd/kube-apiserver; } >build.log 2>&1; then
   mv "$bin/kube-apiserver.new" "$bin/kube-apiserver"
   echo "$version" >"$bin/version"
+  rm -rf "$bin/build-$version"
 else
   tail -n 5 build.log
   say "kube-apiserver cannot be built, see above"
