@@ -354,3 +354,30 @@ func BenchmarkDone(b *testing.B) {
 		f.Done("read", 4096, time.Microsecond, 0)
 	}
 }
+
+// Readiness that is kept through a freeze is one that was there before it; nothing else keeps it.
+func TestReadyWhileFrozen(t *testing.T) {
+	s := newSystem(t)
+	s.panel.KeepReady()
+	ready := func(want int, when string) {
+		t.Helper()
+		if got, body := s.get(t, "/readyz"); got != want {
+			t.Errorf("%s: %d %s", when, got, body)
+		}
+	}
+	s.guard.set(keyguard.Frozen, keyguard.Disabled, keyguard.ReasonKeyDisabled)
+	ready(http.StatusServiceUnavailable, "frozen before anything has served")
+	s.guard.set(keyguard.Open, keyguard.Enabled, keyguard.ReasonNone)
+	s.disk.Serving()
+	ready(http.StatusOK, "open")
+	s.guard.set(keyguard.Frozen, keyguard.Disabled, keyguard.ReasonKeyDisabled)
+	ready(http.StatusOK, "frozen")
+	if _, body := s.get(t, "/v1/status"); !strings.Contains(body, `"state": "frozen"`) {
+		t.Errorf("the status hides the freeze: %s", body)
+	}
+	s.guard.set(keyguard.Frozen, keyguard.Deleted, keyguard.ReasonKeyDeleted)
+	ready(http.StatusServiceUnavailable, "frozen for good")
+	s.guard.set(keyguard.Open, keyguard.Enabled, keyguard.ReasonNone)
+	s.disk.Failed("gone")
+	ready(http.StatusServiceUnavailable, "failed")
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/byokd/byokd/internal/inject"
 	"github.com/byokd/byokd/keyguard"
 	"github.com/byokd/byokd/objstore"
 )
@@ -34,7 +36,30 @@ func exposition(t *testing.T) string {
 	s.fs.Done("lookup", 0, time.Millisecond, syscall.ENOENT)
 	s.objects.Done(objstore.Event{Op: "GetObject", Bucket: "documents", Status: 503, Code: "SlowDown"})
 	_, text := s.get(t, "/metrics")
-	return text
+	return text + injectorExposition(t)
+}
+
+// injectorExposition is a scrape of byokd inject: the series that are its alone.
+func injectorExposition(t *testing.T) string {
+	t.Helper()
+	registry := NewRegistry("v1", "guaranteed")
+	i := registry.NewInjector()
+	i.Reviewed(inject.OutcomeDenied, inject.ReasonImage, time.Millisecond)
+	i.Warned(inject.ReasonSubPath)
+	i.Certified(time.Now(), time.Now())
+	answer := httptest.NewRecorder()
+	registry.Handler().ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	var ours strings.Builder
+	mine := false
+	for line := range strings.Lines(answer.Body.String()) {
+		if strings.HasPrefix(line, "# HELP ") {
+			mine = strings.HasPrefix(line, "# HELP byokd_inject_")
+		}
+		if mine {
+			ours.WriteString(line)
+		}
+	}
+	return ours.String()
 }
 
 // golden compares with a file, or rewrites it with -update.
@@ -120,6 +145,7 @@ func TestSeriesDocument(t *testing.T) {
 	groups := []struct{ prefix, title, about string }{
 		{"byokd_fs_", "Filesystem", "Absent where no volume is configured; the gauges are absent while nothing is mounted."},
 		{"byokd_s3_", "S3 proxy", "Absent where no buckets are configured."},
+		{"byokd_inject_", "Injector", "Of `byokd inject` alone, which has none of the above."},
 		{"byokd_build_info", "The program", "The collectors of the Go runtime (`go_*`) and of the process (`process_resident_memory_bytes`, `process_cpu_seconds_total`, `process_open_fds`, …) are there as well."},
 		{"byokd_", "Keys and gate", "`guard` is the name of a key in the configuration. States are state sets: one series for each state, 1 for the present one."},
 	}
@@ -141,7 +167,7 @@ func TestSeriesDocument(t *testing.T) {
 		"(`deploy/dashboards/byokd.json`) rely on them, and a change is told in the changelog. Labels come from fixed or configured\n" +
 		"sets; a key's ARN stands in `byokd_key_info` only. Histograms have classic buckets and, for a Prometheus that scrapes native\n" +
 		"histograms, native ones as well.\n")
-	for _, i := range []int{3, 0, 1, 2} {
+	for _, i := range []int{4, 0, 1, 2, 3} {
 		if rows[i].Len() == 0 {
 			t.Fatalf("no series under %s", groups[i].title)
 		}

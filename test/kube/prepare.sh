@@ -11,16 +11,16 @@ bin=$PWD/.cache/kube
 
 say() { echo "the tests against a Kubernetes API server are skipped, or fail in CI: $*"; }
 
-etcd() { command -v etcd; }
-if ! etcd >/dev/null && [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
+find_etcd() { type -P etcd; }
+if ! find_etcd >/dev/null && [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
   { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends etcd-server; } >/dev/null 2>&1 || true
 fi
-if ! etcd >/dev/null; then
+if ! find_etcd >/dev/null; then
   say "etcd is not installed (apt-get install etcd-server)"
   exit 0
 fi
 mkdir -p "$bin"
-ln -sf "$(etcd)" "$bin/etcd"
+ln -sf "$(find_etcd)" "$bin/etcd"
 
 if [[ -x $bin/kube-apiserver && $(cat "$bin/version" 2>/dev/null) == "$version" ]]; then
   exit 0
