@@ -24,8 +24,8 @@ type lowerIDs interface {
 }
 
 // newLowerIDs takes file handles where the lower filesystem's are small enough
-// to be node ids and this process may open them (CAP_DAC_READ_SEARCH); else a
-// table of O_PATH descriptors.
+// to be node ids and this process may open them (CAP_DAC_READ_SEARCH), or are an
+// inode number with a generation; else a table of O_PATH descriptors.
 func newLowerIDs(root int) lowerIDs {
 	h := &handleIDs{root: root}
 	var st unix.Stat_t
@@ -37,6 +37,9 @@ func newLowerIDs(root int) lowerIDs {
 				return h
 			}
 		}
+	}
+	if g := newGenerationIDs(root); g != nil {
+		return g
 	}
 	return &tableIDs{root: root, rootStat: st, byInode: map[inodeKey]uint64{}, fds: map[uint64]int{}, next: fuse.FUSE_ROOT_ID}
 }

@@ -27,20 +27,26 @@ const hostileConnections = 5000
 // resident returns the resident memory and the open descriptors of byokd.
 func (s *stack) resident() (memory int64, descriptors int) {
 	s.t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.daemon.pid()))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(status), "VmRSS:")
-	kib, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
-	if err != nil {
-		s.t.Fatal(err)
-	}
 	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.daemon.pid()))
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return kib << 10, len(open)
+	return s.memory("VmRSS:"), len(open)
+}
+
+// memory returns a field of byokd's /proc/PID/status, in bytes.
+func (s *stack) memory(field string) int64 {
+	s.t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.daemon.pid()))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), field)
+	kib, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return kib << 10
 }
 
 // flood opens connections that send the same and no more. They are all open at once
