@@ -22,7 +22,8 @@ func TestMemoryBudgets(t *testing.T) {
 		s.awaitProgress(l)
 	}
 	loaded := s.memory("VmHWM:")
-	s.finish(l)
+	s.retire(l.workers)
+	s.retireClients(l.clients)
 	t.Logf("resident: %d MiB idle, %d MiB at the peak under load", idle>>20, loaded>>20)
 	if idle > idleBudget || loaded > loadedBudget {
 		t.Errorf("resident: %d MiB idle, %d MiB under load; the budgets are %d and %d", idle>>20, loaded>>20, idleBudget>>20, loadedBudget>>20)

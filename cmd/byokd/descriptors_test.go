@@ -37,8 +37,12 @@ func TestFewDescriptors(t *testing.T) {
 	}{
 		{"refused", "200", without, "too few files may be open at once", exitConfig},
 		{"told", "1024", without, "few files may be open at once: under load", 0},
-		{"raised", "1024", nil, "limit of open files", 0},
+		{"raised", "1024", nil, "\"descriptors\":131072", 0},
 	} {
+		if c.launch == nil && exec.Command("prlimit", "--nofile=1024:1024", "prlimit", "--nofile=131072:131072", "true").Run() != nil {
+			t.Logf("%s: not tried, for want of CAP_SYS_RESOURCE", c.name)
+			continue
+		}
 		args := append([]string{"prlimit", "--nofile=" + c.limit + ":" + c.limit}, c.launch...)
 		cmd := exec.Command(args[0], append(args[1:], os.Args[0], "run", "--config", config)...)
 		cmd.Env = append(os.Environ(), asByokd+"=1")
