@@ -85,6 +85,7 @@ e2e: build ## run the whole-system tests, telling their figures, and S3 clients 
 	BYOKD_E2E=1 test/prepare.sh
 	BYOKD_E2E=1 BYOKD_REQUIRE=s3clients $(GO) test -count=1 -v -timeout 30m -run 'TestRealClients|TestSDKs|TestLinks|TestLong' ./objstore
 	BYOKD_E2E=1 BYOKD_REQUIRE=fuse $(GO) test -count=1 -v -timeout 60m ./test/...
+	cd deploy/image && BYOKD_E2E=1 $(GO) test -count=1 -v -timeout 30m -run TestReproducible .
 
 conformance-s3: ## run versitygw's public S3 tests against byokd and compare with docs/CONFORMANCE.md
 	BYOKD_CONFORMANCE='$(or $(TESTS),all)' $(GO) test -count=1 -v -timeout 30m -run TestConformanceS3 ./test

@@ -17,7 +17,7 @@ func TestDocumentedValuesExist(t *testing.T) {
 	unmarshal(t, read(t, chartDir+"/values.yaml"), &values)
 	found := 0
 	previous := ""
-	for _, m := range regexp.MustCompile("`((?:image|injector|policy|node|monitoring|test)?(?:\\.[a-zA-Z]+)+)`").FindAllStringSubmatch(string(read(t, manual)), -1) {
+	for _, m := range regexp.MustCompile("`((?:image|injector|policy|node|monitoring|priorityQuota|test)?(?:\\.[a-zA-Z]+)+)`").FindAllStringSubmatch(string(read(t, manual)), -1) {
 		name := m[1]
 		if strings.HasPrefix(name, ".") { // `injector.sidecar.memory`, `.cpu`
 			name = previous[:strings.LastIndex(strings.TrimSuffix(previous, ".enabled"), ".")] + name
