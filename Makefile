@@ -18,7 +18,7 @@ FUZZTIME ?= 30s
 SOAK     ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test race lint fuzz bench bench-limits bench-scale bench-peers micro e2e conformance-s3 conformance-fs soak image chart clean
+.PHONY: help build run test race lint fuzz bench bench-limits bench-scale bench-peers micro e2e workloads conformance-s3 conformance-fs soak image chart clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,7 +48,7 @@ lint: ## gofmt, go vet, staticcheck, shellcheck, actionlint, govulncheck (where 
 	$(GO) vet ./...
 	GOEXPERIMENT= $(GO) vet ./...
 	GOEXPERIMENT= $(GO) run $(STATICCHECK) ./...
-	@if command -v shellcheck >/dev/null; then shellcheck deploy/*.sh deploy/scripts/*.sh test/*.sh test/conformance/*.sh .ci/run; \
+	@if command -v shellcheck >/dev/null; then shellcheck deploy/*.sh deploy/scripts/*.sh test/*.sh test/workloads/*.sh test/conformance/*.sh .ci/run; \
 	  else echo "shellcheck is not installed: the scripts were not looked at (apt-get install shellcheck)"; fi
 	GOEXPERIMENT= $(GO) run $(ACTIONLINT)
 	@for module in deploy/image test/chart; do (cd $$module && $(GO) vet ./...) || exit 1; done
@@ -86,6 +86,9 @@ e2e: build ## run the whole-system tests, telling their figures, and S3 clients 
 	BYOKD_E2E=1 BYOKD_REQUIRE=s3clients $(GO) test -count=1 -v -timeout 30m -run 'TestRealClients|TestSDKs|TestLinks|TestLong' ./objstore
 	BYOKD_E2E=1 BYOKD_REQUIRE=fuse $(GO) test -count=1 -v -timeout 60m ./test/...
 	cd deploy/image && BYOKD_E2E=1 $(GO) test -count=1 -v -timeout 30m -run TestReproducible .
+
+workloads: ## run OpenSearch and an engine with Zeebe's storage on a mount, through freezes of OUTAGES (1s,60s), kills, backups, restores
+	BYOKD_WORKLOADS=1 BYOKD_WORKLOADS_OUTAGES=$(OUTAGES) BYOKD_REQUIRE=fuse $(GO) test -count=1 -v -timeout 90m -run '^TestWorkload' ./test
 
 conformance-s3: ## run versitygw's public S3 tests against byokd and compare with docs/CONFORMANCE.md
 	BYOKD_CONFORMANCE='$(or $(TESTS),all)' $(GO) test -count=1 -v -timeout 30m -run TestConformanceS3 ./test

@@ -109,6 +109,7 @@ type stack struct {
 	grace      time.Duration // outageGrace of the key
 	launch     []string      // a program with arguments that byokd is started by, if any
 	volumeless bool          // byokd has buckets only, and its files belong to nobody
+	holdFor    time.Duration // of a request of a frozen bucket
 	prepare    func()        // once devcloud runs, before byokd is configured
 	control    kmstest.Control
 	kms        *kms.Client // as the administrator
@@ -142,7 +143,7 @@ func newStack(t *testing.T, program func() (string, error), options ...option) *
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	s := &stack{t: t, byokd: byokd, dir: dir, lower: dir + "/sealed", mount: dir + "/data", canary: newCanary(), cache: "writeback", grace: outageGrace}
+	s := &stack{t: t, byokd: byokd, dir: dir, lower: dir + "/sealed", mount: dir + "/data", canary: newCanary(), cache: "writeback", grace: outageGrace, holdFor: holdFor}
 	for _, o := range options {
 		o(s)
 	}
@@ -222,7 +223,7 @@ admin: {listen: %s}
 audit: {file: %q}
 stopTimeout: %v
 `, s.arn, s.cloud, probeInterval, s.grace, s.lower, s.mount, s.cache, strings.TrimPrefix(s.s3, "http://"), s.dir+"/s3-credentials",
-		holdFor, s.cloud, s.cloud, strings.TrimPrefix(s.admin, "http://"), s.dir+"/audit.jsonl", stopTimeout)
+		s.holdFor, s.cloud, s.cloud, strings.TrimPrefix(s.admin, "http://"), s.dir+"/audit.jsonl", stopTimeout)
 	if s.volumeless {
 		config = regexp.MustCompile(`(?m)^volume: .*\n`).ReplaceAllString(config, "")
 	}
