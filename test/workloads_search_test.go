@@ -333,7 +333,7 @@ func (n *searchNode) askFrozen() {
 		{http.MethodGet, "/" + searchIndex + "/_doc/" + token, "", ""},
 		{http.MethodPost, "/" + searchIndex + "/_search", `{"query": {"match": {"text": "` + n.canary + `"}}}`, ""},
 		{http.MethodPut, "/" + searchIndex + "/_doc/frozen", `{"token": "frozen"}`, "hangs"},
-		{http.MethodPut, "/another", "", "hangs"},
+		{http.MethodPut, "/another", `{"settings": {"number_of_replicas": 0}}`, "hangs"},
 	} {
 		ctx, cancel := context.WithTimeout(n.t.Context(), 2*time.Second)
 		err := n.call(ctx, q.method, q.path, []byte(q.body), nil)
