@@ -222,3 +222,22 @@ func mustYAML(t *testing.T, value any) string {
 	}
 	return string(text)
 }
+
+// TestNotes: what Helm says after an installation fits what was installed.
+func TestNotes(t *testing.T) {
+	for text, want := range map[string]struct{ says, silent string }{
+		`{}`:                           {"pod-security.kubernetes.io/enforce=privileged", "WARNING"},
+		`policy: {enabled: false}`:     {"WARNING: policy.enabled is false", "one injector only"},
+		`injector: {replicas: 1}`:      {"WARNING: one injector only", "policy.enabled"},
+		`node: {enabled: false}`:       {"byokd.io/mount-mode: privileged", "enforce=privileged"},
+		`{revision: next}`:             {"byokd.io/revision: next", "enforce=privileged"},
+		`test: {namespace: somewhere}`: {"helm test byokd --namespace byokd-system", "WARNING"},
+	} {
+		var values map[string]any
+		unmarshal(t, []byte(text), &values)
+		notes := mustRender(t, values)["NOTES.txt"]
+		if !strings.Contains(notes, want.says) || strings.Contains(notes, want.silent) {
+			t.Errorf("%s: it should say %q and not %q:\n%s", text, want.says, want.silent, notes)
+		}
+	}
+}
