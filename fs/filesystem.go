@@ -102,7 +102,12 @@ type Filesystem struct {
 	// closed and holdReads follow the guard; set by its transitions alone.
 	closed    atomic.Bool
 	holdReads atomic.Bool
-	reading   atomic.Int64 // READs let in although reads may be held back next
+	reading   atomic.Int64  // READs let in although reads may be held back next
+	ending    atomic.Uint64 // the epoch that is being frozen, or was last
+
+	// spanMu is held by each step of a freeze that the thaw takes back, and by the thaw.
+	spanMu sync.Mutex
+	opened uint64 // guarded by spanMu: the newest epoch that has begun
 
 	damagedBlocks atomic.Uint64
 	foreignNames  atomic.Uint64
@@ -134,7 +139,8 @@ func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options) (*Fil
 	}
 	// Load and verify first: a pinned root that KMS cannot open would hold up
 	// every thaw.
-	if err := authenticate(ctx, g, lower, header, form, o.Binding); err != nil {
+	unmarked, err := authenticate(ctx, g, lower, header, form, o.Binding)
+	if err != nil {
 		unix.Close(root)
 		return nil, err
 	}
@@ -159,17 +165,22 @@ func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options) (*Fil
 	f.bdi.Store(&bdi{})
 	f.rootAttr.Store(rootAttr(&st))
 	f.serving, f.dismiss = context.WithCancel(context.Background())
+	if unmarked != nil {
+		f.log.Warn("the disk below is full, and the newest generation of the volume's header could not be noted: until the next start an older header that is put back may not be noticed",
+			zap.String("file", seal.VolumeMarkName), zap.Error(unmarked))
+	}
 	f.openReserve()
 	f.follow()
 	return f, nil
 }
 
 // authenticate verifies the header with the root key that it wraps, refuses one
-// that is older than one seen before, and remembers it when it is newer.
-func authenticate(ctx context.Context, g *keyguard.Guard, lower string, header seal.VolumeHeader, form seal.KeyForm, b keyguard.Binding) error {
+// that is older than one seen before, and remembers it when it is newer. A full disk
+// is no reason to refuse it: unmarked says then that it is not remembered.
+func authenticate(ctx context.Context, g *keyguard.Guard, lower string, header seal.VolumeHeader, form seal.KeyForm, b keyguard.Binding) (unmarked, err error) {
 	mark, err := readMark(lower)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	newest := seal.VolumeMark{Volume: header.Volume, Generation: header.Generation}
 	err = withRoot(ctx, g, header.Volume, form.WrappedRoot, b, func(r *seal.Root) error {
@@ -180,9 +191,13 @@ func authenticate(ctx context.Context, g *keyguard.Guard, lower string, header s
 		return err
 	})
 	if err != nil || mark != nil && mark.Generation == newest.Generation {
-		return err
+		return nil, err
 	}
-	return writeMark(lower, newest)
+	err = writeMark(lower, newest)
+	if diskFull(err) {
+		return err, nil
+	}
+	return nil, err
 }
 
 func rootAttr(st *unix.Stat_t) *fuse.AttrOut {

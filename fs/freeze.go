@@ -43,9 +43,21 @@ const stalledAfter = 100 * time.Millisecond
 // most: well within the promised second. They need not be: a flush asks for none.
 const readsFor = 350 * time.Millisecond
 
+// during runs do while the epoch is still being frozen or is: a callback that was
+// late is overtaken by the thaw, whose work it must not undo.
+func (f *Filesystem) during(epoch uint64, do func()) {
+	f.spanMu.Lock()
+	defer f.spanMu.Unlock()
+	if f.opened <= epoch {
+		do()
+	}
+}
+
 // Draining implements keyguard.Subscriber.
-func (f *Filesystem) Draining(ctx context.Context, _ keyguard.Transition) {
-	f.closed.Store(true)
+func (f *Filesystem) Draining(ctx context.Context, t keyguard.Transition) {
+	f.ending.Store(t.Epoch)
+	holdReads := func() { f.during(t.Epoch, func() { f.holdReads.Store(true) }) }
+	f.during(t.Epoch, func() { f.closed.Store(true) })
 	l := f.loop.Load()
 	if l == nil {
 		return
@@ -57,14 +69,17 @@ func (f *Filesystem) Draining(ctx context.Context, _ keyguard.Transition) {
 		f.log.Warn("kernel refused INC_EPOCH: cached names may be answered while frozen", zap.Error(err))
 	}
 	// However long the flush takes, READs are served no longer than this.
-	late := time.AfterFunc(readsFor, func() { f.holdReads.Store(true) })
+	late := time.AfterFunc(readsFor, holdReads)
 	defer late.Stop()
-	nodes := f.nodes.freeze()
-	f.leftover.Store(int64(len(nodes))) // all, until Frozen has looked
+	var nodes []*node
+	f.during(t.Epoch, func() {
+		nodes = f.nodes.freeze()
+		f.leftover.Store(int64(len(nodes))) // all, until Frozen has looked
+	})
 	f.forgetAttributes(ctx, l, nodes)
 	f.flush(ctx)
 	f.drop(ctx, l, nodes)
-	f.holdReads.Store(true)
+	holdReads()
 	f.awaitReads(ctx)
 	for range 3 { // what was read while the first pass ran; each round is shorter
 		again := f.touched(f.nodes.all())
@@ -83,7 +98,7 @@ func (f *Filesystem) DrainLate(ctx context.Context) {
 	if l == nil {
 		return
 	}
-	f.holdReads.Store(true)
+	f.during(f.ending.Load(), func() { f.holdReads.Store(true) })
 	for ctx.Err() == nil {
 		left := f.touched(f.nodes.all())
 		if len(left) == 0 {
@@ -98,24 +113,34 @@ func (f *Filesystem) DrainLate(ctx context.Context) {
 }
 
 // Frozen implements keyguard.Subscriber: the gate is closed.
-func (f *Filesystem) Frozen(ctx context.Context, _ keyguard.Transition) {
+func (f *Filesystem) Frozen(ctx context.Context, t keyguard.Transition) {
 	if l := f.loop.Load(); l != nil {
 		f.drop(ctx, l, f.touched(f.nodes.all()))
-		left := len(f.touched(f.nodes.all()))
-		f.leftover.Store(int64(left))
-		if left > 0 {
-			f.undrained.Add(uint64(left))
-			f.log.Warn("the drain ran out of time: the kernel may hold pages of files until the thaw", zap.Int("files", left))
-		}
-		l.wipe()
+		f.during(t.Epoch, func() {
+			f.countLeft()
+			l.wipe()
+		})
 		f.wakeReaders(ctx, l)
-		f.startIdleDrop(l)
+		f.during(t.Epoch, func() { f.startIdleDrop(l) })
 	}
-	f.hot.freeze()
+	f.during(t.Epoch, f.hot.freeze)
+}
+
+// countLeft notes of how many files the kernel may hold pages although frozen.
+func (f *Filesystem) countLeft() {
+	left := len(f.touched(f.nodes.all()))
+	f.leftover.Store(int64(left))
+	if left > 0 {
+		f.undrained.Add(uint64(left))
+		f.log.Warn("the drain ran out of time: the kernel may hold pages of files until the thaw", zap.Int("files", left))
+	}
 }
 
 // Thawed implements keyguard.Subscriber.
-func (f *Filesystem) Thawed(keyguard.Transition) {
+func (f *Filesystem) Thawed(t keyguard.Transition) {
+	f.spanMu.Lock()
+	defer f.spanMu.Unlock()
+	f.opened = max(f.opened, t.Epoch)
 	f.stopIdleDrop()
 	f.nodes.thaw()
 	if l := f.loop.Load(); l != nil {

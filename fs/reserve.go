@@ -243,17 +243,21 @@ func (f *Filesystem) setDirtyBudget() {
 }
 
 // askBeforeWrites makes the kernel forget the attributes of open files, for
-// which it asks at the beginning of a write(2) to its cache, and of no read(2).
+// which it asks at the beginning of a write(2) to its cache, and of no read(2). It
+// waits for inodes that are just being given up and flushed, so it is done apart.
 func (f *Filesystem) askBeforeWrites() {
 	l := f.loop.Load()
 	if l == nil {
 		return
 	}
-	for _, n := range f.nodes.all() {
-		if n.opens.Load() > 0 {
-			_ = invalidate(l.dev, n.id, -1, 0) // ENOENT: the kernel does not know it any more
+	nodes := f.nodes.all()
+	f.apart(l.dev, func(dev int) {
+		for _, n := range nodes {
+			if n.opens.Load() > 0 {
+				_ = invalidate(dev, n.id, -1, 0) // ENOENT: the kernel does not know it any more
+			}
 		}
-	}
+	})
 }
 
 // refusedByFullDisk answers a GETATTR while the reserve is short. With the
