@@ -48,10 +48,10 @@ lint: ## gofmt, go vet, staticcheck, shellcheck, actionlint, govulncheck (where 
 	$(GO) vet ./...
 	GOEXPERIMENT= $(GO) vet ./...
 	GOEXPERIMENT= $(GO) run $(STATICCHECK) ./...
-	@if command -v shellcheck >/dev/null; then shellcheck deploy/*.sh deploy/scripts/*.sh test/*.sh test/workloads/*.sh test/conformance/*.sh .ci/run; \
+	@if command -v shellcheck >/dev/null; then shellcheck deploy/*.sh deploy/scripts/*.sh test/*.sh test/workloads/*.sh test/conformance/*.sh test/kube/*.sh .ci/run; \
 	  else echo "shellcheck is not installed: the scripts were not looked at (apt-get install shellcheck)"; fi
 	GOEXPERIMENT= $(GO) run $(ACTIONLINT)
-	@for module in deploy/image test/chart; do (cd $$module && $(GO) vet ./...) || exit 1; done
+	@for module in deploy/image test/chart test/kube; do (cd $$module && $(GO) vet ./...) || exit 1; done
 	@GOBIN=$(CURDIR)/.cache $(GO) install $(GOVULNCHECK)
 	@code=0; GOEXPERIMENT= .cache/govulncheck ./... || code=$$?; \
 	  case $$code in 0) ;; 3) exit 1 ;; *) echo "govulncheck did not finish, see above: dependencies were not looked at" ;; esac
@@ -81,11 +81,13 @@ bench-peers: ## install what bench compares with and measures by, on Debian
 micro: ## run the Go benchmarks with their allocation counts
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
-e2e: build ## run the whole-system tests, telling their figures, and S3 clients of every kind
+e2e: build ## run the whole-system tests, telling their figures, S3 clients of every kind, and a Kubernetes API server
 	BYOKD_E2E=1 test/prepare.sh
 	BYOKD_E2E=1 BYOKD_REQUIRE=s3clients $(GO) test -count=1 -v -timeout 30m -run 'TestRealClients|TestSDKs|TestLinks|TestLong' ./objstore
 	BYOKD_E2E=1 BYOKD_REQUIRE=fuse $(GO) test -count=1 -v -timeout 60m ./test/...
 	cd deploy/image && BYOKD_E2E=1 $(GO) test -count=1 -v -timeout 30m -run TestReproducible .
+	test/kube/prepare.sh
+	cd test/kube && $(GO) test -count=1 -v -timeout 20m .
 
 workloads: ## run OpenSearch and an engine with Zeebe's storage on a mount, through freezes of OUTAGES (1s,60s), kills, backups, restores
 	BYOKD_WORKLOADS=1 BYOKD_WORKLOADS_OUTAGES=$(OUTAGES) BYOKD_REQUIRE=fuse $(GO) test -count=1 -v -timeout 90m -run '^TestWorkload' ./test

@@ -150,6 +150,11 @@ func (m *mutation) environment(resources corev1.ResourceRequirements) []corev1.E
 		corev1.EnvVar{Name: "BYOKD_ADMIN_LISTEN", Value: ":" + strconv.Itoa(AdminPort)}, // kubelet and Prometheus ask from outside
 		corev1.EnvVar{Name: "BYOKD_ADMIN_ALLOW_REMOTE", Value: "true"},
 		corev1.EnvVar{Name: "BYOKD_ADMIN_SOCKET", Value: controlSocket})
+	env = append(env,
+		// Files of the ConfigMap and the Secret, where they are there: credentials for clusters without IRSA and Pod
+		// Identity, and authorities of VPC endpoints and proxies (ca.crt) besides the public ones.
+		corev1.EnvVar{Name: "AWS_SHARED_CREDENTIALS_FILE", Value: configPath + "/aws-credentials"},
+		corev1.EnvVar{Name: "SSL_CERT_DIR", Value: configPath})
 	if m.options.frozenReady {
 		env = append(env, corev1.EnvVar{Name: "BYOKD_ADMIN_READY_WHILE_FROZEN", Value: "true"})
 	}
