@@ -1,6 +1,6 @@
 // Command image builds byokd's container images without a container engine: a static program, the certificates of public
-// authorities and an unprivileged user, for amd64 and arm64, with an SBOM of each beside it. The same commit makes the same
-// digest, wherever and whenever it is built: layers have no times but the commit's, certificates come from a module that
+// authorities and an unprivileged user, for amd64 and arm64, with an SBOM of each beside it. The same commit and Go
+// make the same digest, wherever and whenever it is built: layers have no times but the commit's, certificates come from a module that
 // go.mod pins, and the toolchain is told no paths.
 //
 // It writes into -out: an OCI layout of everything, an archive for each platform that `docker load`, `podman load` and
