@@ -99,7 +99,7 @@ func ownDescriptors(dev int, keep []int) int {
 	if dev >= 0 {
 		var err error
 		if clone, err = cloneDevice(dev); err != nil {
-			return dev
+			clone = dev // and nothing else of the process is kept, its locks least of all
 		}
 		keep = append(slices.Clone(keep), clone)
 		slices.Sort(keep)

@@ -21,6 +21,8 @@
 //   - A freeze leaves no page of file data in the kernel's cache (freeze.go).
 //   - A lower block is replaced as a whole and never changed in a page that may
 //     be under writeback (dirty.go, lower.go).
+//   - A mount that was passed to us outlives us: calls that we did not answer are
+//     answered by the next byokd (passed.go, resent.go).
 //   - The process is the only user of the lower directory: it holds a lock on
 //     it from [Open] to [Filesystem.Close].
 //

@@ -56,14 +56,16 @@ type Options struct {
 	Binding    keyguard.Binding // encryption context of the root key; must be the header's
 	Observer   Observer         // may be nil
 	Logger     *zap.Logger      // may be nil
+
+	tableOfIDs bool // in tests: as if lower files could not be opened by handle
 }
 
 // Filesystem is one volume. It may be mounted once.
 type Filesystem struct {
 	guard   *keyguard.Guard
 	lower   string
-	header  seal.VolumeHeader // as it was at the start
-	form    seal.KeyForm      // that of the header which the guard's KMS key opens
+	header  seal.VolumeHeader // as it was at the start; set by Unlock
+	form    seal.KeyForm      // that of the header which the guard's KMS key opens; set by Unlock
 	options Options
 	log     *zap.Logger
 
@@ -84,17 +86,20 @@ type Filesystem struct {
 	owner      fuse.Owner // of this process, and so of what it makes
 	umask      uint32     // of this process: what it takes from a caller's mode is given back
 
+	unlocked chan struct{}   // closed by Unlock
 	serving  context.Context // ends when waiting calls must go
 	dismiss  context.CancelFunc
 	parking  parking
 	loop     atomic.Pointer[loop]
 	bdi      atomic.Pointer[bdi]
+	services atomic.Pointer[Services] // of the mount
 	rootAttr atomic.Pointer[fuse.AttrOut]
 
 	rewrapping sync.Mutex // one Rewrap at a time
 	generation uint64     // guarded by rewrapping: the header's newest generation seen
 
-	mountMu    sync.Mutex             // one Mount or Unmount at a time
+	mountMu    sync.Mutex             // one Mount, Serve or Unmount at a time
+	passed     bool                   // the mount was made by somebody else; set by Serve
 	runtimeFDs []int                  // set by Mount, before there is anything to freeze
 	mountpoint atomic.Pointer[string] // changed under mountMu
 	unwatch    func()
@@ -122,56 +127,93 @@ type Filesystem struct {
 // directory against other daemons, reads and verifies the header, and pins the
 // root key on the guard. It waits while the key is not usable, until ctx ends.
 func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options) (*Filesystem, error) {
-	header, err := ReadHeader(lower)
+	if _, err := ReadHeader(lower); err != nil {
+		return nil, err
+	}
+	f, err := OpenLocked(lower, g, o)
 	if err != nil {
 		return nil, err
 	}
-	if !maps.Equal(header.Binding, o.Binding.Context()) {
-		return nil, fmt.Errorf("the volume in %s was made for the encryption context %v, the configuration says %v: set cluster, tenant and role as they were", lower, header.Binding, o.Binding.Context())
+	if err := f.Unlock(ctx, o.Binding); err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
-	form, err := FormUnder(header, g.Status().KeyARN)
-	if err != nil {
-		return nil, err
+	return f, nil
+}
+
+// OpenLocked locks the lower directory against other daemons and asks for no key.
+// What is mounted of it answers INIT, STATFS and the attributes of the root; every
+// other call waits for Unlock. There need not be a volume in the directory yet.
+func OpenLocked(lower string, g *keyguard.Guard, o Options) (*Filesystem, error) {
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	if o.DirtyLimit == 0 {
+		o.DirtyLimit = DefaultDirtyLimit
 	}
 	root, err := openLower(lower)
 	if err != nil {
 		return nil, err
 	}
-	// Load and verify first: a pinned root that KMS cannot open would hold up
-	// every thaw.
-	unmarked, err := authenticate(ctx, g, lower, header, form, o.Binding)
-	if err != nil {
-		unix.Close(root)
-		return nil, err
-	}
-	g.Pin(header.Volume, form.WrappedRoot, o.Binding)
 	var st unix.Stat_t
 	if err := unix.Fstat(root, &st); err != nil {
 		unix.Close(root)
 		return nil, err
 	}
 	f := &Filesystem{
-		guard: g, lower: lower, header: header, form: form, generation: header.Generation, options: o, log: o.Logger,
-		root: root, nodes: newNodeTable(newLowerIDs(root), root), handles: newHandleTable(), turns: newTurns(),
+		guard: g, lower: lower, options: o, log: o.Logger, unlocked: make(chan struct{}), unwatch: func() {},
+		root: root, nodes: newNodeTable(newLowerIDs(root, o.tableOfIDs), root), handles: newHandleTable(), turns: newTurns(),
 		stable: stablePages(&st), track: tracksBlocks(root), cores: runtime.GOMAXPROCS(0), privileged: unix.Geteuid() == 0, umask: processUmask(),
 		owner: fuse.Owner{Uid: uint32(unix.Geteuid()), Gid: uint32(unix.Getegid())},
 	}
-	if f.log == nil {
-		f.log = zap.NewNop()
-	}
-	if f.options.DirtyLimit == 0 {
-		f.options.DirtyLimit = DefaultDirtyLimit
-	}
 	f.bdi.Store(&bdi{})
 	f.rootAttr.Store(rootAttr(&st))
+	f.closed.Store(true)
+	f.holdReads.Store(true)
 	f.serving, f.dismiss = context.WithCancel(context.Background())
+	f.openReserve()
+	return f, nil
+}
+
+// Unlock verifies the volume's header with its root key and lets the calls in that
+// wait for it. b is the encryption context of the root key and must be the header's.
+// It waits while the key is not usable, until ctx ends. It is called once.
+func (f *Filesystem) Unlock(ctx context.Context, b keyguard.Binding) error {
+	header, err := ReadHeader(f.lower)
+	if err != nil {
+		return err
+	}
+	if !maps.Equal(header.Binding, b.Context()) {
+		return fmt.Errorf("the volume in %s was made for the encryption context %v, the configuration says %v: set cluster, tenant and role as they were", f.lower, header.Binding, b.Context())
+	}
+	form, err := FormUnder(header, f.guard.Status().KeyARN)
+	if err != nil {
+		return err
+	}
+	// Load and verify first: a pinned root that KMS cannot open would hold up
+	// every thaw.
+	unmarked, err := authenticate(ctx, f.guard, f.lower, header, form, b)
+	if err != nil {
+		return err
+	}
 	if unmarked != nil {
 		f.log.Warn("the disk below is full, and the newest generation of the volume's header could not be noted: until the next start an older header that is put back may not be noticed",
 			zap.String("file", seal.VolumeMarkName), zap.Error(unmarked))
 	}
-	f.openReserve()
+	f.guard.Pin(header.Volume, form.WrappedRoot, b)
+	f.header, f.form, f.generation, f.options.Binding = header, form, header.Generation, b
 	f.follow()
-	return f, nil
+	close(f.unlocked)
+	return nil
+}
+
+// isUnlocked reports whether Unlock has returned: what it set may be read.
+func (f *Filesystem) isUnlocked() bool {
+	select {
+	case <-f.unlocked:
+		return true
+	default:
+		return false
+	}
 }
 
 // authenticate verifies the header with the root key that it wraps, refuses one
@@ -211,8 +253,6 @@ func rootAttr(st *unix.Stat_t) *fuse.AttrOut {
 // follow subscribes to the guard, and takes over its present state: a
 // transition that comes between the two speaks later and so last.
 func (f *Filesystem) follow() {
-	f.closed.Store(true)
-	f.holdReads.Store(true)
 	first := &firstState{fs: f}
 	f.unwatch = f.guard.Subscribe(first)
 	first.mu.Lock()

@@ -173,28 +173,10 @@ func (f *Filesystem) forgetAttributes(ctx context.Context, l *loop, nodes []*nod
 
 // flush asks the kernel to write back what it holds dirty, in requests as large
 // as they come: dropping a dirty page writes it back too, but page by page, at
-// a tenth of the speed. The call may hang, so it is left behind when ctx ends.
+// a tenth of the speed. It does not outlast ctx.
 func (f *Filesystem) flush(ctx context.Context) {
-	dir := f.mountedAt()
-	if dir == "" {
-		return
-	}
-	done := make(chan struct{})
-	f.apart(-1, func(int) {
-		defer close(done)
-		// Opening the root of the mount needs no key (rules.go).
-		fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return
-		}
-		defer unix.Close(fd)
-		// Since Linux 6.16 it starts the writeback of FUSE files without waiting
-		// for its end; drop waits.
-		_ = unix.Syncfs(fd)
-	})
-	select {
-	case <-done:
-	case <-ctx.Done():
+	if s := f.mountServices(); s != nil {
+		s.Flush(ctx)
 	}
 }
 
@@ -203,21 +185,9 @@ func (f *Filesystem) flush(ctx context.Context) {
 // be wiped under them, for a request may have just been put there; so they are
 // given requests that need no key. The kernel wakes them in turn.
 func (f *Filesystem) wakeReaders(ctx context.Context, l *loop) {
-	const tries = 16 * idleReaders // one each is enough, unless one is late to wait
-	dir := f.mountedAt()
-	if dir == "" {
-		return
-	}
-	done := make(chan struct{})
-	f.apart(-1, func(int) {
-		defer close(done)
-		for i := 0; i < tries && l.staleSlots() > 0; i++ {
-			_ = unix.Statfs(dir, &unix.Statfs_t{})
-		}
-	})
-	select {
-	case <-done:
-	case <-ctx.Done():
+	tries := 16 * idleReaders // one each is enough, unless one is late to wait
+	if s := f.mountServices(); s != nil {
+		s.Stir(ctx, func() bool { tries--; return tries >= 0 && l.staleSlots() > 0 })
 	}
 }
 

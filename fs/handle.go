@@ -2,6 +2,7 @@ package fs
 
 import (
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,9 +22,44 @@ type handleTable struct {
 	mu   sync.Mutex
 	next uint64             // guarded by mu
 	byFh map[uint64]*handle // guarded by mu
+
+	resumed bool // the kernel may have handles from a predecessor; guarded by mu
 }
 
 func newHandleTable() *handleTable { return &handleTable{byFh: map[uint64]*handle{}} }
+
+// resume has the numbers begin where no predecessor's are.
+func (t *handleTable) resume() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.next, t.resumed = uint64(time.Now().UnixNano()), true
+}
+
+// getOf returns a handle of a node; one that a predecessor has given to the kernel
+// is made anew with open.
+func (t *handleTable) getOf(fh uint64, open func() (*handle, error)) (*handle, error) {
+	t.mu.Lock()
+	h, resumed := t.byFh[fh], t.resumed
+	t.mu.Unlock()
+	if h != nil {
+		return h, nil
+	}
+	if !resumed {
+		return nil, unix.EBADF
+	}
+	made, err := open()
+	if err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if h := t.byFh[fh]; h != nil { // another call was quicker
+		made.stream.close()
+		return h, nil
+	}
+	t.byFh[fh] = made
+	return made, nil
+}
 
 func (t *handleTable) add(h *handle) uint64 {
 	t.mu.Lock()

@@ -64,6 +64,8 @@ func (t *nodeTable) wake(id uint64) *node {
 		n.lookups.Store(int64(e.lookups))
 		n.touched.Store(e.touched)
 		delete(t.idle, id)
+	} else if t.resumed {
+		n.lookups.Store(1) // some number: the kernel forgets all of them at once
 	}
 	t.insert(n)
 	return n

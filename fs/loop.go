@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"log"
@@ -94,6 +95,7 @@ type loop struct {
 	waiting  atomic.Int32 // goroutines in read(2)
 	flushing atomic.Int32 // WRITEs of the kernel's flush being served
 	left     atomic.Bool  // close gave up on the readers: nothing is served any more
+	mute     atomic.Bool  // calls that are not being served are left to a successor (passed.go)
 	serving  sync.WaitGroup
 	ended    chan struct{} // closed when the connection is gone
 	end      sync.Once
@@ -118,6 +120,9 @@ func (l *loop) start() {
 
 // readOn starts a goroutine that reads the device.
 func (l *loop) readOn() {
+	if l.mute.Load() {
+		return
+	}
 	l.serving.Add(1)
 	l.waiting.Add(1)
 	go l.serve()
@@ -154,6 +159,9 @@ func (l *loop) serve() {
 			s.late.Stop()
 		}
 		l.give(s)
+		if l.mute.Load() {
+			return
+		}
 		if l.waiting.Add(1) > idleReaders {
 			l.waiting.Add(-1)
 			return
@@ -207,6 +215,9 @@ func (l *loop) answer(s *slot, request []byte) {
 	if header.Opcode == opInterrupt {
 		return // parked callers are looked at without being asked, see parking.go
 	}
+	if rule.gate != always && l.mute.Load() {
+		return
+	}
 	if l.left.Load() {
 		l.reply(s, l.failure(s, header.Unique, unix.ENOTCONN))
 		return
@@ -230,6 +241,9 @@ func (l *loop) answer(s *slot, request []byte) {
 func (l *loop) handle(s *slot, rule rule, request []byte) []byte {
 	for {
 		if err := l.fs.enter(rule, &s.call, request); err != nil {
+			if l.mute.Load() {
+				return nil
+			}
 			return l.failure(s, s.call.header.Unique, errnoOf(err))
 		}
 		reply := l.operate(s, request)
@@ -256,6 +270,7 @@ func (l *loop) operate(s *slot, request []byte) []byte {
 	}
 	if s.call.header.Opcode == opInit {
 		l.initialised(request, s.out[:n])
+		l.fs.keepInit(request, s.out[:n])
 	}
 	return s.out[:n]
 }
@@ -329,7 +344,7 @@ func (l *loop) reply(s *slot, reply []byte) {
 func (l *loop) initialised(request, reply []byte) {
 	l.init.Lock()
 	defer l.init.Unlock()
-	l.init.request = append([]byte(nil), request...)
+	l.init.request = bytes.Clone(request)
 	if len(reply) >= outHeaderSize {
 		copy(unsafe.Slice((*byte)(unsafe.Pointer(&l.init.reply)), unsafe.Sizeof(l.init.reply)), reply[outHeaderSize:])
 	}
@@ -447,6 +462,13 @@ func (l *loop) wipe() {
 	for _, s := range l.free {
 		s.wipe()
 	}
+}
+
+// atWork counts the requests being served.
+func (l *loop) atWork() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.taken - int(l.waiting.Load())
 }
 
 // staleSlots counts the slots that hold what was there when wipe was called.

@@ -25,12 +25,13 @@ type lowerIDs interface {
 
 // newLowerIDs takes file handles where the lower filesystem's are small enough
 // to be node ids and this process may open them (CAP_DAC_READ_SEARCH), or are an
-// inode number with a generation; else a table of O_PATH descriptors.
-func newLowerIDs(root int) lowerIDs {
+// inode number with a generation; else a table of O_PATH descriptors, as with table
+// in any case.
+func newLowerIDs(root int, table bool) lowerIDs {
 	h := &handleIDs{root: root}
 	var st unix.Stat_t
 	if err := unix.Fstat(root, &st); err == nil {
-		if id, err := h.identifyInode(root, ""); err == nil {
+		if id, err := h.identifyInode(root, ""); err == nil && !table {
 			if fd, err := h.openInode(id, unix.O_PATH|unix.O_CLOEXEC); err == nil {
 				unix.Close(fd)
 				h.rootID = id
@@ -38,10 +39,10 @@ func newLowerIDs(root int) lowerIDs {
 			}
 		}
 	}
-	if g := newGenerationIDs(root); g != nil {
+	if g := newGenerationIDs(root); g != nil && !table {
 		return g
 	}
-	return &tableIDs{root: root, rootStat: st, byInode: map[inodeKey]uint64{}, fds: map[uint64]int{}, next: fuse.FUSE_ROOT_ID}
+	return &tableIDs{root: root, rootStat: st, fds: map[uint64]int{}}
 }
 
 // handleIDs makes ids of ext4's file handles: inode number and generation, 32
@@ -95,32 +96,37 @@ func (h *handleIDs) openInode(id uint64, flags int) (int, error) {
 func (h *handleIDs) forget(uint64) {}
 func (h *handleIDs) close()        {}
 
-// inodeKey names a lower inode while somebody holds it open.
-type inodeKey struct{ dev, ino uint64 }
-
-// tableIDs numbers inodes as they are met and holds an O_PATH descriptor on
-// each for as long as the kernel knows it, so that the inode number cannot be
-// given to another file meanwhile. It works on every filesystem and without
-// privileges, at the price of one descriptor for each inode the kernel caches.
+// tableIDs makes ids of inode numbers, and holds an O_PATH descriptor on each inode
+// for as long as the kernel knows it, so that the number cannot be given to another
+// file meanwhile. It works on every filesystem and without privileges, at the price
+// of one descriptor for each inode the kernel caches.
 type tableIDs struct {
 	root     int
 	rootStat unix.Stat_t
 
-	mu      sync.Mutex
-	byInode map[inodeKey]uint64 // guarded by mu
-	inodes  map[uint64]inodeKey // guarded by mu; lazily made
-	fds     map[uint64]int      // guarded by mu
-	next    uint64              // guarded by mu; the last id given
+	mu    sync.Mutex
+	fds   map[uint64]int // guarded by mu
+	names *nameIndex     // where inodes are that the kernel knows from a predecessor; guarded by mu, nil without one
 }
 
+// errOtherDevice: a filesystem is mounted within the lower directory, whose inode
+// numbers could be those of other files.
+var errOtherDevice = errors.New("another filesystem is mounted within the lower directory")
+
 func (t *tableIDs) identify(fd int, name string, st *unix.Stat_t) (uint64, error) {
-	if st.Dev == t.rootStat.Dev && st.Ino == t.rootStat.Ino {
+	if st.Dev != t.rootStat.Dev {
+		return 0, errOtherDevice
+	}
+	if st.Ino == t.rootStat.Ino {
 		return fuse.FUSE_ROOT_ID, nil
 	}
-	key := inodeKey{st.Dev, st.Ino}
+	id := st.Ino
+	if id == fuse.FUSE_ROOT_ID {
+		return 0, fmt.Errorf("a lower inode has the number %d, which is the root's", id)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if id, ok := t.byInode[key]; ok {
+	if _, ok := t.fds[id]; ok {
 		return id, nil
 	}
 	path, err := t.hold(fd, name)
@@ -136,12 +142,7 @@ func (t *tableIDs) identify(fd int, name string, st *unix.Stat_t) (uint64, error
 		unix.Close(path)
 		return 0, unix.ESTALE
 	}
-	t.next++
-	id := t.next
-	if t.inodes == nil {
-		t.inodes = map[uint64]inodeKey{}
-	}
-	t.byInode[key], t.inodes[id], t.fds[id] = id, key, path
+	t.fds[id] = path
 	return id, nil
 }
 
@@ -159,8 +160,14 @@ func (t *tableIDs) hold(fd int, name string) (int, error) {
 func (t *tableIDs) open(id uint64, flags int) (int, error) {
 	t.mu.Lock()
 	fd, ok := t.fds[id]
-	if id == fuse.FUSE_ROOT_ID {
+	switch {
+	case id == fuse.FUSE_ROOT_ID:
 		fd, ok = t.root, true
+	case !ok && t.names != nil:
+		if path, err := t.names.find(id); err == nil {
+			fd, ok = path, true
+			t.fds[id] = path
+		}
 	}
 	if ok { // a copy, so that a forget cannot close it under us
 		var err error
@@ -188,8 +195,6 @@ func (t *tableIDs) forget(id uint64) {
 	defer t.mu.Unlock()
 	if fd, ok := t.fds[id]; ok {
 		unix.Close(fd)
-		delete(t.byInode, t.inodes[id])
-		delete(t.inodes, id)
 		delete(t.fds, id)
 	}
 }
@@ -201,8 +206,22 @@ func (t *tableIDs) close() {
 		unix.Close(fd)
 	}
 	clear(t.fds)
-	clear(t.inodes)
-	clear(t.byInode)
+}
+
+// resume makes the ids good that a predecessor gave to the kernel; inodes are those
+// without a name.
+func (t *tableIDs) resume(inodes map[uint64]int) error {
+	names, err := newNameIndex(t.root)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.names = names
+	for id, fd := range inodes {
+		t.fds[id] = fd
+	}
+	return nil
 }
 
 // procFD is the path by which the kernel opens a descriptor anew: the only way

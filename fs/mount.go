@@ -7,13 +7,11 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/byokd/byokd/internal/fusemount"
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
-
-// fsType is what /proc/mounts shows.
-const fsType = "fuse.byokd"
 
 // Capabilities of include/uapi/linux/fuse.h that go-fuse has no name for.
 const capHandleKillprivV2 = 1 << 28
@@ -59,25 +57,59 @@ func (f *Filesystem) Mount(dir string) error {
 	if err != nil {
 		return err
 	}
-	l := newLoop(f, dev)
-	f.loop.Store(l)
-	l.start()
+	own := &ownMount{fs: f, dir: dir}
+	l := f.begin(dev, own)
 	f.mountpoint.Store(&dir)
 	// The first call through the mount waits until INIT was answered.
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return fmt.Errorf("the mount at %s does not answer: %w", dir, err)
 	}
-	limits, err := newBDI(dir, f.reserve.dirtyBudget(f.options.DirtyLimit))
+	if own.device, err = deviceOf(dir); err == nil {
+		_ = fusemount.WidenReadAhead(own.device)
+		err = f.boundDirty(own)
+	}
 	if err != nil {
+		f.bdi.Store(&bdi{})
 		f.log.Warn("the mount's dirty pages cannot be bounded: a freeze under heavy writing may not drain in time", zap.Error(err))
 	}
-	f.bdi.Store(limits)
-	f.setDirtyBudget() // the reserve may have been filled meanwhile
 	if f.options.Cache == Writeback && l.granted()&fuse.CAP_WRITEBACK_CACHE == 0 {
 		f.log.Warn("the kernel did not grant the writeback cache: small writes will be slow")
 	}
 	f.log.Info("mounted", zap.String("at", dir), zap.Stringer("cache", f.options.Cache), zap.String("volume", f.header.Volume.String()))
+	return nil
+}
+
+// begin serves a device. mountMu is held.
+func (f *Filesystem) begin(dev int, s Services) *loop {
+	f.services.Store(&s)
+	f.parking.killed = s.Killed
+	l := newLoop(f, dev)
+	f.loop.Store(l)
+	l.start()
+	return l
+}
+
+// boundDirty has the kernel keep the mount's dirty pages within what the reserve
+// below can take.
+func (f *Filesystem) boundDirty(s Services) error {
+	limits, err := newBDI(s.LimitDirty, f.reserve.dirtyBudget(f.options.DirtyLimit))
+	f.bdi.Store(limits)
+	f.setDirtyBudget() // the reserve may have been filled meanwhile
+	return err
+}
+
+func deviceOf(dir string) (uint64, error) {
+	var st unix.Stat_t
+	err := unix.Lstat(dir, &st)
+	return st.Dev, err
+}
+
+// mountServices are those of the mount, nil when there is none.
+func (f *Filesystem) mountServices() Services {
+	if s := f.services.Load(); s != nil {
+		return *s
+	}
 	return nil
 }
 
@@ -105,18 +137,13 @@ func mountable(dir string) error {
 
 // mountDevice opens the FUSE device and mounts it, which needs CAP_SYS_ADMIN.
 func mountDevice(dir string) (int, error) {
-	dev, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	dev, err := fusemount.Open()
 	if err != nil {
-		return -1, fmt.Errorf("open /dev/fuse: %w (is the fuse module loaded, and the device in this container?)", err)
+		return -1, err
 	}
-	options := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,default_permissions,allow_other,max_read=%d",
-		dev, unix.S_IFDIR, os.Geteuid(), os.Getegid(), maxWrite)
-	if err := unix.Mount("byokd", dir, fsType, unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+	if err := fusemount.Mount(dev, dir); err != nil {
 		unix.Close(dev)
-		if errors.Is(err, unix.EPERM) {
-			return -1, fmt.Errorf("mount at %s: %w: byokd must run as root or with CAP_SYS_ADMIN to mount", dir, err)
-		}
-		return -1, fmt.Errorf("mount at %s: %w", dir, err)
+		return -1, err
 	}
 	return dev, nil
 }
@@ -139,12 +166,17 @@ func (f *Filesystem) Wait(ctx context.Context) error {
 // Unmount ends the mount. While the gate is open it flushes first; calls that
 // wait at a closed gate end with an error, for their filesystem goes away. If
 // files are open the mount is detached, and they lose it when this process
-// exits. It does not outlast ctx.
+// exits. A mount that was passed to us is left to who made it (passed.go). It does
+// not outlast ctx.
 func (f *Filesystem) Unmount(ctx context.Context) error {
 	f.mountMu.Lock()
 	defer f.mountMu.Unlock()
 	l := f.loop.Load()
-	if l == nil || f.mountedAt() == "" {
+	if l == nil {
+		return nil
+	}
+	if f.mountedAt() == "" {
+		f.leave(ctx, l)
 		return nil
 	}
 	done := make(chan error, 1)
@@ -159,6 +191,7 @@ func (f *Filesystem) Unmount(ctx context.Context) error {
 	f.stopIdleDrop()
 	err = errors.Join(err, l.close())
 	f.loop.Store(nil)
+	f.services.Store(nil)
 	f.mountpoint.Store(nil)
 	return err
 }

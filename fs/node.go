@@ -32,6 +32,7 @@ type node struct {
 	path   atomic.Int32 // O_PATH descriptor + 1, or 0
 	dir    atomic.Bool  // path is kept while the kernel knows the node: it is asked again
 	pinned atomic.Bool  // path is kept because the name is gone and the inode must not be
+	orphan atomic.Bool  // who has made the mount keeps a descriptor of it, too (passed.go)
 	file   lowerFile
 
 	ranges blockRanges // of those who share content
@@ -116,6 +117,9 @@ type nodeTable struct {
 	heldPaths atomic.Int32 // O_PATH descriptors open
 	directs   atomic.Int32 // descriptors with O_DIRECT open
 	fault     faultBelow   // of new nodes; nil but in tests
+	resumed   bool         // the kernel may know nodes from a predecessor; fixed before requests come
+
+	forgetOrphan func(id uint64) // of a passed mount; fixed before requests come
 
 	mu   sync.RWMutex
 	byID map[uint64]*node    // guarded by mu
@@ -224,7 +228,7 @@ func (t *nodeTable) done(n *node) {
 	t.mu.Lock()
 	left := t.settle(n)
 	t.mu.Unlock()
-	left.close()
+	t.drop(left)
 }
 
 // maxHeldPaths bounds the directory descriptors kept for speed alone.
@@ -249,18 +253,32 @@ func (d descriptors) close() {
 	}
 }
 
+// released is what settle has taken from a node.
+type released struct {
+	fds    descriptors
+	orphan uint64 // id of an inode that who made the mount may give up; 0 for none
+}
+
+// drop gives up what is left of a node.
+func (t *nodeTable) drop(r released) {
+	r.fds.close()
+	if r.orphan != 0 {
+		t.forgetOrphan(r.orphan)
+	}
+}
+
 // settle gives up what an unused node need not hold, for the caller to close,
 // and drops the node when the kernel does not know it either. mu is held.
-func (t *nodeTable) settle(n *node) (left descriptors) {
+func (t *nodeTable) settle(n *node) (left released) {
 	if n.using.Load() > 0 || n.opens.Load() > 0 {
 		return left
 	}
 	known := n.lookups.Load() > 0
 	n.meta.Lock()
-	left[0], left[1] = n.file.take()
+	left.fds[0], left.fds[1] = n.file.take()
 	n.dirty.forget()
 	if !known || !t.keepPath(n) {
-		left[2] = t.takePath(n)
+		left.fds[2] = t.takePath(n)
 	}
 	n.meta.Unlock()
 	if known || t.byID[n.id] != n {
@@ -268,6 +286,9 @@ func (t *nodeTable) settle(n *node) (left descriptors) {
 	}
 	delete(t.byID, n.id)
 	t.ids.forget(n.id)
+	if n.orphan.Load() {
+		left.orphan = n.id
+	}
 	return left
 }
 
@@ -288,7 +309,7 @@ func (t *nodeTable) closed(n *node) {
 	n.opens.Add(-1)
 	left := t.settle(n)
 	t.mu.Unlock()
-	left.close()
+	t.drop(left)
 }
 
 // forget takes back references of the kernel.
@@ -296,7 +317,7 @@ func (t *nodeTable) forget(id, count uint64) {
 	if id == fuse.FUSE_ROOT_ID {
 		return
 	}
-	var left descriptors
+	var left released
 	t.mu.Lock()
 	if n := t.byID[id]; n != nil {
 		n.lookups.Store(max(0, n.lookups.Load()-int64(count)))
@@ -305,7 +326,7 @@ func (t *nodeTable) forget(id, count uint64) {
 		t.forgetIdle(id, count)
 	}
 	t.mu.Unlock()
-	left.close()
+	t.drop(left)
 }
 
 // known is how many inodes the kernel knows.

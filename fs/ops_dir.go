@@ -30,14 +30,27 @@ func (s *dirStream) close() {
 const direntBytes = 32 << 10
 
 func (c *call) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	n := c.use(in.NodeId)
-	fd, err := c.fs.nodes.ids.open(in.NodeId, unix.O_RDONLY|unix.O_DIRECTORY)
+	h, err := c.openDir(in.NodeId)
 	if err != nil {
 		return c.fail(err)
 	}
-	c.fs.nodes.opened(n)
-	out.Fh = c.fs.handles.add(&handle{node: n, stream: dirStream{fd: fd, opened: true}})
+	out.Fh = c.fs.handles.add(h)
 	return fuse.OK
+}
+
+func (c *call) openDir(id uint64) (*handle, error) {
+	n := c.use(id)
+	fd, err := c.fs.nodes.ids.open(id, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	c.fs.nodes.opened(n)
+	return &handle{node: n, stream: dirStream{fd: fd, opened: true}}, nil
+}
+
+// dirHandle returns the handle of an open directory.
+func (c *call) dirHandle(fh, id uint64) (*handle, error) {
+	return c.fs.handles.getOf(fh, func() (*handle, error) { return c.openDir(id) })
 }
 
 func (c *call) ReleaseDir(in *fuse.ReleaseIn) {
@@ -48,9 +61,9 @@ func (c *call) ReleaseDir(in *fuse.ReleaseIn) {
 }
 
 func (c *call) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	h := c.fs.handles.get(in.Fh)
-	if h == nil {
-		return c.fail(unix.EBADF)
+	h, err := c.dirHandle(in.Fh, in.NodeId)
+	if err != nil {
+		return c.fail(err)
 	}
 	h.stream.mu.Lock() // a rewind takes another descriptor
 	defer h.stream.mu.Unlock()
@@ -79,9 +92,9 @@ func (c *call) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntr
 
 // list gives the entries from the request's offset on until add refuses one.
 func (c *call) list(in *fuse.ReadIn, add func(dir int, sealed string, e fuse.DirEntry) bool) error {
-	h := c.fs.handles.get(in.Fh)
-	if h == nil {
-		return unix.EBADF
+	h, err := c.dirHandle(in.Fh, in.NodeId)
+	if err != nil {
+		return err
 	}
 	s := &h.stream
 	s.mu.Lock()

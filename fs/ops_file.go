@@ -202,6 +202,12 @@ func (c *call) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 		return c.fail(err)
 	}
 	const dataOnly = 1 // FUSE_FSYNC_FDATASYNC
+	if _, err := c.fs.handles.getOf(in.Fh, func() (*handle, error) {
+		c.fs.nodes.opened(n)
+		return &handle{node: n, writes: true}, nil
+	}); err != nil {
+		return c.fail(err)
+	}
 	// Its failure is recorded, for this handle too.
 	_ = n.sync(in.FsyncFlags&dataOnly != 0)
 	return c.fail(c.fs.handles.failed(in.Fh))

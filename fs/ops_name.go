@@ -120,7 +120,7 @@ func (c *call) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse
 	if err != nil {
 		return c.fail(err)
 	}
-	if err := unix.Mkdirat(dir, sealed, in.Mode&0o7777); err != nil {
+	if err := unix.Mkdirat(dir, sealed, in.Mode&0o7777); err != nil && !c.madeBefore(err) {
 		return c.fail(err)
 	}
 	if err = c.giveTo(dir, dir, sealed, in.Owner, in.Mode); err == nil {
@@ -148,7 +148,7 @@ func (c *call) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse
 		}
 		return c.fail(err)
 	}
-	if err := unix.Mknodat(dir, sealed, in.Mode, int(in.Rdev)); err != nil {
+	if err := unix.Mknodat(dir, sealed, in.Mode, int(in.Rdev)); err != nil && !c.madeBefore(err) {
 		return c.fail(err)
 	}
 	if err = c.giveTo(dir, dir, sealed, in.Owner, in.Mode); err == nil {
@@ -162,9 +162,11 @@ func (c *call) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse
 
 // newFile makes an empty regular file with an id. On error nothing is left.
 func (c *call) newFile(dir int, sealed string, mode uint32, owner fuse.Owner) (int, seal.FileID, error) {
-	fd, err := ignoringEINTR(func() (int, error) {
-		return unix.Openat(dir, sealed, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_NOATIME|unix.O_CLOEXEC, mode&0o7777)
-	})
+	flags := unix.O_RDWR | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_NOATIME | unix.O_CLOEXEC
+	if isResent(&c.header) {
+		flags &^= unix.O_EXCL // made before; who had it could not write to it yet
+	}
+	fd, err := ignoringEINTR(func() (int, error) { return unix.Openat(dir, sealed, flags, mode&0o7777) })
 	if err != nil {
 		return -1, seal.FileID{}, err
 	}
@@ -196,7 +198,7 @@ func (c *call) Symlink(_ <-chan struct{}, header *fuse.InHeader, target, name st
 	if err != nil {
 		return c.fail(err)
 	}
-	if err := unix.Symlinkat(string(hidden), dir, sealed); err != nil {
+	if err := unix.Symlinkat(string(hidden), dir, sealed); err != nil && !c.madeBefore(err) {
 		return c.fail(err)
 	}
 	if err = c.giveTo(dir, dir, sealed, header.Owner, 0); err == nil {
@@ -244,7 +246,7 @@ func (c *call) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.E
 	if err == nil {
 		err = unix.Linkat(unix.AT_FDCWD, procFD(fd), dir, sealed, unix.AT_SYMLINK_FOLLOW)
 	}
-	if err == nil {
+	if err == nil || c.madeBefore(err) {
 		err = c.entry(dir, sealed, out)
 	}
 	return c.fail(err)
@@ -268,7 +270,10 @@ func (c *call) remove(parent uint64, name string, flags int) fuse.Status {
 		return c.fail(err)
 	}
 	c.keepInode(dir, sealed)
-	return c.fail(unix.Unlinkat(dir, sealed, flags))
+	if err = unix.Unlinkat(dir, sealed, flags); c.goneBefore(err) {
+		err = nil
+	}
+	return c.fail(err)
 }
 
 // keepInode holds the inode of a name that is about to go, so that those who
@@ -284,6 +289,7 @@ func (c *call) keepInode(dir int, sealed string) {
 	if n := c.fs.nodes.find(dir, sealed, &st); n != nil {
 		c.used = append(c.used, n)
 		c.fs.nodes.pin(n)
+		c.fs.keepOrphan(n)
 	}
 }
 
@@ -302,5 +308,9 @@ func (c *call) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName str
 	if in.Flags&unix.RENAME_EXCHANGE == 0 {
 		c.keepInode(to, sealedNew)
 	}
-	return c.fail(unix.Renameat2(from, sealedOld, to, sealedNew, uint(in.Flags)))
+	err = unix.Renameat2(from, sealedOld, to, sealedNew, uint(in.Flags))
+	if c.renamedBefore(err, to, sealedNew) {
+		err = nil
+	}
+	return c.fail(err)
 }

@@ -111,7 +111,11 @@ func (c *call) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, val
 	if err != nil {
 		return c.fail(err)
 	}
-	return c.fail(unix.Setxattr(path, name, sealed, int(in.Flags)))
+	flags := int(in.Flags)
+	if isResent(&c.header) {
+		flags = 0 // it may have been set, and XATTR_CREATE would fail
+	}
+	return c.fail(unix.Setxattr(path, name, sealed, flags))
 }
 
 func (c *call) RemoveXAttr(_ <-chan struct{}, header *fuse.InHeader, name string) fuse.Status {
@@ -122,7 +126,10 @@ func (c *call) RemoveXAttr(_ <-chan struct{}, header *fuse.InHeader, name string
 	if err != nil {
 		return c.fail(err)
 	}
-	return c.fail(unix.Removexattr(path, name))
+	if err = unix.Removexattr(path, name); c.goneBefore(err) {
+		err = nil
+	}
+	return c.fail(err)
 }
 
 func (c *call) ListXAttr(_ <-chan struct{}, header *fuse.InHeader, dest []byte) (uint32, fuse.Status) {

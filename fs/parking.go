@@ -1,10 +1,8 @@
 package fs
 
 import (
-	"bytes"
 	"context"
-	"os"
-	"strconv"
+	"slices"
 	"sync"
 	"time"
 	"unsafe"
@@ -22,6 +20,8 @@ import (
 // never expect it (a JVM signals its own threads); so INTERRUPT is ignored and
 // the callers are looked at instead.
 type parking struct {
+	killed func(threads []uint32) []uint32 // Services.Killed of the mount; fixed before anything waits
+
 	mu      sync.Mutex
 	parked  map[*parkedCall]struct{} // guarded by mu
 	looking bool                     // guarded by mu; the goroutine of look runs
@@ -43,6 +43,19 @@ const lookEvery = 100 * time.Millisecond
 // it was being pinned may be without. It fails when the caller is being killed
 // or the filesystem is being unmounted.
 func (f *Filesystem) admit(c *call, class keyguard.Class, request []byte) (keyguard.Pass, error) {
+	if !f.isUnlocked() {
+		err := f.park(c, request, func(ctx context.Context) error {
+			select {
+			case <-f.unlocked:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+		if err != nil {
+			return keyguard.Pass{}, err
+		}
+	}
 	for {
 		pass, err := f.admitOnce(c, class, request)
 		if err != nil || pass.Keys().Root(f.header.Volume) != nil {
@@ -59,6 +72,17 @@ func (f *Filesystem) admitOnce(c *call, class keyguard.Class, request []byte) (k
 	if pass, ok := f.guard.TryEnter(class, uint32(c.header.NodeId)); ok {
 		return pass, nil
 	}
+	var pass keyguard.Pass
+	err := f.park(c, request, func(ctx context.Context) (err error) {
+		pass, err = f.guard.Enter(ctx, class, uint32(c.header.NodeId))
+		return err
+	})
+	return pass, err
+}
+
+// park has a request wait, in the sight of those who look after its caller and its
+// pages.
+func (f *Filesystem) park(c *call, request []byte, wait func(context.Context) error) error {
 	c.parks()
 	c.wipeBehind(len(request))
 	ctx, leave := context.WithCancel(f.serving)
@@ -67,7 +91,7 @@ func (f *Filesystem) admitOnce(c *call, class keyguard.Class, request []byte) (k
 	p.off, p.size = heldPages(c.header.Opcode, request)
 	f.parking.add(p)
 	defer f.parking.remove(p)
-	return f.guard.Enter(ctx, class, uint32(c.header.NodeId))
+	return wait(ctx)
 }
 
 // heldPages returns the range whose pages the kernel holds for a waiting
@@ -148,56 +172,23 @@ func (k *parking) look() {
 			calls = append(calls, p)
 		}
 		k.mu.Unlock()
-		for _, p := range calls {
-			if p.pid != 0 && beingKilled(p.pid) {
-				p.leave()
-			}
+		k.letGo(calls)
+	}
+}
+
+// letGo lets those calls go whose callers are being killed. Callers that the
+// mounter cannot see have no number.
+func (k *parking) letGo(calls []*parkedCall) {
+	threads := make([]uint32, 0, len(calls))
+	for _, p := range calls {
+		if p.pid != 0 && !slices.Contains(threads, p.pid) {
+			threads = append(threads, p.pid)
 		}
 	}
-}
-
-// beingKilled reports whether the thread has a SIGKILL pending or is exiting
-// (PF_EXITING, include/linux/sched.h). A thread that is gone counts: nobody
-// waits for the answer.
-func beingKilled(tid uint32) bool {
-	dir := "/proc/" + strconv.FormatUint(uint64(tid), 10)
-	status, err := os.ReadFile(dir + "/status")
-	if err != nil {
-		return os.IsNotExist(err)
+	killed := k.killed(threads)
+	for _, p := range calls {
+		if slices.Contains(killed, p.pid) {
+			p.leave()
+		}
 	}
-	if sigkillIn(status, "\nSigPnd:\t") || sigkillIn(status, "\nShdPnd:\t") {
-		return true
-	}
-	stat, err := os.ReadFile(dir + "/stat")
-	if err != nil {
-		return os.IsNotExist(err)
-	}
-	return exiting(stat)
-}
-
-// sigkillIn looks for signal 9 in a mask of /proc/TID/status.
-func sigkillIn(status []byte, field string) bool {
-	_, rest, found := bytes.Cut(status, []byte(field))
-	if !found {
-		return false
-	}
-	line, _, _ := bytes.Cut(rest, []byte("\n"))
-	mask, err := strconv.ParseUint(string(line), 16, 64)
-	return err == nil && mask&(1<<(9-1)) != 0
-}
-
-// exiting looks for PF_EXITING in the flags of /proc/TID/stat: the ninth field,
-// the seventh after the command's name, which may itself hold ") ".
-func exiting(stat []byte) bool {
-	const pfExiting, flagsAfterName = 0x4, 7
-	end := bytes.LastIndexByte(stat, ')')
-	if end < 0 {
-		return false
-	}
-	fields := bytes.Fields(stat[end+1:])
-	if len(fields) < flagsAfterName {
-		return false
-	}
-	flags, err := strconv.ParseUint(string(fields[flagsAfterName-1]), 10, 64)
-	return err == nil && flags&pfExiting != 0
 }

@@ -104,6 +104,9 @@ func (f *Filesystem) enter(r rule, c *call, request []byte) error {
 		return nil
 	case workUnlessRoot:
 		if c.header.NodeId == fuse.FUSE_ROOT_ID {
+			if !f.isUnlocked() {
+				return nil
+			}
 			if pass, ok := f.guard.TryEnter(class, fuse.FUSE_ROOT_ID); ok {
 				c.enter(pass)
 			}

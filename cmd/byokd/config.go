@@ -75,8 +75,12 @@ type VolumeConfig struct {
 	// The directory below the mount, where the sealed files are kept. An empty one is initialised; one
 	// that holds anything byokd has not written is refused. Absolute path. Required.
 	Lower string `yaml:"lower"`
-	// The directory at which the plain files appear: an existing, empty one. Absolute path. Required.
+	// The directory at which the plain files appear: an existing, empty one. Absolute path. Required, unless
+	// mountSocket is given.
 	Mount string `yaml:"mount"`
+	// The socket at which a node driver (byokd node) passes a mount that it has made, so that byokd needs no
+	// privilege. Absolute path. mount is then only shown, as the place where the workload sees the files.
+	MountSocket string `yaml:"mountSocket"`
 	// Which of the keys protects the volume. The volume remembers the key's ARN: another one takes a move
 	// (byokd key rewrap). May be left out when there is one key only.
 	Key string `yaml:"key"`

@@ -135,7 +135,12 @@ func (c *checker) volume(cfg Config) {
 		c.fail("volume.role", "%q: lower-case letters, digits and dashes only, at most 63", v.Role)
 	}
 	lower := c.directory("volume.lower", v.Lower, "the directory for the sealed files")
-	mount := c.directory("volume.mount", v.Mount, "the directory at which the plain files appear")
+	mount := false
+	if v.MountSocket == "" {
+		mount = c.directory("volume.mount", v.Mount, "the directory at which the plain files appear")
+	} else {
+		c.file("volume.mountSocket", v.MountSocket, "the socket of the node driver")
+	}
 	if lower && mount && (within(v.Lower, v.Mount) || within(v.Mount, v.Lower)) {
 		c.fail("volume.mount", "%s and volume.lower %s are the same or one inside the other", v.Mount, v.Lower)
 	}

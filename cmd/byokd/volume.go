@@ -44,8 +44,10 @@ func (v *volume) inspect() error {
 	if err := refuseRequestTimeouts(fuseSysctls); err != nil {
 		return failure(v.log, "the kernel would break a freeze", exitMount, err)
 	}
-	if err := prepareMountPoint(v.cfg.Volume.Mount, v.log); err != nil {
-		return failure(v.log, "the volume cannot be mounted", exitMount, err)
+	if !v.passed() {
+		if err := prepareMountPoint(v.cfg.Volume.Mount, v.log); err != nil {
+			return failure(v.log, "the volume cannot be mounted", exitMount, err)
+		}
 	}
 	header, err := fs.ReadHeader(v.cfg.Volume.Lower)
 	switch {
@@ -96,7 +98,11 @@ func (v *volume) connect(d *daemon) {
 	if v.cfg.Volume.Role == "elasticsearch" {
 		name = "Elasticsearch disk"
 	}
-	v.resource = d.panel.AddResource(name, "volume", v.cfg.Volume.Mount, v.guard)
+	at := v.cfg.Volume.Mount
+	if at == "" {
+		at = v.cfg.Volume.MountSocket
+	}
+	v.resource = d.panel.AddResource(name, "volume", at, v.guard)
 	v.observer = d.registry.NewFS(v.gauges)
 }
 
@@ -121,6 +127,9 @@ func (v *volume) gauges() (metrics.VolumeGauges, bool) {
 // serve makes the volume if need be, mounts it once its key is usable, and serves until ctx ends or the
 // mount does. It leaves nothing mounted.
 func (v *volume) serve(ctx context.Context) error {
+	if v.passed() {
+		return v.servePassed(ctx)
+	}
 	f, err := v.open(ctx)
 	if err != nil || f == nil {
 		return err
@@ -164,24 +173,11 @@ func (v *volume) serve(ctx context.Context) error {
 
 // open returns the volume, made first where there is none. nil when ctx ended before the key was usable.
 func (v *volume) open(ctx context.Context) (*fs.Filesystem, error) {
-	if v.fresh {
-		v.resource.Waiting("waits for the key " + v.cfg.Volume.Key + " to make a new volume")
-		header, err := fs.CreateVolume(ctx, v.cfg.Volume.Lower, v.guard, v.binding)
-		if ctx.Err() != nil || errors.Is(err, keyguard.ErrStopped) {
-			return nil, nil // on the way out; a header that was written all the same is found next time
-		}
-		if err != nil {
-			return nil, failure(v.log, "no volume can be made in volume.lower", exitLower, err)
-		}
-		v.header = header
-		v.log.Info("made a new volume", zap.String("lower", v.cfg.Volume.Lower), zap.Stringer("volume", header.Volume))
-	}
-	cache := fs.Writeback
-	if v.cfg.Volume.Cache == cacheWritethrough {
-		cache = fs.Writethrough
+	if made, err := v.make(ctx); err != nil || !made {
+		return nil, err
 	}
 	v.resource.Waiting("waits for the key " + v.cfg.Volume.Key)
-	f, err := fs.Open(ctx, v.cfg.Volume.Lower, v.guard, fs.Options{Cache: cache, DirtyLimit: v.cfg.Volume.DirtyLimit.Bytes, Binding: v.binding, Observer: v.observer, Logger: v.log})
+	f, err := fs.Open(ctx, v.cfg.Volume.Lower, v.guard, v.options())
 	if err != nil {
 		if ctx.Err() != nil || errors.Is(err, keyguard.ErrStopped) {
 			return nil, nil
@@ -189,6 +185,33 @@ func (v *volume) open(ctx context.Context) (*fs.Filesystem, error) {
 		return nil, failure(v.log, "volume.lower is refused", exitLower, err)
 	}
 	return f, nil
+}
+
+// make makes the volume where there is none. false when ctx ended before the key was usable.
+func (v *volume) make(ctx context.Context) (made bool, err error) {
+	if !v.fresh {
+		return true, nil
+	}
+	v.resource.Waiting("waits for the key " + v.cfg.Volume.Key + " to make a new volume")
+	header, err := fs.CreateVolume(ctx, v.cfg.Volume.Lower, v.guard, v.binding)
+	if ctx.Err() != nil || errors.Is(err, keyguard.ErrStopped) {
+		return false, nil // on the way out; a header that was written all the same is found next time
+	}
+	if err != nil {
+		return false, failure(v.log, "no volume can be made in volume.lower", exitLower, err)
+	}
+	v.header = header
+	v.log.Info("made a new volume", zap.String("lower", v.cfg.Volume.Lower), zap.Stringer("volume", header.Volume))
+	return true, nil
+}
+
+// options are those of the filesystem.
+func (v *volume) options() fs.Options {
+	cache := fs.Writeback
+	if v.cfg.Volume.Cache == cacheWritethrough {
+		cache = fs.Writethrough
+	}
+	return fs.Options{Cache: cache, DirtyLimit: v.cfg.Volume.DirtyLimit.Bytes, Binding: v.binding, Observer: v.observer, Logger: v.log}
 }
 
 // unmount flushes and unmounts within its share of the time to stop.
@@ -210,7 +233,7 @@ func (v *volume) unmount(ctx context.Context, f *fs.Filesystem, ended <-chan err
 
 // abandon detaches the mount without flushing. Processes that use it fail from now on.
 func (v *volume) abandon() {
-	if v.mounted.Load() == nil {
+	if v.mounted.Load() == nil || v.passed() {
 		return
 	}
 	if err := detach(v.cfg.Volume.Mount); err != nil {

@@ -1,0 +1,361 @@
+package handover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// dialEvery is the pause between two attempts to reach the server.
+	dialEvery = 200 * time.Millisecond
+	// answerTime bounds the wait for an answer: the server's own bound and some.
+	answerTime = serviceTime + time.Second
+)
+
+// ErrNotConnected: the node driver is away for a moment.
+var ErrNotConnected = errors.New("handover: the node driver does not answer")
+
+// Client is byokd's end. It connects again when the server was away, tells it again
+// what it is to hold, and what the limit is. It implements fs.Services.
+type Client struct {
+	path string
+	log  *zap.Logger
+
+	mu      sync.Mutex
+	conn    *net.UnixConn          // guarded by mu; nil while not connected
+	next    uint64                 // guarded by mu
+	waiting map[uint64]chan answer // guarded by mu
+	held    map[string]int         // copies of ours, guarded by mu
+	limit   int64                  // the last one asked for, 0 for none; guarded by mu
+
+	mount string // set by Take
+}
+
+// Mount is what is served, for people.
+func (c *Client) Mount() string { return c.mount }
+
+type answer struct {
+	reply
+	fds []int
+}
+
+// Take connects to the server at path, waiting for one until ctx ends, and takes over
+// what it holds: the FUSE device, and what a predecessor left. Both become the
+// caller's. waits is called once, if there is a wait, with its reason.
+func Take(ctx context.Context, path string, log *zap.Logger, waits func(error)) (c *Client, device int, held map[string]int, err error) {
+	c = &Client{path: path, log: log, waiting: map[uint64]chan answer{}, held: map[string]int{}}
+	for first := true; ; first = false {
+		if held, err = c.take(ctx); err == nil {
+			break
+		}
+		if first {
+			waits(err)
+		}
+		select {
+		case <-time.After(dialEvery):
+		case <-ctx.Done():
+			return nil, -1, nil, errors.Join(ctx.Err(), err)
+		}
+	}
+	device = held[Device]
+	delete(held, Device)
+	for name, fd := range held {
+		if err := c.remember(name, fd); err != nil {
+			return nil, -1, nil, err
+		}
+	}
+	if err := c.remember(Device, device); err != nil {
+		return nil, -1, nil, err
+	}
+	return c, device, held, nil
+}
+
+func (c *Client) take(ctx context.Context) (map[string]int, error) {
+	if err := c.connect(ctx); err != nil {
+		return nil, err
+	}
+	held := map[string]int{}
+	for {
+		a, err := c.ask(ctx, request{Op: opHeld, From: len(held)})
+		if err == nil && len(a.fds) != len(a.Names) {
+			err = fmt.Errorf("handover: %d descriptors for %d names", len(a.fds), len(a.Names))
+		}
+		if err != nil {
+			closeAll(a.fds)
+			c.drop()
+			for _, fd := range held {
+				unix.Close(fd)
+			}
+			return nil, err
+		}
+		for i, name := range a.Names {
+			held[name] = a.fds[i]
+		}
+		if !a.More {
+			break
+		}
+	}
+	if _, ok := held[Device]; !ok {
+		c.drop()
+		for _, fd := range held {
+			unix.Close(fd)
+		}
+		return nil, errors.New("the node driver has no FUSE device to pass: the mount's last byokd died while it was away itself")
+	}
+	return held, nil
+}
+
+// connect makes a connection and says hello.
+func (c *Client) connect(ctx context.Context) error {
+	var dialer net.Dialer
+	made, err := dialer.DialContext(ctx, "unixpacket", c.path)
+	if err != nil {
+		return err
+	}
+	conn := made.(*net.UnixConn)
+	c.mu.Lock()
+	c.conn = conn
+	c.mu.Unlock()
+	go c.read(conn)
+	a, err := c.ask(ctx, request{Op: opHello, Version: Version})
+	if err != nil {
+		c.drop()
+		return err
+	}
+	if c.mount == "" {
+		c.mount = a.Mount // the first time; nobody else has c yet
+	}
+	return nil
+}
+
+// read passes the answers on until the connection ends.
+func (c *Client) read(conn *net.UnixConn) {
+	for {
+		var a answer
+		var err error
+		a.fds, err = receive(conn, &a.reply)
+		if err != nil {
+			c.lost(conn)
+			return
+		}
+		c.mu.Lock()
+		to := c.waiting[a.ID]
+		if a.ID == 0 { // refused before anything was asked
+			for id, ch := range c.waiting {
+				ch <- a
+				delete(c.waiting, id)
+			}
+		}
+		delete(c.waiting, a.ID)
+		c.mu.Unlock()
+		if to == nil {
+			closeAll(a.fds) // nobody waits any more
+			continue
+		}
+		to <- a
+	}
+}
+
+// lost tells those who wait that no answer comes.
+func (c *Client) lost(conn *net.UnixConn) {
+	_ = conn.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn != conn {
+		return
+	}
+	c.conn = nil
+	for id, ch := range c.waiting {
+		close(ch)
+		delete(c.waiting, id)
+	}
+}
+
+func (c *Client) drop() {
+	c.mu.Lock()
+	conn := c.conn
+	c.mu.Unlock()
+	if conn != nil {
+		c.lost(conn)
+	}
+}
+
+// ask sends a request and waits for the answer.
+func (c *Client) ask(ctx context.Context, r request, fds ...int) (answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	to := make(chan answer, 1)
+	c.mu.Lock()
+	conn := c.conn
+	if conn == nil {
+		c.mu.Unlock()
+		return answer{}, ErrNotConnected
+	}
+	c.next++
+	r.ID = c.next
+	c.waiting[r.ID] = to
+	c.mu.Unlock()
+	if err := send(conn, r, fds...); err != nil {
+		c.lost(conn)
+		return answer{}, fmt.Errorf("%w: %w", ErrNotConnected, err)
+	}
+	select {
+	case a, ok := <-to:
+		switch {
+		case !ok:
+			return answer{}, ErrNotConnected
+		case a.Error != "":
+			closeAll(a.fds)
+			return answer{}, fmt.Errorf("the node driver says: %s", a.Error)
+		}
+		return a, nil
+	case <-ctx.Done():
+		c.mu.Lock()
+		delete(c.waiting, r.ID)
+		c.mu.Unlock()
+		return answer{}, ctx.Err()
+	}
+}
+
+// Stay connects again whenever the server was away, until ctx ends.
+func (c *Client) Stay(ctx context.Context) {
+	tick := time.NewTicker(dialEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			c.drop()
+			return
+		case <-tick.C:
+		}
+		c.mu.Lock()
+		connected := c.conn != nil
+		c.mu.Unlock()
+		if connected || c.connect(ctx) != nil {
+			continue
+		}
+		if err := c.restore(ctx); err != nil {
+			c.log.Warn("the node driver is back, but not all is as it was", zap.Error(err))
+			continue
+		}
+		c.log.Info("the node driver is back")
+	}
+}
+
+// restore tells a new server what the old one knew.
+func (c *Client) restore(ctx context.Context) error {
+	c.mu.Lock()
+	limit := c.limit
+	held := make(map[string]int, len(c.held))
+	var err error
+	for name, fd := range c.held { // copies: one may be released meanwhile
+		var dup int
+		if dup, err = duplicate(fd); err != nil {
+			break
+		}
+		held[name] = dup
+	}
+	c.mu.Unlock()
+	for name, fd := range held {
+		if err == nil {
+			_, err = c.ask(ctx, request{Op: opHold, Name: name}, fd)
+		}
+		unix.Close(fd)
+	}
+	if err == nil && limit != 0 {
+		_, err = c.ask(ctx, request{Op: opLimit, Bytes: limit})
+	}
+	return err
+}
+
+func duplicate(fd int) (int, error) {
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	return dup, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+}
+
+// remember keeps a copy of a descriptor for the next server.
+func (c *Client) remember(name string, fd int) error {
+	dup, err := duplicate(fd)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if before, known := c.held[name]; known {
+		unix.Close(before)
+	}
+	c.held[name] = dup
+	return nil
+}
+
+// LimitDirty implements fs.Services.
+func (c *Client) LimitDirty(bytes int64) error {
+	c.mu.Lock()
+	c.limit = bytes
+	c.mu.Unlock()
+	_, err := c.ask(context.Background(), request{Op: opLimit, Bytes: bytes})
+	return err
+}
+
+// Flush implements fs.Services.
+func (c *Client) Flush(ctx context.Context) {
+	if _, err := c.ask(ctx, request{Op: opFlush}); err != nil && ctx.Err() == nil {
+		c.log.Warn("the kernel could not be asked to write back: a freeze takes longer", zap.Error(err))
+	}
+}
+
+// Stir implements fs.Services.
+func (c *Client) Stir(ctx context.Context, more func() bool) {
+	for more() && ctx.Err() == nil {
+		if _, err := c.ask(ctx, request{Op: opStir}); err != nil {
+			return
+		}
+	}
+}
+
+// Killed implements fs.Services. While the server is away nobody is known to be killed.
+func (c *Client) Killed(threads []uint32) []uint32 {
+	const most = 4096 // a message holds as many
+	var killed []uint32
+	for len(threads) > 0 {
+		n := min(len(threads), most)
+		a, err := c.ask(context.Background(), request{Op: opKilled, Threads: threads[:n]})
+		if err != nil {
+			return killed
+		}
+		killed, threads = append(killed, a.Threads...), threads[n:]
+	}
+	return killed
+}
+
+// Hold implements fs.Services.
+func (c *Client) Hold(name string, fd int) error {
+	if err := c.remember(name, fd); err != nil {
+		return err
+	}
+	_, err := c.ask(context.Background(), request{Op: opHold, Name: name}, fd)
+	return err
+}
+
+// Release implements fs.Services. It does not wait for the answer.
+func (c *Client) Release(name string) {
+	c.mu.Lock()
+	fd, known := c.held[name]
+	delete(c.held, name)
+	conn := c.conn
+	c.mu.Unlock()
+	if known {
+		unix.Close(fd)
+	}
+	if conn != nil {
+		_ = send(conn, request{Op: opRelease, Name: name}) // a server that is away has forgotten it
+	}
+}

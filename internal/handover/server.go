@@ -1,0 +1,242 @@
+package handover
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Mounter does for a client what the client may not do itself. Its methods are called
+// concurrently.
+type Mounter interface {
+	// LimitDirty bounds what the kernel may hold dirty of the mount, in bytes.
+	LimitDirty(bytes int64) error
+	// Flush has the kernel begin to write back what it holds dirty of the mount, and
+	// Stir has it ask for STATFS once. Neither outlasts ctx.
+	Flush(ctx context.Context) error
+	Stir(ctx context.Context) error
+	// Killed returns those of the threads that are being killed, or are gone.
+	Killed(threads []uint32) []uint32
+}
+
+// Device is the name under which the FUSE device is held.
+const Device = "device"
+
+const (
+	// heldMax bounds what one client may have held: as many files as a process may
+	// have open, on most machines.
+	heldMax = 1 << 16
+	nameMax = 64
+
+	// serviceTime bounds a call of the mounter: a drain ends before.
+	serviceTime = 2 * time.Second
+	// servedMax is how many requests of a client are under way at a time.
+	servedMax = 64
+)
+
+// Server is one mount's end of the protocol. What it holds stays until Close, over
+// the death of clients.
+type Server struct {
+	mount   string
+	mounter Mounter
+
+	mu    sync.Mutex
+	held  map[string]int // guarded by mu
+	conn  *net.UnixConn  // the client's; guarded by mu, nil while there is none
+	gone  bool           // Close was called; guarded by mu
+	peers int            // clients so far; guarded by mu
+}
+
+// NewServer serves a mount, which is called mount in logs. The FUSE device dev
+// becomes the server's; -1 when the client has it.
+func NewServer(mount string, mounter Mounter, dev int) *Server {
+	s := &Server{mount: mount, mounter: mounter, held: map[string]int{}}
+	if dev >= 0 {
+		s.held[Device] = dev
+	}
+	return s
+}
+
+// Serving reports whether a client is connected, and how many there have been.
+func (s *Server) Serving() (now bool, clients int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conn != nil, s.peers
+}
+
+// HasDevice reports whether the FUSE device is held.
+func (s *Server) HasDevice() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, held := s.held[Device]
+	return held
+}
+
+// Close gives up everything that is held and ends the client's connection.
+func (s *Server) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gone = true
+	for _, fd := range s.held {
+		unix.Close(fd)
+	}
+	clear(s.held)
+	if s.conn != nil {
+		_ = s.conn.Close()
+	}
+}
+
+// Serve serves one client until it goes. The error says why a client is refused or
+// was cut off; nil when it went by itself.
+func (s *Server) Serve(c *net.UnixConn) error {
+	defer c.Close()
+	if err := s.admit(c); err != nil {
+		_ = send(c, reply{Error: err.Error()})
+		return err
+	}
+	var calls sync.WaitGroup
+	defer calls.Wait()
+	defer func() {
+		s.mu.Lock()
+		s.conn = nil
+		s.mu.Unlock()
+	}()
+	turns := make(chan struct{}, servedMax)
+	for {
+		var r request
+		fds, err := receive(c, &r)
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed), errors.Is(err, unix.ECONNRESET):
+			return nil
+		case err != nil:
+			return err
+		}
+		if r.Op == opHold || r.Op == opRelease { // in order
+			_ = s.answer(c, r, fds) // a client that is gone is seen by the next receive
+			continue
+		}
+		turns <- struct{}{}
+		calls.Go(func() {
+			defer func() { <-turns }()
+			_ = s.answer(c, r, fds)
+		})
+	}
+}
+
+// admit makes c the client, if there is none.
+func (s *Server) admit(c *net.UnixConn) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.gone:
+		return errors.New("the mount has been taken away")
+	case s.conn != nil:
+		return errors.New("another byokd serves this mount")
+	}
+	s.conn = c
+	s.peers++
+	return nil
+}
+
+// answer carries one request out. What of fds is not kept is closed.
+func (s *Server) answer(c *net.UnixConn, r request, fds []int) error {
+	a := reply{ID: r.ID}
+	ctx, cancel := context.WithTimeout(context.Background(), serviceTime)
+	defer cancel()
+	var err error
+	switch r.Op {
+	case opHello:
+		if a.Mount = s.mount; r.Version != Version {
+			err = fmt.Errorf("protocol version %d, not %d: byokd and the node driver have to be of one release", r.Version, Version)
+		}
+	case opHeld:
+		return s.sendHeld(c, a, r.From)
+	case opHold:
+		err = s.hold(r.Name, fds)
+		fds = nil
+	case opRelease: // nobody waits for an answer
+		s.release(r.Name)
+		closeAll(fds)
+		return nil
+	case opLimit:
+		err = s.mounter.LimitDirty(r.Bytes)
+	case opFlush:
+		err = s.mounter.Flush(ctx)
+	case opStir:
+		err = s.mounter.Stir(ctx)
+	case opKilled:
+		a.Threads = s.mounter.Killed(r.Threads)
+	default:
+		err = fmt.Errorf("unknown operation %q", r.Op)
+	}
+	closeAll(fds)
+	if err != nil {
+		a.Error = err.Error()
+	}
+	return send(c, a)
+}
+
+// hold keeps a descriptor, which becomes the server's.
+func (s *Server) hold(name string, fds []int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before, known := s.held[name]
+	switch {
+	case len(fds) != 1 || name == "" || len(name) > nameMax:
+		closeAll(fds)
+		return fmt.Errorf("%d descriptors under a name of %d bytes", len(fds), len(name))
+	case s.gone || !known && len(s.held) >= heldMax:
+		closeAll(fds)
+		return errors.New("no more descriptors are held")
+	case known:
+		unix.Close(before)
+	}
+	s.held[name] = fds[0]
+	return nil
+}
+
+func (s *Server) release(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if fd, known := s.held[name]; known && name != Device {
+		unix.Close(fd)
+		delete(s.held, name)
+	}
+}
+
+// sendHeld sends what is held from the from-th on, the device first.
+func (s *Server) sendHeld(c *net.UnixConn, a reply, from int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock() // nothing is closed before it was sent
+	var names []string
+	for name := range s.held {
+		names = append(names, name)
+	}
+	slices.SortFunc(names, func(x, y string) int {
+		if (x == Device) != (y == Device) {
+			if x == Device {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(x, y)
+	})
+	names = names[min(max(from, 0), len(names)):]
+	if a.More = len(names) > fdsMax; a.More {
+		names = names[:fdsMax]
+	}
+	a.Names = names
+	fds := make([]int, len(names))
+	for i, name := range names {
+		fds[i] = s.held[name]
+	}
+	return send(c, a, fds...)
+}
