@@ -241,3 +241,12 @@ func TestNotes(t *testing.T) {
 		}
 	}
 }
+
+// TestOneReplicaCanBeDrained: a budget of one would keep a node with the only injector from ever being drained.
+func TestOneReplicaCanBeDrained(t *testing.T) {
+	var values map[string]any
+	unmarshal(t, []byte(`injector: {replicas: 1}`), &values)
+	if text, ok := mustRender(t, values)["inject-pdb.yaml"]; ok {
+		t.Errorf("there is a budget:\n%s", text)
+	}
+}
