@@ -50,6 +50,11 @@ func transports(configured aws.HTTPClient) (pooled, direct aws.HTTPClient) {
 			// dead path would hold up every later probe, and with it the thaw.
 			t.ForceAttemptHTTP2 = false
 			t.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
+			// The transport that this one is copied from has offered h2 already, which a server would take up.
+			if t.TLSClientConfig == nil {
+				t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+			}
+			t.TLSClientConfig.NextProtos = []string{"http/1.1"}
 			t.TLSHandshakeTimeout = tlsTimeout
 			t.IdleConnTimeout = idleTimeout
 			t.MaxIdleConns = maxIdle
