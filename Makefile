@@ -14,6 +14,7 @@ BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(BUILDVCS)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 ACTIONLINT  := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+RCLONE   := v1.71.0
 FUZZTIME ?= 30s
 SOAK     ?= 20
 
@@ -63,15 +64,21 @@ fuzz: ## fuzz every decoder for FUZZTIME (30s) each
 
 bench: build ## compare with raw ext4, loopback and the peers installed, S3 with the direct way; gate, freezes under load: in 20 minutes
 	@mkdir -p .cache
+	@test -x .cache/rclone || GOBIN=$(CURDIR)/.cache GOEXPERIMENT= $(GO) install github.com/rclone/rclone@$(RCLONE) || \
+	  echo "rclone cannot be built here; one on the path is compared with if it is new enough"
 	$(GO) run ./bench -json .cache/bench.json -svg .cache/bench.svg $(BENCH)
 	@echo "figures: .cache/bench.json, picture: .cache/bench.svg"
 
 bench-limits: build ## what loads reach without cryptography, on a disk in memory: what is in the way of a goal
 	@mkdir -p .cache
+	@test -x .cache/rclone || GOBIN=$(CURDIR)/.cache GOEXPERIMENT= $(GO) install github.com/rclone/rclone@$(RCLONE) || \
+	  echo "rclone cannot be built here; one on the path is compared with if it is new enough"
 	$(GO) run ./bench -parts limits -json .cache/limits.json -svg .cache/limits.svg $(BENCH)
 
 bench-scale: build ## a million files, a file of 1 TiB, 10,000 open files, 64 writers, starts: curves, in 20 minutes
 	@mkdir -p .cache
+	@test -x .cache/rclone || GOBIN=$(CURDIR)/.cache GOEXPERIMENT= $(GO) install github.com/rclone/rclone@$(RCLONE) || \
+	  echo "rclone cannot be built here; one on the path is compared with if it is new enough"
 	$(GO) run ./bench -parts scale -json .cache/scale.json -plot .cache/scale.svg $(BENCH)
 	@echo "figures: .cache/scale.json, curves: .cache/scale.svg"
 

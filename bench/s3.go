@@ -330,11 +330,23 @@ func startS3Peers(ctx context.Context, o options, stderr io.Writer) ([]*s3Peer, 
 		return all, err
 	}
 	crypt := &s3Peer{peer: peer{name: s3Crypt}, bucket: "bench", id: "bench", secret: "bench-secret"}
-	if help, err := exec.Command("rclone", "serve", "s3", "--help").Output(); err != nil || !bytes.Contains(help, []byte("--auth-key")) {
+	program := rcloneServing()
+	if program == "" {
 		fmt.Fprintln(stderr, "rclone with `serve s3` is not installed and left out")
 		return all, nil
 	}
-	return append(all, crypt), crypt.startCrypt(ctx, o, direct)
+	return append(all, crypt), crypt.startCrypt(ctx, o, program, direct)
+}
+
+// rcloneServing finds an rclone that serves S3, or returns "". Debian's may be too old;
+// `make bench` builds one.
+func rcloneServing() string {
+	for _, program := range []string{".cache/rclone", "rclone"} {
+		if help, err := exec.Command(program, "serve", "s3", "--help").Output(); err == nil && bytes.Contains(help, []byte("--auth-key")) {
+			return program
+		}
+	}
+	return ""
 }
 
 // startProxy starts byokd with the bucket and no volume.
@@ -369,13 +381,13 @@ func (p *s3Peer) startProxy(ctx context.Context, o options, cloud, arn string) e
 }
 
 // startCrypt starts rclone: S3 in front, its crypt remote, S3 behind.
-func (p *s3Peer) startCrypt(ctx context.Context, o options, upstream *s3Peer) error {
+func (p *s3Peer) startCrypt(ctx context.Context, o options, program string, upstream *s3Peer) error {
 	address, err := freeAddress()
 	if err != nil {
 		return err
 	}
 	p.endpoint = "http://" + address
-	obscured, err := exec.Command("rclone", "obscure", "bench").Output()
+	obscured, err := exec.Command(program, "obscure", "bench").Output()
 	if err != nil {
 		return err
 	}
@@ -383,7 +395,7 @@ func (p *s3Peer) startCrypt(ctx context.Context, o options, upstream *s3Peer) er
 		"RCLONE_CONFIG_UP_TYPE=s3", "RCLONE_CONFIG_UP_PROVIDER=Other", "RCLONE_CONFIG_UP_ENDPOINT="+upstream.endpoint, "RCLONE_CONFIG_UP_REGION="+kmstest.DefaultRegion,
 		"RCLONE_CONFIG_UP_ACCESS_KEY_ID="+upstream.id, "RCLONE_CONFIG_UP_SECRET_ACCESS_KEY="+upstream.secret,
 		"RCLONE_CONFIG_CRYPT_TYPE=crypt", "RCLONE_CONFIG_CRYPT_REMOTE=up:"+upstream.bucket+"/crypt", "RCLONE_CONFIG_CRYPT_PASSWORD="+strings.TrimSpace(string(obscured)))
-	if err := p.launch(env, "rclone", "serve", "s3", "--addr", address, "--auth-key", p.id+","+p.secret, "--cache-dir", o.dir+"/rclone-cache", "crypt:"); err != nil {
+	if err := p.launch(env, program, "serve", "s3", "--addr", address, "--auth-key", p.id+","+p.secret, "--cache-dir", o.dir+"/rclone-cache", "crypt:"); err != nil {
 		return err
 	}
 	client := s3.New(s3.Options{BaseEndpoint: &p.endpoint, UsePathStyle: true, Region: kmstest.DefaultRegion, Credentials: credentials.NewStaticCredentialsProvider(p.id, p.secret, "")})

@@ -25,8 +25,11 @@ const checksumPrefix = "x-amz-checksum-"
 // value.
 var checksumAlgorithms = []string{"crc32", "crc32c", "crc64nvme", "sha1", "sha256", "sha512", "md5", "xxhash64", "xxhash3", "xxhash128"}
 
-// crc64NVME is the reflected polynomial of CRC64NVME; read only.
-var crc64NVME = crc64.MakeTable(0x9a6c9329ac4bc9b5)
+// crc64NVMEPoly is the reflected polynomial of CRC64NVME.
+const crc64NVMEPoly = 0x9a6c9329ac4bc9b5
+
+// crc64NVME is its table; read only.
+var crc64NVME = crc64.MakeTable(crc64NVMEPoly)
 
 // castagnoli is the table of CRC32C; read only.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -66,8 +69,8 @@ type digest struct {
 }
 
 // digestsOf collects the checksums of the body that a request promises in header
-// or trailer. Those of CompleteMultipartUpload are of the object, not of its body;
-// the object's parts were verified one by one.
+// or trailer. Those of CompleteMultipartUpload are of the object, not of its body: see
+// namedWhole.
 func digestsOf(h http.Header, op Op) ([]*digest, error) {
 	var all []*digest
 	if values, given := h["Content-Md5"]; given {
@@ -80,7 +83,8 @@ func digestsOf(h http.Header, op Op) ([]*digest, error) {
 		return all, nil
 	}
 	given := slices.DeleteFunc(slices.Clone(checksumAlgorithms), func(algorithm string) bool { return len(h.Values(checksumPrefix+algorithm)) == 0 })
-	if len(given) > 1 {
+	inTrailer := slices.ContainsFunc(checksumAlgorithms, func(algorithm string) bool { return announced(h, checksumPrefix+algorithm) })
+	if len(given) > 1 || len(given) == 1 && inTrailer {
 		return nil, errManyChecksums
 	}
 	sums := 0
@@ -162,11 +166,14 @@ func announced(h http.Header, name string) bool {
 	return false
 }
 
+func malformedTrailer() *Error {
+	return refuse(http.StatusBadRequest, "MalformedTrailerError", "The request contained trailing data that was not well-formed or did not conform to our published schema.")
+}
+
 // check compares with what the client promised.
 func (d *digest) check() error {
 	if d.want == "" {
-		return refuse(http.StatusBadRequest, "MalformedTrailerError", "The request contained trailing data that was not well-formed or did not conform to our published schema.").
-			hint("The trailer %s was announced but not sent.", d.name)
+		return malformedTrailer().hint("The trailer %s was announced but not sent.", d.name)
 	}
 	raw, err := base64.StdEncoding.DecodeString(d.want)
 	if err != nil || len(raw) != d.state.Size() { // from a trailer

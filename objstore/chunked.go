@@ -223,6 +223,9 @@ func (c *chunkReader) readTrailers() error {
 	if c.g.kind != payloadChunksTrailer {
 		return nil
 	}
+	if text.Len() == 0 {
+		return malformedTrailer()
+	}
 	sum := sha256.Sum256([]byte(text.String()))
 	want := hex.EncodeToString(sign(c.g.signKey, "AWS4-HMAC-SHA256-TRAILER\n"+c.g.date+"\n"+c.g.scope+"\n"+c.signature+"\n"+hex.EncodeToString(sum[:])))
 	if subtle.ConstantTimeCompare([]byte(want), []byte(claimed)) != 1 {

@@ -2,7 +2,9 @@ package objstore
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/xml"
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -85,6 +87,17 @@ func (p *Proxy) copyObject(ctx context.Context, c *call) error {
 	if err := checkDirectives(c); err != nil {
 		return err
 	}
+	given, err := metadataOf(c.r.Header)
+	if err == nil {
+		err = checkMetaSize(given) // also where the source's is kept
+	}
+	if err != nil {
+		return err
+	}
+	algorithm := strings.ToLower(c.r.Header.Get("X-Amz-Checksum-Algorithm"))
+	if algorithm != "" && newDigest(algorithm) == nil {
+		return errChecksumAlgorithm
+	}
 	src, err := p.sourceOf(ctx, c)
 	if err != nil {
 		return err
@@ -100,11 +113,11 @@ func (p *Proxy) copyObject(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	a, sums, err := p.copiedAttributes(ctx, c, src, info)
-	if err != nil {
-		return err
-	}
 	return p.slowly(c, func() (any, func(http.Header), error) {
+		a, sums, err := p.copiedAttributes(ctx, c, src, info, algorithm)
+		if err != nil {
+			return nil, nil, err
+		}
 		stored, err := p.duplicate(ctx, c, src, info, lay, a)
 		return p.copied("CopyObjectResult", src, info, stored, sums, err)
 	})
@@ -166,7 +179,7 @@ func replaces(c *call) bool {
 }
 
 func refuseSelfCopy(c *call, src *copySource) error {
-	changes := replaces(c) || c.r.Header.Get("X-Amz-Storage-Class") != "" || c.r.Header.Get("X-Amz-Server-Side-Encryption") != "" || src.ref.VersionID != ""
+	changes := replaces(c) || c.r.Header.Get("X-Amz-Checksum-Algorithm") != "" || c.r.Header.Get("X-Amz-Storage-Class") != "" || c.r.Header.Get("X-Amz-Server-Side-Encryption") != "" || src.ref.VersionID != ""
 	if src.bucket == c.bucket && src.ref.Key == c.key && !changes {
 		return refuse(http.StatusBadRequest, "InvalidRequest", "This copy request is illegal because it is trying to copy an object to itself without changing the object's metadata, storage class, website redirect location or encryption attributes.")
 	}
@@ -175,8 +188,9 @@ func refuseSelfCopy(c *call, src *copySource) error {
 
 // copiedAttributes are those of the request or of the source, as the directive
 // says; storage class, encryption and ACL are always the request's. The checksums
-// stay, since the bytes do, and are returned by algorithm.
-func (p *Proxy) copiedAttributes(ctx context.Context, c *call, src *copySource, info Info) (a Attributes, sums map[string]string, err error) {
+// stay, since the bytes do, unless one of another algorithm is asked for, and are
+// returned by algorithm.
+func (p *Proxy) copiedAttributes(ctx context.Context, c *call, src *copySource, info Info, algorithm string) (a Attributes, sums map[string]string, err error) {
 	var old map[string]string
 	err = p.within(ctx, func(ctx context.Context) (err error) {
 		old, err = src.bucket.openMetadata(ctx, c.lane, info.Metadata)
@@ -186,6 +200,14 @@ func (p *Proxy) copiedAttributes(ctx context.Context, c *call, src *copySource, 
 		return a, nil, err
 	}
 	sums = takeChecksums(old)
+	another := algorithm != "" && sums[algorithm] == ""
+	if another {
+		value, err := p.sumOfSource(ctx, c, src, info.ETag, algorithm)
+		if err != nil {
+			return a, nil, err
+		}
+		sums = map[string]string{algorithm: value}
+	}
 	if replaces(c) {
 		a, err = p.sealedAttributes(ctx, c, func(meta map[string]string) { putChecksums(meta, sums) })
 		return a, sums, err
@@ -194,7 +216,7 @@ func (p *Proxy) copiedAttributes(ctx context.Context, c *call, src *copySource, 
 	a.ContentType, a.CacheControl, a.ContentDisposition = info.ContentType, info.CacheControl, info.ContentDisposition
 	a.ContentEncoding, a.ContentLanguage, a.Expires = info.ContentEncoding, info.ContentLanguage, info.Expires
 	a.Metadata = info.Metadata
-	if src.bucket == c.bucket {
+	if src.bucket == c.bucket && !another {
 		return a, sums, nil
 	}
 	putChecksums(old, sums)
@@ -203,6 +225,23 @@ func (p *Proxy) copiedAttributes(ctx context.Context, c *call, src *copySource, 
 		return err
 	})
 	return a, sums, err
+}
+
+// sumOfSource reads the source to its end for a checksum that it does not have yet.
+func (p *Proxy) sumOfSource(ctx context.Context, c *call, src *copySource, etag, algorithm string) (string, error) {
+	o, err := p.openSource(ctx, c, src, etag)
+	if err != nil {
+		return "", err
+	}
+	plain, state := &plainReader{ctx: ofSource(ctx), o: o}, newDigest(algorithm)
+	defer plain.release()
+	if _, err := io.Copy(state, plain); err != nil {
+		return "", err
+	}
+	if err := plain.finish(); err != nil && err != io.EOF {
+		return "", err
+	}
+	return base64.StdEncoding.EncodeToString(state.Sum(nil)), nil
 }
 
 // tagging reads the tags of the source in the form of x-amz-tagging.

@@ -8,6 +8,7 @@ import (
 	"hash"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -95,6 +96,13 @@ func (in *ingress) finish() error {
 	if in.payload != nil && hex.EncodeToString(in.payload.Sum(nil)) != in.want {
 		return refuse(http.StatusBadRequest, "XAmzContentSHA256Mismatch", "The provided 'x-amz-content-sha256' header does not match what was computed.").
 			with("ClientComputedContentSHA256", in.want).with("S3ComputedContentSHA256", hex.EncodeToString(in.payload.Sum(nil)))
+	}
+	if in.chunks != nil {
+		for name := range in.chunks.trailer {
+			if strings.HasPrefix(name, checksumPrefix) && !slices.ContainsFunc(in.digests, func(d *digest) bool { return d.name == name }) {
+				return malformedTrailer().hint("The trailer %s was not announced in x-amz-trailer.", name)
+			}
+		}
 	}
 	for _, d := range in.digests {
 		if in.chunks != nil && d.want == "" {

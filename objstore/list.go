@@ -22,7 +22,12 @@ func numberOf(c *call, name string, absent int32) (int32, error) {
 		return absent, nil
 	}
 	n, err := strconv.ParseInt(v, 10, 32)
-	if err != nil || n < 0 {
+	switch {
+	case err != nil && name == "part-number-marker":
+		return 0, invalidArgument(name, v, "Provided %s not an integer or within integer range", v)
+	case err == nil && n < 0 && c.op == OpListObjectVersions:
+		return 0, invalidArgument("maxKeys", v, "max-keys cannot be negative")
+	case err != nil || n < 0:
 		return 0, invalidArgument(name, v, "Argument %s must be an integer between 0 and 2147483647", v)
 	}
 	return int32(n), nil

@@ -90,7 +90,9 @@ func (p *Proxy) uploadPart(ctx context.Context, c *call) error {
 	h := c.w.header()
 	c.body.checksums(h)
 	h.Del("X-Amz-Checksum-Type")
-	h.Set("Etag", clientETag(part.ETag))
+	sum := c.body.partSum()
+	c.bucket.sums.put(partName{UploadID(c.arg("uploadId")), number, part.ETag}, sum)
+	h.Set("Etag", partETag(part.ETag, sum))
 	return ok(c, http.StatusOK)
 }
 
@@ -107,6 +109,7 @@ type xmlComplete struct {
 	Parts   []struct {
 		PartNumber *int32
 		ETag       string
+		xmlChecksum
 	} `xml:"Part"`
 }
 
@@ -116,6 +119,7 @@ type xmlCompleted struct {
 	Bucket   string
 	Key      string
 	ETag     string
+	xmlChecksum
 }
 
 // completeMultipartUpload answers CompleteMultipartUpload.
@@ -124,13 +128,21 @@ func (p *Proxy) completeMultipartUpload(ctx context.Context, c *call) error {
 	if err := c.body.readXML(maxCompleteXML, &doc); err != nil {
 		return err
 	}
-	wanted, err := partsWanted(&doc)
+	named, err := namedWhole(c.r.Header)
+	if err != nil {
+		return err
+	}
+	wanted, sums, err := partsWanted(&doc, named.kind)
 	if err != nil {
 		return err
 	}
 	return p.slowly(c, func() (any, func(http.Header), error) {
-		stored, err := p.complete(ctx, c, UploadID(c.arg("uploadId")), wanted)
+		stored, whole, err := p.complete(ctx, c, UploadID(c.arg("uploadId")), wanted, sums, named)
 		doc := xmlCompleted{Location: location(c), Bucket: c.bucket.name, Key: c.key, ETag: clientETag(stored.ETag)}
+		if whole.algorithm != "" {
+			doc.xmlChecksum = *checksumElements(map[string]string{whole.algorithm: whole.value})
+			doc.ChecksumType = whole.kind
+		}
 		stored.ETag = ""
 		return doc, func(h http.Header) { describeStored(h, stored) }, err
 	})
@@ -146,65 +158,77 @@ func location(c *call) string {
 }
 
 // complete completes an upload, and seals it anew when its parts do not add up to
-// a length that can be told from the sealed one.
-func (p *Proxy) complete(ctx context.Context, c *call, id UploadID, wanted []Part) (Stored, error) {
-	aligned, err := p.aligned(ctx, c, id, wanted)
+// a length that can be told from the sealed one. It returns the checksum of the whole
+// where that follows from those of the parts, and refuses another one.
+func (p *Proxy) complete(ctx context.Context, c *call, id UploadID, wanted []Part, sums []partSum, named wholeSum) (Stored, wholeSum, error) {
+	aligned, lengths, err := p.aligned(ctx, c, id, wanted)
 	if err != nil {
-		return Stored{}, err
+		return Stored{}, wholeSum{}, err
+	}
+	whole, err := named.resolve(sums, lengths)
+	if err != nil {
+		return Stored{}, wholeSum{}, err
 	}
 	stored, err := c.bucket.Upstream.CompleteUpload(ctx, c.key, id, wanted, conditions(c.r.Header, ""))
-	if err != nil || aligned {
-		return stored, err
+	if err == nil && !aligned {
+		stored, err = p.realign(ctx, c, stored)
 	}
-	return p.realign(ctx, c, stored)
+	return stored, whole, err
 }
 
-// partsWanted reads the client's list of parts.
-func partsWanted(doc *xmlComplete) ([]Part, error) {
+// partsWanted reads the client's list of parts, and what their ETags say of their
+// checksums. kind is that of the whole object's, if known.
+func partsWanted(doc *xmlComplete, kind string) ([]Part, []partSum, error) {
 	if len(doc.Parts) == 0 || len(doc.Parts) > seal.MaxParts {
-		return nil, malformedXML().hint("A complete request names between 1 and 10000 parts.")
+		return nil, nil, malformedXML().hint("A complete request names between 1 and 10000 parts.")
 	}
-	parts := make([]Part, len(doc.Parts))
+	parts, sums := make([]Part, len(doc.Parts)), make([]partSum, len(doc.Parts))
 	for i, part := range doc.Parts {
 		if part.ETag == "" || part.PartNumber == nil {
-			return nil, malformedXML()
+			return nil, nil, malformedXML()
 		}
 		if number := *part.PartNumber; number < 1 {
-			return nil, invalidArgument("PartNumber", strconv.Itoa(int(number)), "PartNumber must be >= 1")
+			return nil, nil, invalidArgument("PartNumber", strconv.Itoa(int(number)), "PartNumber must be >= 1")
 		}
 		if i > 0 && *part.PartNumber <= *doc.Parts[i-1].PartNumber {
-			return nil, refuse(http.StatusBadRequest, "InvalidPartOrder", "The list of parts was not in ascending order. Parts must be ordered by part number.")
+			return nil, nil, refuse(http.StatusBadRequest, "InvalidPartOrder", "The list of parts was not in ascending order. Parts must be ordered by part number.")
 		}
-		parts[i] = Part{Number: *part.PartNumber, ETag: upstreamETag(part.ETag)}
+		etag, sum := splitPartETag(part.ETag)
+		if err := checkPart(*part.PartNumber, &part.xmlChecksum, sum, kind); err != nil {
+			return nil, nil, err
+		}
+		parts[i], sums[i] = Part{Number: *part.PartNumber, ETag: upstreamETag(etag)}, sum
 	}
-	return parts, nil
+	return parts, sums, nil
 }
 
 // aligned reports whether every part but the last is a multiple of a segment, so
-// that the plain length of the object follows from its sealed length. It refuses
-// an upload that is not as long as the client says.
-func (p *Proxy) aligned(ctx context.Context, c *call, id UploadID, wanted []Part) (bool, error) {
+// that the plain length of the object follows from its sealed length, and returns the
+// plain length of each of several parts, if there are all of them. It refuses an upload that is not as long as
+// the client says.
+func (p *Proxy) aligned(ctx context.Context, c *call, id UploadID, wanted []Part) (bool, []int64, error) {
 	promised := c.r.Header.Get("X-Amz-Mp-Object-Size")
 	if n, err := strconv.ParseInt(promised, 10, 64); promised != "" && (err != nil || n < 0) {
 		if err == nil {
-			return false, refuse(http.StatusBadRequest, "InvalidRequest", "Value for x-amz-mp-object-size header is less than zero: '%d'", n)
+			return false, nil, refuse(http.StatusBadRequest, "InvalidRequest", "Value for x-amz-mp-object-size header is less than zero: '%d'", n)
 		}
-		return false, refuse(http.StatusBadRequest, "InvalidRequest", "Value for x-amz-mp-object-size header is invalid.")
+		return false, nil, refuse(http.StatusBadRequest, "InvalidRequest", "Value for x-amz-mp-object-size header is invalid.")
 	}
 	if len(wanted) == 1 && promised == "" {
-		return true, nil
+		return true, nil, nil
 	}
-	total, aligned := int64(0), true
+	total, aligned, lengths, found := int64(0), true, make([]int64, len(wanted)), 0
 	err := p.eachPart(ctx, c, id, func(part Part) error {
-		i, found := slices.BinarySearchFunc(wanted, part.Number, func(w Part, n int32) int { return int(w.Number - n) })
-		if !found {
+		i, is := slices.BinarySearchFunc(wanted, part.Number, func(w Part, n int32) int { return int(w.Number - n) })
+		if !is {
 			return nil
 		}
+		found++
 		plain, err := seal.PlainObjectSize(part.Size, 1)
 		if err != nil {
 			return fmt.Errorf("%w: size of part %d", errBroken, part.Number)
 		}
-		total += plain
+		total, lengths[i] = total+plain, plain
 		if i < len(wanted)-1 && (plain == 0 || plain%seal.SegmentSize != 0) {
 			aligned = false
 		}
@@ -213,7 +237,10 @@ func (p *Proxy) aligned(ctx context.Context, c *call, id UploadID, wanted []Part
 	if err == nil && promised != "" && promised != strconv.FormatInt(total, 10) {
 		err = refuse(http.StatusBadRequest, "InvalidRequest", "The provided 'x-amz-mp-object-size' header value %s does not match what was computed: %d", promised, total)
 	}
-	return aligned, err
+	if found < len(wanted) { // which the upstream will refuse in its own words
+		lengths = nil
+	}
+	return aligned, lengths, err
 }
 
 // eachPart visits the parts uploaded so far.
@@ -236,8 +263,8 @@ func (p *Proxy) eachPart(ctx context.Context, c *call, id UploadID, visit func(P
 }
 
 // realign seals a completed object anew. Until it is done the object reads right
-// (its boundaries are walked) but List announces up to 28 bytes per part too
-// much; so the client is told of success only afterwards. When somebody replaced
+// where its boundaries are walked, a first download breaks off where they seemed
+// predictable, and List announces up to 28 bytes per part too much; so the client is told of success only afterwards. When somebody replaced
 // the object meanwhile, there is nothing left to do.
 func (p *Proxy) realign(ctx context.Context, c *call, completed Stored) (Stored, error) {
 	src := &copySource{bucket: c.bucket, ref: Ref{Key: c.key, VersionID: completed.VersionID}, Conditions: Conditions{IfMatch: completed.ETag}}
@@ -246,6 +273,11 @@ func (p *Proxy) realign(ctx context.Context, c *call, completed Stored) (Stored,
 		return Stored{}, err
 	}
 	lay, _, err := c.bucket.layoutFor(ctx, GetRequest{Ref: src.ref, Conditions: src.Conditions})
+	if err == nil && !lay.walked() { // sizes may happen to fit a prediction, which is known to be wrong
+		if lay, err = lay.walk(ctx, c.bucket.Upstream, src.ref); err == nil {
+			c.bucket.layouts.put(src.ref, lay)
+		}
+	}
 	if err != nil {
 		return Stored{}, err
 	}
@@ -328,7 +360,8 @@ func (p *Proxy) listParts(ctx context.Context, c *call) error {
 		if err != nil {
 			plain = part.Size // not ours; Complete will refuse it
 		}
-		doc.Parts = append(doc.Parts, xmlPart{PartNumber: part.Number, LastModified: xmlTime(part.LastModified), ETag: clientETag(part.ETag), Size: plain})
+		sum := c.bucket.sums.get(partName{UploadID(c.arg("uploadId")), part.Number, part.ETag})
+		doc.Parts = append(doc.Parts, xmlPart{PartNumber: part.Number, LastModified: xmlTime(part.LastModified), ETag: partETag(part.ETag, sum), Size: plain})
 	}
 	return writeXML(c.w, http.StatusOK, doc)
 }

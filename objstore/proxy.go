@@ -125,6 +125,7 @@ type bucket struct {
 	layouts *layoutCache
 	packed  packedLengths
 	opened  openBatches
+	sums    partSums
 }
 
 // limits are sizes and times that tests make smaller.

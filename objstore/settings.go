@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Settings hands requests on that concern a bucket or the rules of an object, and
@@ -155,7 +156,7 @@ func (p *Proxy) forward(ctx context.Context, c *call) error {
 		return err
 	}
 	if c.key != "" && req.Method == http.MethodPut {
-		if err := c.bucket.understands(ctx, req, sub); err != nil {
+		if err := c.bucket.understands(ctx, req, sub, p.opts.Now()); err != nil {
 			return err
 		}
 	}
@@ -190,9 +191,12 @@ func isSetting(document []byte, sub string) bool {
 // understands asks the upstream for what is about to be set on an object. That it
 // is not set yet is an answer; that the object is not there, or may not be asked
 // about, ends the request.
-func (b *bucket) understands(ctx context.Context, req ForwardRequest, sub string) error {
+func (b *bucket) understands(ctx context.Context, req ForwardRequest, sub string, now time.Time) error {
 	if len(req.Body) > 0 && !isSetting(req.Body, sub) {
 		return malformedXML()
+	}
+	if err := checkLock(req.Body, sub, now); err != nil {
+		return err
 	}
 	req.Method, req.Body, req.Header = http.MethodGet, nil, http.Header{}
 	answer, err := b.Upstream.Forward(ctx, req)
@@ -206,8 +210,38 @@ func (b *bucket) understands(ctx context.Context, req ForwardRequest, sub string
 	return err
 }
 
+// checkLock refuses locks of an object that no upstream would take, before it is asked
+// about the object.
+func checkLock(document []byte, sub string, now time.Time) error {
+	var lock struct {
+		Status, Mode    string
+		RetainUntilDate time.Time
+	}
+	if sub != "legal-hold" && sub != "retention" {
+		return nil
+	}
+	if xml.Unmarshal(document, &lock) != nil {
+		return malformedXML()
+	}
+	switch {
+	case sub == "legal-hold" && lock.Status != "ON" && lock.Status != "OFF":
+		return malformedXML()
+	case sub == "legal-hold", lock.Mode == "" && lock.RetainUntilDate.IsZero(): // none, which takes a retention away
+		return nil
+	case lock.Mode != "GOVERNANCE" && lock.Mode != "COMPLIANCE":
+		return malformedXML()
+	case lock.RetainUntilDate.Before(now):
+		until := lock.RetainUntilDate.Format(time.RFC3339)
+		return invalidArgument("x-amz-object-lock-retain-until-date", until, "The retain until date must be in the future!")
+	}
+	return nil
+}
+
 // forwardRequest is the client's request without what only concerns its own way.
 func (c *call) forwardRequest() (ForwardRequest, error) {
+	if c.key == "" && c.body.chunks != nil { // such framing is for the bytes of objects
+		return ForwardRequest{}, refuse(http.StatusBadRequest, "InvalidRequest", "The value of x-amz-content-sha256 header is invalid.")
+	}
 	body, err := c.body.readAll(maxSettings)
 	if err != nil {
 		return ForwardRequest{}, err
