@@ -31,6 +31,11 @@
 // below ext4 below byokd, where a block layer's error injection would be if the
 // kernel had one (TestFaultyDisk).
 //
+// # Isolation
+//
+// The tests run in a mount namespace of their own, so that nobody else on the
+// machine can hold a copy of a filesystem whose medium becomes the next state.
+//
 // # Names
 //
 // A *recording* is one run of workloads on one disk. A *cut* is a place in its

@@ -63,11 +63,34 @@ func attach(backing *os.File, flags uint32) (*loopDevice, error) {
 	}
 }
 
-// detach gives the device back. What the kernel has of it is gone before
-// another file is attached: the last user of a block device drops its pages.
+// detach gives the device back and waits until it has let go of its file. What the
+// kernel has of it is gone before another file is attached: the last user of a block
+// device drops its pages.
 func (l *loopDevice) detach() error {
-	err := unix.IoctlSetInt(int(l.file.Fd()), unix.LOOP_CLR_FD, 0)
-	return errors.Join(err, l.file.Close())
+	info, err := unix.IoctlLoopGetStatus64(int(l.file.Fd()))
+	if err == nil {
+		err = unix.IoctlSetInt(int(l.file.Fd()), unix.LOOP_CLR_FD, 0)
+	}
+	if err := errors.Join(err, l.file.Close()); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(patience); l.holds(info); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s is still in use %v after its filesystem was unmounted: has somebody a copy of the mount?", l.path, patience)
+		}
+	}
+	return nil
+}
+
+// holds tells whether the device lies on the file of which info is.
+func (l *loopDevice) holds(info *unix.LoopInfo64) bool {
+	file, err := os.Open(l.path)
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	now, err := unix.IoctlLoopGetStatus64(int(file.Fd())) // ENXIO: on none
+	return err == nil && now.Inode == info.Inode && now.Device == info.Device
 }
 
 func (k lowerKind) format(device string) error {

@@ -26,7 +26,11 @@ func TestMain(m *testing.M) {
 	case os.Getenv(mapVariable) != "":
 		serve = serveMapping
 	case os.Getenv(diskVariable) == "":
-		os.Exit(m.Run())
+		code, err := inOwnNamespace(m.Run)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		os.Exit(code)
 	}
 	if err := serve(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
