@@ -202,7 +202,7 @@ func (f *sidecarFlags) add(flags *pflag.FlagSet, restartAll string) {
 	if restartAll == "auto" {
 		allowed = "on, off, or auto: from Kubernetes 1.36 on"
 	}
-	flags.StringVar(&f.restartAll, "restart-all-containers", restartAll, "whether the death of the sidecar restarts the pod's containers in place; nodes have to know it, too ("+allowed+")")
+	flags.StringVar(&f.restartAll, "restart-all-containers", restartAll, "whether, in mount mode privileged, the death of the sidecar restarts the pod's containers in place; nodes have to know it, too ("+allowed+")")
 }
 
 func (f *sidecarFlags) settings() (inject.Settings, error) {

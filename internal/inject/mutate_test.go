@@ -420,13 +420,17 @@ func TestPodResourcesGrow(t *testing.T) {
 func TestRestartOfAllContainers(t *testing.T) {
 	s := settings()
 	s.RestartAll = true
-	out, _ := mutated(t, podOf(), s)
+	privileged := annotated(AnnotationMountMode, ModePrivileged)
+	out, _ := mutated(t, podOf(privileged), s)
 	rules := out.Spec.InitContainers[0].RestartPolicyRules
 	if len(rules) != 1 || rules[0].Action != corev1.ContainerRestartRuleActionRestartAllContainers {
 		t.Errorf("%+v", rules)
 	}
-	if out, _ = mutated(t, podOf(), settings()); out.Spec.InitContainers[0].RestartPolicyRules != nil {
+	if out, _ = mutated(t, podOf(privileged), settings()); out.Spec.InitContainers[0].RestartPolicyRules != nil {
 		t.Error("a rule that this API does not know")
+	}
+	if out, _ = mutated(t, podOf(), s); out.Spec.InitContainers[0].RestartPolicyRules != nil {
+		t.Error("a mount that survives its daemon, and containers that do not")
 	}
 }
 

@@ -20,8 +20,8 @@ type Settings struct {
 	Repositories []string
 	// CPU request and Memory (request and limit) of the sidecar where the pod says nothing.
 	CPU, Memory resource.Quantity
-	// RestartAll makes the death of the sidecar restart the pod's containers in place. The API knows that since
-	// Kubernetes 1.36.
+	// RestartAll makes the death of a sidecar in ModePrivileged restart the pod's containers in place. The API knows
+	// that since Kubernetes 1.36.
 	RestartAll bool
 }
 

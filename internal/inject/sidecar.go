@@ -55,9 +55,9 @@ func (m *mutation) ourSidecar() corev1.Container {
 	}
 	c.Env = m.environment(c.Resources)
 	c.StartupProbe, c.ReadinessProbe, c.LivenessProbe = probes()
-	if m.options.settings.RestartAll {
-		// When the daemon has died, the mount in the other containers is dead or waits for good: they are started anew, after
-		// it. 0 is a stop that was asked for.
+	if m.options.settings.RestartAll && m.options.mode == ModePrivileged {
+		// The mount dies with the daemon that made it, so the other containers are started anew, after it. The node driver's
+		// mounts survive, and a new daemon goes on serving them. 0 is a stop that was asked for.
 		c.RestartPolicyRules = []corev1.ContainerRestartRule{{Action: corev1.ContainerRestartRuleActionRestartAllContainers,
 			ExitCodes: &corev1.ContainerRestartRuleOnExitCodes{Operator: corev1.ContainerRestartRuleOnExitCodesOpNotIn, Values: []int32{0}}}}
 	}
