@@ -48,7 +48,7 @@ func buildBinary(ctx context.Context, p program, source, arch string, stderr io.
 	}
 	defer os.RemoveAll(dir)
 	file := filepath.Join(dir, p.name)
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=auto", "-o", file, p.pkg)
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs="+stamping(ctx, source), "-o", file, p.pkg)
 	cmd.Dir, cmd.Stderr = source, stderr
 	// GOFLAGS and GOAMD64 of the caller would show in the digest; what is not set here is Go's default.
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch, "GOEXPERIMENT=runtimesecret",
@@ -69,6 +69,15 @@ func buildBinary(ctx context.Context, p program, source, arch string, stderr io.
 		return binary{}, errors.New("built without GOEXPERIMENT=runtimesecret: its keys could not be erased for certain")
 	}
 	return b, nil
+}
+
+// stamping says whether Go can stamp the commit: it fails where git may not read the repository, as when root builds
+// another user's clone.
+func stamping(ctx context.Context, source string) string {
+	if exec.CommandContext(ctx, "git", "-C", source, "rev-parse", "HEAD").Run() != nil {
+		return "false"
+	}
+	return "auto"
 }
 
 // setting is one of the build's settings (go version -m), empty when it was not recorded.
