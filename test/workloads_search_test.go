@@ -33,16 +33,12 @@ const (
 	searchIndex   = "orders"
 )
 
-// harmlessSearch is what OpenSearch says at WARN or above whatever its disk is: docs/BEHAVIOUR.md lists it.
+// harmlessSearch is what OpenSearch says at WARN or above at every start, on a busy machine, or while frozen with no
+// consequence: docs/BEHAVIOUR.md lists it.
 var harmlessSearch = []string{
 	`\[DanglingIndicesState\] gateway.auto_import_dangling_indices is disabled`,
-	`\[JvmGcMonitorService\]`,
-	`\[NodeEnvironment\]`,
-	`\[FsHealthService\] health check of \[.*\] took \[`,
-	`\[MasterService\] (took|cluster state update task)`,
-	`\[GatewayMetaState\]|\[PersistedClusterStateService\] writing (full )?cluster state took`,
-	`\[ClusterApplierService\] cluster state applier task .* took`,
-	`\[ThreadPool\] timer thread slept for`,
+	`\[JvmGcMonitorService\] \[gc\]\[\d+\] overhead`,
+	`\[InternalClusterInfoService\] Failed to update (node|shard) information for ClusterInfoUpdateJob within 15s timeout`, // asked again every 30 s
 }
 
 // searchNode is an OpenSearch node and its client.
@@ -332,7 +328,7 @@ func (n *searchNode) askFrozen() {
 		{http.MethodGet, "/_nodes/stats/fs", "", ""},
 		{http.MethodGet, "/" + searchIndex + "/_doc/" + token, "", ""},
 		{http.MethodPost, "/" + searchIndex + "/_search", `{"query": {"match": {"text": "` + n.canary + `"}}}`, ""},
-		{http.MethodPut, "/" + searchIndex + "/_doc/frozen", `{"token": "frozen"}`, "hangs"},
+		{http.MethodPut, "/" + searchIndex + "/_doc/frozen", `{"text": "asked while frozen"}`, "hangs"},
 		{http.MethodPut, "/another", `{"settings": {"number_of_replicas": 0}}`, "hangs"},
 	} {
 		ctx, cancel := context.WithTimeout(n.t.Context(), 2*time.Second)
@@ -418,6 +414,7 @@ func (n *searchNode) restore(name string) {
 	n.key(kmstest.KeyCommand{Do: "enable"})
 	n.awaitState(metrics.StateReady)
 	n.awaitLong("the restored index to be green", n.process, func() bool { return n.health() == "green" })
+	const written = `{"exists": {"field": "writer"}}` // not what askFrozen has sent
 	var restored int
 	for from := ""; ; {
 		after := ""
@@ -431,7 +428,7 @@ func (n *searchNode) restore(name string) {
 				} `json:"hits"`
 			} `json:"hits"`
 		}
-		n.must(http.MethodPost, "/restored-"+searchIndex+"/_search", `{"size": 1000, "sort": [{"token": "asc"}]`+after+`}`, &page)
+		n.must(http.MethodPost, "/restored-"+searchIndex+"/_search", `{"size": 1000, "query": `+written+`, "sort": [{"token": "asc"}]`+after+`}`, &page)
 		if len(page.Hits.Hits) == 0 {
 			break
 		}
@@ -446,7 +443,7 @@ func (n *searchNode) restore(name string) {
 	var count struct {
 		Count int `json:"count"`
 	}
-	n.must(http.MethodGet, "/restored-"+searchIndex+"/_count", "", &count)
+	n.must(http.MethodPost, "/restored-"+searchIndex+"/_count", `{"query": `+written+`}`, &count)
 	if restored == 0 || restored != count.Count {
 		n.t.Errorf("%d documents were restored and verified, the index counts %d", restored, count.Count)
 	}
@@ -458,7 +455,7 @@ func (n *searchNode) restore(name string) {
 func (n *searchNode) checkIndex() {
 	n.t.Helper()
 	shards, err := filepath.Glob(n.data + "/nodes/0/indices/*/*/index")
-	if err != nil || len(shards) != 4 { // two of the index, two of the restored one
+	if err != nil || len(shards) < 4 { // two of the index, two of the restored one
 		n.t.Fatalf("shards: %v, %v", shards, err)
 	}
 	for _, dir := range shards {

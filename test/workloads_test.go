@@ -63,9 +63,6 @@ func (d *database) jvm(name, class string, args ...string) *process {
 	}
 	p := d.launch(name, nil, "java", append([]string{"-Xmx1g", "-Xms256m", "-XX:+UseSerialGC", "-cp", cache + "/classes:" + cache + "/jars/*", class}, args...)...)
 	d.t.Cleanup(func() {
-		if !d.t.Failed() {
-			return
-		}
 		file := fmt.Sprintf("%s/%s-%d.log", cache, name, p.pid())
 		if err := os.WriteFile(file, []byte(p.output()), 0o644); err == nil {
 			d.t.Logf("the log of %s is in %s", name, file)
