@@ -74,9 +74,7 @@ func TestSidecarEnvironmentIsUnderstood(t *testing.T) {
 		}
 		var environ []string
 		for _, e := range pod.Spec.InitContainers[0].Env {
-			if e.Name != "BYOKD_VOLUME_MOUNT_SOCKET" { // of the node driver, which comes with its own test
-				environ = append(environ, e.Name+"="+e.Value)
-			}
+			environ = append(environ, e.Name+"="+e.Value)
 		}
 		cfg, warnings, err := parseConfig("byokd.yaml", text, environ)
 		if err != nil || len(warnings) > 0 {
@@ -85,6 +83,9 @@ func TestSidecarEnvironmentIsUnderstood(t *testing.T) {
 		v, a := cfg.Volume, cfg.Admin
 		if v.Lower != "/sealed" || v.Mount != mount || v.Role != "elasticsearch" || a.Listen != ":9180" || !a.AllowRemote || !a.ReadyWhileFrozen || a.Socket != "/run/byokd/control.sock" {
 			t.Errorf("%+v %+v", v, a)
+		}
+		if want := map[string]string{"csi": "/run/byokd/mount.sock"}[mode]; v.MountSocket != want {
+			t.Errorf("%s: the mount is taken from %q", mode, v.MountSocket)
 		}
 		if got := probeAddress("", environ); got != "localhost:9180" {
 			t.Errorf("the probe asks %s", got)
