@@ -60,7 +60,7 @@ lint: ## gofmt, go vet, staticcheck, shellcheck, actionlint, govulncheck (where 
 fuzz: ## fuzz every decoder for FUZZTIME (30s) each
 	@set -euo pipefail; for pkg in $$($(GO) list ./...); do \
 	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
-	    echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; done; done
+	    echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s $$pkg; done; done
 
 bench: build ## compare with raw ext4, loopback and the peers installed, S3 with the direct way; gate, freezes under load: in 20 minutes
 	@mkdir -p .cache

@@ -107,13 +107,18 @@ func (s *stack) annoy() (leave func()) {
 		}
 	}
 	for range 4 { // and some who read the beginning of an object and no more
-		out, err := s.s3Client().GetObject(s.t.Context(), &s3.GetObjectInput{Bucket: aws.String(bucketName), Key: aws.String("stream")})
+		reader := s.newClient("stalled")
+		err := reader.tolerant(func() error {
+			out, err := reader.s3.GetObject(s.t.Context(), &s3.GetObjectInput{Bucket: aws.String(bucketName), Key: aws.String("stream")})
+			if err == nil {
+				_, _ = io.ReadFull(out.Body, make([]byte, 1000)) // a freeze may break it
+				open = append(open, out.Body)
+			}
+			return err
+		})
 		if err != nil {
 			s.t.Error(err)
-			continue
 		}
-		_, _ = io.ReadFull(out.Body, make([]byte, 1000))
-		open = append(open, out.Body)
 	}
 	return func() {
 		for _, c := range open {
