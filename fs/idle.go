@@ -15,9 +15,9 @@ import (
 // or mapped, and to open it again is a request that a freeze holds. Taking such pages
 // away is therefore not what a freeze waits for.
 
-// maxNodes is how many nodes there are before the unused ones are made idle: 23 MiB
-// of them.
-const maxNodes = 1 << 16
+// maxNodes is how many nodes there are before the unused ones are made idle: 12 MiB
+// of them, and a tenth of a second of a freeze, which has to ask the kernel about each.
+const maxNodes = 1 << 15
 
 // restTries is how many nodes are looked at when one comes beyond maxNodes. Some are
 // in use.
