@@ -53,6 +53,7 @@ func TestStill(t *testing.T) {
 			v := newVolume(t, Options{Cache: Writethrough})
 			var armed atomic.Bool
 			writes, goOn := make(chan struct{}), make(chan struct{})
+			v.fs.nodes.mu.Lock()
 			v.fs.nodes.fault = faultFunc("write", func() error {
 				if armed.CompareAndSwap(true, false) {
 					close(writes)
@@ -60,6 +61,7 @@ func TestStill(t *testing.T) {
 				}
 				return nil
 			})
+			v.fs.nodes.mu.Unlock()
 			f, err := os.Create(v.path("file"))
 			if err != nil {
 				t.Fatal(err)
