@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -36,7 +37,7 @@ func exposition(t *testing.T) string {
 	s.fs.Done("lookup", 0, time.Millisecond, syscall.ENOENT)
 	s.objects.Done(objstore.Event{Op: "GetObject", Bucket: "documents", Status: 503, Code: "SlowDown"})
 	_, text := s.get(t, "/metrics")
-	return text + injectorExposition(t)
+	return text + injectorExposition(t) + nodeExposition(t)
 }
 
 // injectorExposition is a scrape of byokd inject: the series that are its alone.
@@ -47,13 +48,36 @@ func injectorExposition(t *testing.T) string {
 	i.Reviewed(inject.OutcomeDenied, inject.ReasonImage, time.Millisecond)
 	i.Warned(inject.ReasonSubPath)
 	i.Certified(time.Now(), time.Now())
+	return seriesOf(registry, "byokd_inject_")
+}
+
+// nodeExposition is a scrape of byokd node: the series that are its alone.
+func nodeExposition(t *testing.T) string {
+	t.Helper()
+	registry := NewRegistry("v1", "guaranteed")
+	n := registry.NewNode()
+	n.Follow(func() (served, waiting int) { return 2, 1 })
+	n.Published("publish", nil)
+	n.Published("unpublish", errors.New("busy"))
+	text := seriesOf(registry, "byokd_node_")
+	for _, line := range []string{`byokd_node_mounts{state="served"} 2`, `byokd_node_mounts{state="waiting"} 1`,
+		`byokd_node_volume_calls_total{call="publish",result="ok"} 1`, `byokd_node_volume_calls_total{call="unpublish",result="failed"} 1`} {
+		if !strings.Contains(text, line+"\n") {
+			t.Errorf("%s is missing in\n%s", line, text)
+		}
+	}
+	return text
+}
+
+// seriesOf is what a scrape says of the series whose names begin with prefix.
+func seriesOf(registry *Registry, prefix string) string {
 	answer := httptest.NewRecorder()
 	registry.Handler().ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	var ours strings.Builder
 	mine := false
 	for line := range strings.Lines(answer.Body.String()) {
 		if strings.HasPrefix(line, "# HELP ") {
-			mine = strings.HasPrefix(line, "# HELP byokd_inject_")
+			mine = strings.HasPrefix(line, "# HELP "+prefix)
 		}
 		if mine {
 			ours.WriteString(line)
@@ -146,6 +170,7 @@ func TestSeriesDocument(t *testing.T) {
 		{"byokd_fs_", "Filesystem", "Absent where no volume is configured; the gauges are absent while nothing is mounted."},
 		{"byokd_s3_", "S3 proxy", "Absent where no buckets are configured."},
 		{"byokd_inject_", "Injector", "Of `byokd inject` alone, which has none of the above."},
+		{"byokd_node_", "Node driver", "Of `byokd node` alone, which has none of the above."},
 		{"byokd_build_info", "The program", "The collectors of the Go runtime (`go_*`) and of the process (`process_resident_memory_bytes`, `process_cpu_seconds_total`, `process_open_fds`, …) are there as well."},
 		{"byokd_", "Keys and gate", "`guard` is the name of a key in the configuration. States are state sets: one series for each state, 1 for the present one."},
 	}

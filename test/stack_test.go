@@ -109,6 +109,7 @@ type stack struct {
 	grace      time.Duration // outageGrace of the key
 	launch     []string      // a program with arguments that byokd is started by, if any
 	volumeless bool          // byokd has buckets only, and its files belong to nobody
+	socket     string        // of the node driver that mounts; byokd's files belong to nobody then
 	holdFor    time.Duration // of a request of a frozen bucket
 	prepare    func()        // once devcloud runs, before byokd is configured
 	control    kmstest.Control
@@ -224,6 +225,9 @@ audit: {file: %q}
 stopTimeout: %v
 `, s.arn, s.cloud, probeInterval, s.grace, s.lower, s.mount, s.cache, strings.TrimPrefix(s.s3, "http://"), s.dir+"/s3-credentials",
 		s.holdFor, s.cloud, s.cloud, strings.TrimPrefix(s.admin, "http://"), s.dir+"/audit.jsonl", stopTimeout)
+	if s.socket != "" {
+		config = strings.Replace(config, "volume: {", fmt.Sprintf("volume: {mountSocket: %q, ", s.socket), 1)
+	}
 	if s.volumeless {
 		config = regexp.MustCompile(`(?m)^volume: .*\n`).ReplaceAllString(config, "")
 	}
@@ -232,7 +236,7 @@ stopTimeout: %v
 			s.t.Fatal(err)
 		}
 	}
-	if s.volumeless {
+	if s.volumeless || s.socket != "" {
 		s.giveAway()
 	}
 }
@@ -241,7 +245,7 @@ stopTimeout: %v
 func (s *stack) giveAway() {
 	s.t.Helper()
 	const nobody = 65534
-	for _, path := range []string{s.dir, s.dir + "/byokd.yaml", s.dir + "/s3-credentials"} {
+	for _, path := range []string{s.dir, s.lower, s.dir + "/byokd.yaml", s.dir + "/s3-credentials"} {
 		if err := os.Chown(path, nobody, nobody); err != nil {
 			s.t.Fatal(err)
 		}
@@ -371,7 +375,7 @@ func (s *stack) stopDaemon() (took time.Duration) {
 	if code := s.daemon.code(); code != 0 {
 		s.t.Errorf("byokd ended with %d after SIGTERM\n%s", code, s.daemon.tail())
 	}
-	if mounted(s.mount) {
+	if s.socket == "" && mounted(s.mount) {
 		s.t.Error("byokd stopped and left its mount behind")
 	}
 	return time.Since(began)

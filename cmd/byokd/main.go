@@ -117,6 +117,7 @@ func newCommand(environ []string) *cobra.Command {
 		newProbeCommand(environ),
 		newVersionCommand(),
 		newSentinelCommand(),
+		newNodeCommand(),
 	)
 	return root
 }
