@@ -51,12 +51,15 @@ func mountedByNode(n *node) option {
 		pod := n.kubelet + "/pods/" + testPodUID + "/volumes/"
 		n.target = pod + "kubernetes.io~csi/byokd-mount/mount"
 		run := pod + "kubernetes.io~empty-dir/byokd-run"
-		s.socket = run + "/mount.sock"
+		s.socket = s.dir + "/run/mount.sock" // as in the sidecar, where the path is short enough for a socket's
 		s.prepare = func() {
 			for _, dir := range []string{run, filepath.Dir(n.target), s.dir + "/csi"} {
 				if err := os.MkdirAll(dir, 0o755); err != nil {
 					s.t.Fatal(err)
 				}
+			}
+			if err := os.Symlink(run, s.dir+"/run"); err != nil {
+				s.t.Fatal(err)
 			}
 			n.start()
 			s.t.Cleanup(n.stop)
