@@ -68,6 +68,7 @@ type readAhead struct {
 	filled chan filledBatch
 	free   chan *batch
 	first  *batch
+	others []*batch // the reader's until ended
 	ended  sync.WaitGroup
 }
 
@@ -85,18 +86,13 @@ func newReadAhead(ctx context.Context, o *opening, first *batch) *readAhead {
 	return a
 }
 
+// read releases nothing: the writer may be in the midst of any batch when ctx ends.
 func (a *readAhead) read(ctx context.Context) {
-	others := make([]*batch, 0, aheadBatches-1)
-	defer func() {
-		for _, b := range others {
-			b.release()
-		}
-	}()
 	for {
 		var b *batch
-		if len(others) < aheadBatches-1 {
+		if len(a.others) < aheadBatches-1 {
 			b = a.o.newBatch()
-			others = append(others, b)
+			a.others = append(a.others, b)
 		} else {
 			select {
 			case b = <-a.free:
@@ -107,8 +103,6 @@ func (a *readAhead) read(ctx context.Context) {
 		err := a.o.next(ctx, b)
 		a.filled <- filledBatch{b, err}
 		if err != nil {
-			// The batches are still being written.
-			<-ctx.Done()
 			return
 		}
 	}
@@ -130,6 +124,9 @@ func (a *readAhead) write(ctx context.Context, cancel context.CancelCauseFunc, c
 	}
 	cancel(next.err)
 	a.ended.Wait()
+	for _, b := range a.others {
+		b.release()
+	}
 	if next.err == io.EOF {
 		return nil
 	}

@@ -19,8 +19,8 @@ const (
 )
 
 // clientWaits measures how long a request has been waiting for its client, in either
-// direction, beyond the last time that leastProgress moved. While the bucket's key is frozen nothing counts: a client may well be
-// frozen by the same key, and wait itself.
+// direction, since leastProgress moved last. While the bucket's key is frozen nothing
+// counts: a client may well be frozen by the same key, and wait itself.
 type clientWaits struct {
 	limit  time.Duration
 	taking clientWait // of the request's body
