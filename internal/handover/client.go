@@ -148,12 +148,6 @@ func (c *Client) read(conn *net.UnixConn) {
 		}
 		c.mu.Lock()
 		to := c.waiting[a.ID]
-		if a.ID == 0 { // refused before anything was asked
-			for id, ch := range c.waiting {
-				ch <- a
-				delete(c.waiting, id)
-			}
-		}
 		delete(c.waiting, a.ID)
 		c.mu.Unlock()
 		if to == nil {
@@ -345,8 +339,12 @@ func (c *Client) Hold(name string, fd int) error {
 	return err
 }
 
-// Release implements fs.Services. It does not wait for the answer.
+// Release implements fs.Services. It does not wait for an answer. The device is held
+// for as long as there is a mount.
 func (c *Client) Release(name string) {
+	if name == Device {
+		return
+	}
 	c.mu.Lock()
 	fd, known := c.held[name]
 	delete(c.held, name)

@@ -99,7 +99,7 @@ func (s *Server) Close() {
 func (s *Server) Serve(c *net.UnixConn) error {
 	defer c.Close()
 	if err := s.admit(c); err != nil {
-		_ = send(c, reply{Error: err.Error()})
+		refuse(c, err)
 		return err
 	}
 	var calls sync.WaitGroup
@@ -128,6 +128,17 @@ func (s *Server) Serve(c *net.UnixConn) error {
 			defer func() { <-turns }()
 			_ = s.answer(c, r, fds)
 		})
+	}
+}
+
+// refuse answers the first request, so that the client learns why: were it left
+// unread, the client would see no more than a reset.
+func refuse(c *net.UnixConn, why error) {
+	_ = c.SetReadDeadline(time.Now().Add(serviceTime))
+	var r request
+	if fds, err := receive(c, &r); err == nil {
+		closeAll(fds)
+		_ = send(c, reply{ID: r.ID, Error: why.Error()})
 	}
 }
 
