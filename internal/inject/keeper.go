@@ -93,7 +93,8 @@ func (k *Keeper) look(ctx context.Context) {
 		err = k.renew(ctx) // another replica was quicker: take up what it has made
 	}
 	if errors.Is(err, ErrConflict) || ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		return // once more at the next look
+		k.Log.Info("the certificates are looked after once more at the next look", zap.Error(err))
+		return
 	}
 	k.Observer.Renewed(err)
 	if err == nil {
