@@ -79,6 +79,36 @@ func checkCommand(t *testing.T, where string, args []string) {
 	}
 }
 
+// TestManifestsCallCommandsThatExist: what containers of our image run, in the chart's renderings and in the Kustomize base.
+func TestManifestsCallCommandsThatExist(t *testing.T) {
+	var files []string
+	for _, pattern := range []string{"../../deploy/kustomize/*/*.yaml", "../../test/chart/testdata/*.yaml"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, found...)
+	}
+	seen := map[string]int{}
+	for _, file := range files {
+		for _, document := range yamlFile(t, file) {
+			containers(document, func(c map[string]any) {
+				if c["command"] != nil {
+					t.Errorf("%s: a container with a command of its own: the image's entry point is byokd", file)
+				}
+				args := words(c["args"])
+				checkCommand(t, file, args)
+				if len(args) > 0 {
+					seen[args[0]]++
+				}
+			})
+		}
+	}
+	if seen["inject"] < 4 || seen["node"] < 2 {
+		t.Errorf("found %v: the search is broken", seen)
+	}
+}
+
 // TestExamples renders the examples as the webhook would inject them, and reads their configuration in the environment that
 // the sidecar then has.
 func TestExamples(t *testing.T) {
