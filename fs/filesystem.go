@@ -127,7 +127,11 @@ type Filesystem struct {
 // directory against other daemons, reads and verifies the header, and pins the
 // root key on the guard. It waits while the key is not usable, until ctx ends.
 func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options) (*Filesystem, error) {
-	if _, err := ReadHeader(lower); err != nil {
+	header, err := ReadHeader(lower)
+	if err == nil {
+		err = sameBinding(lower, header, o.Binding) // before the lock: it would not come right by waiting
+	}
+	if err != nil {
 		return nil, err
 	}
 	f, err := OpenLocked(lower, g, o)
@@ -182,8 +186,8 @@ func (f *Filesystem) Unlock(ctx context.Context, b keyguard.Binding) error {
 	if err != nil {
 		return err
 	}
-	if !maps.Equal(header.Binding, b.Context()) {
-		return fmt.Errorf("the volume in %s was made for the encryption context %v, the configuration says %v: set cluster, tenant and role as they were", f.lower, header.Binding, b.Context())
+	if err := sameBinding(f.lower, header, b); err != nil {
+		return err
 	}
 	form, err := FormUnder(header, f.guard.Status().KeyARN)
 	if err != nil {
@@ -204,6 +208,14 @@ func (f *Filesystem) Unlock(ctx context.Context, b keyguard.Binding) error {
 	f.follow()
 	close(f.unlocked)
 	return nil
+}
+
+// sameBinding refuses a volume of another encryption context than b.
+func sameBinding(lower string, header seal.VolumeHeader, b keyguard.Binding) error {
+	if maps.Equal(header.Binding, b.Context()) {
+		return nil
+	}
+	return fmt.Errorf("the volume in %s was made for the encryption context %v, the configuration says %v: set cluster, tenant and role as they were", lower, header.Binding, b.Context())
 }
 
 // isUnlocked reports whether Unlock has returned: what it set may be read.

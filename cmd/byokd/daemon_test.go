@@ -348,10 +348,11 @@ func TestRefusals(t *testing.T) {
 			s.configure(t, map[string]string{s.arn: s.arn[:len(s.arn)-4] + "0000"})
 		}, exitMisconfigured, []string{"External encryption key is not ready"}},
 		{"mount point not empty", func(t *testing.T, s *site) { s.write(t, filepath.Join(s.mount, "x"), "x", 0o600) }, exitMount, []string{"is not empty (x"}},
-		{"no mount point", func(t *testing.T, s *site) {
+		{"no mount point", func(t *testing.T, s *site) { // nor a directory in which it could be made
 			if err := os.Remove(s.mount); err != nil {
 				t.Fatal(err)
 			}
+			s.configure(t, map[string]string{s.mount: s.mount + "/below"})
 		}, exitMount, []string{"mkdir -p"}},
 		{"port in use", func(t *testing.T, s *site) {
 			s.configure(t, map[string]string{"localhost:0": busy.Addr().String()})
