@@ -72,25 +72,25 @@ func plainPaths(p *corev1.Pod) (ways []string) {
 			claims[v.Name] = p.Name + "-" + v.Name
 		}
 	}
-	sealed := ""
+	sealed, found := "", false // a claim without a name is the API server's to refuse
 	for _, c := range p.Spec.InitContainers {
 		for _, m := range c.VolumeMounts {
 			if c.Name == SidecarName && m.MountPath == sealedPath {
-				sealed = claims[m.Name]
+				sealed, found = claims[m.Name]
 			}
 		}
 	}
-	if sealed == "" {
+	if !found {
 		return []string{"no sidecar has the claim"}
 	}
 	look := func(name string, mounts []corev1.VolumeMount, devices []corev1.VolumeDevice) {
 		for _, m := range mounts {
-			if claims[m.Name] == sealed {
+			if claim, is := claims[m.Name]; is && claim == sealed {
 				ways = append(ways, name+" mounts "+m.Name)
 			}
 		}
 		for _, d := range devices {
-			if claims[d.Name] == sealed {
+			if claim, is := claims[d.Name]; is && claim == sealed {
 				ways = append(ways, name+" has the device "+d.Name)
 			}
 		}
