@@ -110,6 +110,9 @@ func compare(ctx context.Context, o options, stdout, stderr io.Writer) (err erro
 		}
 		defer os.RemoveAll(o.dir)
 	}
+	if o.dir, err = filepath.Abs(o.dir); err != nil { // mounts are looked for by their whole path
+		return err
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return err
