@@ -4,7 +4,9 @@ package test
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -23,9 +25,7 @@ func TestWorkloadStates(t *testing.T) {
 			continue // a matter of the mount, not of the key
 		}
 		e.running(r)
-		if r.restore != nil {
-			e.starting(r)
-		}
+		e.starting(r)
 	}
 }
 
@@ -78,15 +78,20 @@ func (e *engine) running(r revocation) {
 	e.quietLog(fmt.Sprint("over ", r.name))
 }
 
-// starting starts byokd without the key, and gives it back.
+// starting starts byokd without the key, and gives it back where it can be.
 func (e *engine) starting(r revocation) {
 	e.t.Helper()
-	e.kill()
+	if r.restore != nil {
+		e.kill()
+	}
 	e.stopDaemon()
-	r.refuse(e.stack, 0)
+	before := e.sealedFiles()
+	if r.restore != nil { // else it is lost already
+		r.refuse(e.stack, 0)
+	}
 	e.startDaemon()
 	e.awaitKey(r.key)
-	report := e.awaitState(metrics.StateWaiting)
+	report := e.awaitState(metrics.StateWaiting, metrics.StateFinal)
 	e.assertHealth(true, false, false)
 	if mounted(e.mount) {
 		e.t.Error("mounted without a key")
@@ -95,12 +100,28 @@ func (e *engine) starting(r revocation) {
 		e.t.Errorf("an unmounted mount point holds %v, %v", left, err)
 	}
 	e.t.Logf("at the start, %v: not mounted, startup probe false, panel %q; %s", report.Keys[0].Key, report.Headline, report.Cause)
+	if after := e.sealedFiles(); after != before {
+		e.t.Errorf("%d files lay below the seal before, %d after the start without a key", before, after)
+	}
+	if r.restore == nil {
+		return
+	}
 	r.restore(e.stack, 0)
 	restored := time.Now()
 	e.awaitState(metrics.StateReady)
 	e.t.Logf("at the start, %v: mounted %v after the key was usable again", r.key, time.Since(restored).Round(time.Millisecond))
 	e.start()
 	e.verifyAll(fmt.Sprint("started after ", r.name), 0)
+}
+
+// sealedFiles counts what lies below the mount.
+func (e *engine) sealedFiles() (files int) {
+	e.t.Helper()
+	err := filepath.WalkDir(e.lower, func(string, fs.DirEntry, error) error { files++; return nil })
+	if err != nil || files < 10 {
+		e.t.Errorf("%d files below the seal: %v", files, err)
+	}
+	return files
 }
 
 // The document store's sequence by the AWS SDK for Java through the proxy, links included, with the key away when it
