@@ -2,15 +2,13 @@ package chart
 
 import (
 	"bytes"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	podsecurity "k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
-
-	"github.com/byokd/byokd/internal/inject"
 )
 
 // TestExamples: the examples are valid, before and after byokd has been put into them, and then still satisfy Pod Security
@@ -26,31 +24,31 @@ func TestExamples(t *testing.T) {
 		t.Fatal(err)
 	}
 	restricted := podsecurity.LevelVersion{Level: podsecurity.LevelRestricted, Version: podsecurity.LatestVersion()}
-	settings := inject.Settings{Version: "v0.1.0", Image: "ghcr.io/byokd/byokd:v0.1.0", RestartAll: true,
-		CPU: resource.MustParse("100m"), Memory: resource.MustParse("384Mi")}
+	// As a program: this module does not depend on byokd's, whose dependencies would have to be repeated here.
+	byokd := filepath.Join(t.TempDir(), "byokd")
+	if out, err := exec.CommandContext(t.Context(), "go", "-C", "../..", "build", "-o", byokd, "./cmd/byokd").CombinedOutput(); err != nil {
+		t.Fatalf("byokd cannot be built: %v\n%s", err, out)
+	}
 	sets := 0
 	for _, file := range files {
 		t.Run(filepath.Base(file), func(t *testing.T) {
 			text := read(t, file)
 			decode(t, string(text))
-			rendered, findings, err := inject.Render(bytes.NewReader(text), settings)
-			if err != nil {
-				t.Fatal(err)
+			var rendered, said bytes.Buffer
+			cmd := exec.CommandContext(t.Context(), byokd, "render", "-f", file, "--image", "ghcr.io/byokd/byokd:v0.1.0")
+			cmd.Stdout, cmd.Stderr = &rendered, &said
+			if err := cmd.Run(); err != nil || said.Len() > 0 {
+				t.Fatalf("byokd render: %v\n%s", err, &said)
 			}
-			for _, f := range findings {
-				if f.Denial != nil || len(f.Warnings) > 0 {
-					t.Errorf("%s: denied: %v, warned: %v", f.Object, f.Denial, f.Warnings)
-				}
-			}
-			for _, object := range decode(t, string(rendered)) {
+			for _, object := range decode(t, rendered.String()) {
 				set, ok := object.(*appsv1.StatefulSet)
 				if !ok {
 					continue
 				}
 				template := set.Spec.Template
-				if template.Labels[inject.LabelInject] == "true" {
+				if template.Labels["byokd.io/inject"] == "true" {
 					sets++
-					if first := template.Spec.InitContainers; len(first) == 0 || first[0].Name != inject.SidecarName {
+					if first := template.Spec.InitContainers; len(first) == 0 || first[0].Name != "byokd" {
 						t.Errorf("%s: the first init container is not byokd", set.Name)
 					}
 				}
