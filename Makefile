@@ -64,26 +64,23 @@ fuzz: ## fuzz every decoder for FUZZTIME (30s) each
 
 bench: build ## compare with raw ext4, loopback and the peers installed, S3 with the direct way; gate, freezes under load: in 20 minutes
 	@mkdir -p .cache
-	@test -x .cache/rclone || GOBIN=$(CURDIR)/.cache GOEXPERIMENT= $(GO) install github.com/rclone/rclone@$(RCLONE) || \
-	  echo "rclone cannot be built here; one on the path is compared with if it is new enough"
 	$(GO) run ./bench -json .cache/bench.json -svg .cache/bench.svg $(BENCH)
 	@echo "figures: .cache/bench.json, picture: .cache/bench.svg"
 
 bench-limits: build ## what loads reach without cryptography, on a disk in memory: what is in the way of a goal
 	@mkdir -p .cache
-	@test -x .cache/rclone || GOBIN=$(CURDIR)/.cache GOEXPERIMENT= $(GO) install github.com/rclone/rclone@$(RCLONE) || \
-	  echo "rclone cannot be built here; one on the path is compared with if it is new enough"
 	$(GO) run ./bench -parts limits -json .cache/limits.json -svg .cache/limits.svg $(BENCH)
 
 bench-scale: build ## a million files, a file of 1 TiB, 10,000 open files, 64 writers, starts: curves, in 20 minutes
 	@mkdir -p .cache
-	@test -x .cache/rclone || GOBIN=$(CURDIR)/.cache GOEXPERIMENT= $(GO) install github.com/rclone/rclone@$(RCLONE) || \
-	  echo "rclone cannot be built here; one on the path is compared with if it is new enough"
 	$(GO) run ./bench -parts scale -json .cache/scale.json -plot .cache/scale.svg $(BENCH)
 	@echo "figures: .cache/scale.json, curves: .cache/scale.svg"
 
 bench-peers: ## install what bench compares with and measures by, on Debian
 	apt-get update -q && apt-get install -q -y --no-install-recommends gocryptfs encfs cryfs rclone sqlite3 rocksdb-tools e2fsprogs
+
+rclone: ## build an rclone that serves S3 into .cache, for make bench to compare with: a large build
+	GOBIN=$(CURDIR)/.cache GOEXPERIMENT= $(GO) install github.com/rclone/rclone@$(RCLONE)
 
 micro: ## run the Go benchmarks with their allocation counts
 	$(GO) test -run '^$$' -bench . -benchmem ./...

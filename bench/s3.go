@@ -339,7 +339,7 @@ func startS3Peers(ctx context.Context, o options, stderr io.Writer) ([]*s3Peer, 
 }
 
 // rcloneServing finds an rclone that serves S3, or returns "". Debian's may be too old;
-// `make bench` builds one.
+// `make rclone` builds one.
 func rcloneServing() string {
 	for _, program := range []string{".cache/rclone", "rclone"} {
 		if help, err := exec.Command(program, "serve", "s3", "--help").Output(); err == nil && bytes.Contains(help, []byte("--auth-key")) {
