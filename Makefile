@@ -19,7 +19,7 @@ FUZZTIME ?= 30s
 SOAK     ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test race lint fuzz bench bench-limits bench-scale bench-peers micro e2e workloads conformance-s3 conformance-fs soak image chart clean
+.PHONY: help build run test race lint fuzz bench bench-limits bench-scale bench-peers rclone micro e2e workloads conformance-s3 conformance-fs soak image chart clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
