@@ -64,12 +64,6 @@ func TestPoliciesRefuse(t *testing.T) {
 			p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "again", VolumeSource: p.Spec.Volumes[0].VolumeSource})
 			p.Spec.Containers[0].VolumeMounts = mount("again")
 		}, "another volume of the pod is the sealed claim"},
-		"by a volume of an ephemeral claim": {func(p *corev1.Pod) {
-			p.Spec.Volumes[0].VolumeSource = corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{VolumeClaimTemplate: &corev1.PersistentVolumeClaimTemplate{
-				Spec: claimSpec()}}}
-			p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "again", VolumeSource: corev1.VolumeSource{
-				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: p.Name + "-data"}}})
-		}, "another volume of the pod is the sealed claim"},
 		"byokd's sockets":      {func(p *corev1.Pod) { p.Spec.Containers[0].VolumeMounts = mount("byokd-run") }, "byokd-config or byokd-run"},
 		"byokd's credentials":  {func(p *corev1.Pod) { p.Spec.Containers[0].VolumeMounts = mount("byokd-config") }, "byokd-config or byokd-run"},
 		"shared processes":     {func(p *corev1.Pod) { p.Spec.ShareProcessNamespace = &yes }, "reach into byokd"},
@@ -105,11 +99,6 @@ func TestPoliciesRefuse(t *testing.T) {
 			}
 		})
 	}
-}
-
-func claimSpec() corev1.PersistentVolumeClaimSpec {
-	return corev1.PersistentVolumeClaimSpec{AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-		Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: oneGi()}}}
 }
 
 // A pod that runs does not get past its sidecar either.

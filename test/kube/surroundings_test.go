@@ -7,7 +7,6 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
@@ -73,5 +72,3 @@ func certificateOf(t *testing.T, address string) []byte {
 	defer conn.Close()
 	return conn.ConnectionState().PeerCertificates[0].Raw
 }
-
-func oneGi() resource.Quantity { return resource.MustParse("1Gi") }
