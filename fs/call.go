@@ -35,6 +35,9 @@ type call struct {
 	// Plaintext of the blocks at the edges of a write, and of one being opened.
 	head, plain, opened [seal.BlockPayload]byte
 
+	record *record // of the request, in the journal; nil without one
+	again  bool    // an earlier process may have done some of it, or all
+
 	parks      func()      // called before the request waits at the gate
 	wipeBehind func(n int) // wipes the slot but for a request of n bytes
 

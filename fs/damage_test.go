@@ -396,13 +396,21 @@ func TestLowerFull(t *testing.T) {
 	})
 }
 
+func openIn(table *handleTable, n *node) uint64 {
+	fh, err := table.add(&handle{node: n}, nil)
+	if err != nil {
+		panic(err) // without a journal there is nothing to fail
+	}
+	return fh
+}
+
 // TestFailureTold: a lower fsync that failed is told to every open handle, once.
 func TestFailureTold(t *testing.T) {
 	table := newHandleTable()
 	n := &node{}
-	early := table.add(&handle{node: n})
+	early := openIn(table, n)
 	n.failures.record(syscall.EIO)
-	late := table.add(&handle{node: n})
+	late := openIn(table, n)
 	if err := table.failed(early); !errors.Is(err, syscall.EIO) {
 		t.Errorf("the handle that was open: %v", err)
 	}

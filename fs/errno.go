@@ -19,6 +19,7 @@ var (
 	ErrOldHeader      = errors.New("an older volume header was put back")
 	ErrOtherKey       = errors.New("the volume is under another KMS key")
 	ErrMoving         = errors.New("the volume is between two KMS keys already")
+	ErrCannotTakeOver = errors.New("this byokd cannot go on with the mount of the one before")
 	ErrNoFileID       = errors.New("the file's id is lost in block 0 and in its extended attribute: it cannot be opened")
 )
 

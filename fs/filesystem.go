@@ -55,6 +55,7 @@ type Options struct {
 	DirtyLimit int64
 	Binding    keyguard.Binding // encryption context of the root key; must be the header's
 	Observer   Observer         // may be nil
+	Keep       *Keep            // nil where the mount ends with this process
 	Logger     *zap.Logger      // may be nil
 
 	tableOfIDs bool // in tests: as if lower files could not be opened by handle
@@ -104,7 +105,8 @@ type Filesystem struct {
 	mountpoint atomic.Pointer[string] // changed under mountMu
 	unwatch    func()
 
-	// closed and holdReads follow the guard; set by its transitions alone.
+	// closed and holdReads follow the guard; set by its transitions alone, and
+	// by who takes a mount over, before the first.
 	closed    atomic.Bool
 	holdReads atomic.Bool
 	reading   atomic.Int64  // READs let in although reads may be held back next
@@ -168,6 +170,9 @@ func OpenLocked(lower string, g *keyguard.Guard, o Options) (*Filesystem, error)
 		root: root, nodes: newNodeTable(newLowerIDs(root, o.tableOfIDs), root), handles: newHandleTable(), turns: newTurns(),
 		stable: stablePages(&st), track: tracksBlocks(root), cores: runtime.GOMAXPROCS(0), privileged: unix.Geteuid() == 0, umask: processUmask(),
 		owner: fuse.Owner{Uid: uint32(unix.Geteuid()), Gid: uint32(unix.Getegid())},
+	}
+	if o.Keep != nil {
+		f.keepOrNot()
 	}
 	f.bdi.Store(&bdi{})
 	f.rootAttr.Store(rootAttr(&st))

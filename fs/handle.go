@@ -23,7 +23,8 @@ type handleTable struct {
 	next uint64             // guarded by mu
 	byFh map[uint64]*handle // guarded by mu
 
-	resumed bool // the kernel may have handles from a predecessor; guarded by mu
+	journal *journal // where open handles are recorded; nil without, fixed before the mount
+	resumed bool     // the kernel may have handles from a predecessor; guarded by mu
 }
 
 func newHandleTable() *handleTable { return &handleTable{byFh: map[uint64]*handle{}} }
@@ -61,13 +62,32 @@ func (t *handleTable) getOf(fh uint64, open func() (*handle, error)) (*handle, e
 	return made, nil
 }
 
-func (t *handleTable) add(h *handle) uint64 {
+// add opens a handle and returns its number. r is the record of the request that
+// asks for it.
+func (t *handleTable) add(h *handle, r *record) (uint64, error) {
+	fh := uint64(0)
+	if t.journal != nil {
+		flags := uint64(0)
+		if h.writes {
+			flags |= handleWrites
+		}
+		if h.stream.opened {
+			flags |= handleDir
+		}
+		var err error
+		if fh, err = t.journal.addHandle(r, h.node.id, flags); err != nil {
+			return 0, unix.ENFILE
+		}
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	h.seen, _ = h.node.failures.since(0)
-	t.next++
-	t.byFh[t.next] = h
-	return t.next
+	if t.journal == nil {
+		t.next++
+		fh = t.next
+	}
+	t.byFh[fh] = h
+	return fh, nil
 }
 
 func (t *handleTable) get(fh uint64) *handle {
@@ -81,6 +101,9 @@ func (t *handleTable) remove(fh uint64) *handle {
 	defer t.mu.Unlock()
 	h := t.byFh[fh]
 	delete(t.byFh, fh)
+	if t.journal != nil {
+		t.journal.dropHandle(fh)
+	}
 	return h
 }
 

@@ -54,6 +54,9 @@ func (t *nodeTable) rest(n *node) {
 	}
 	delete(t.byID, n.id)
 	t.idle[n.id] = idleNode{lookups: uint32(lookups), touched: n.touched.Load()}
+	if t.journal != nil {
+		t.entries[n.id] = n.entry
+	}
 }
 
 // wake makes a node of an id: of the idle one, or of one that is not known; mu is
@@ -63,6 +66,7 @@ func (t *nodeTable) wake(id uint64) *node {
 	if e, ok := t.idle[id]; ok {
 		n.lookups.Store(int64(e.lookups))
 		n.touched.Store(e.touched)
+		t.takeEntry(n)
 		delete(t.idle, id)
 	} else if t.resumed {
 		n.lookups.Store(1) // some number: the kernel forgets all of them at once
@@ -84,6 +88,11 @@ func (t *nodeTable) forgetIdle(id, count uint64) {
 	}
 	delete(t.idle, id)
 	t.ids.forget(id)
+	if t.journal != nil {
+		n := &node{id: id}
+		t.takeEntry(n)
+		t.erase(n)
+	}
 }
 
 // freeze keeps nodes from becoming idle until thaw, and returns those there are,

@@ -58,25 +58,12 @@ const (
 	keepSlots = 32
 )
 
-// slot is the memory and the state of one request at a time.
-type slot struct {
-	in, out []byte
-	server  *fuse.ProtocolServer
-	call    call
-	memory  []byte // one mapping, in | out | sealed | block
-	span    uint32 // loop.span when it was taken
-	clean   bool   // its request waits at the gate, and nothing else is in it; guarded by loop.mu
-
-	// lone is set while this slot's goroutine serves a WRITE and nobody reads
-	// the device meanwhile; late then fires after lateAfter.
-	lone atomic.Bool
-	late *time.Timer
-}
-
 type loop struct {
 	fs  *Filesystem
 	log *zap.Logger
 	dev int // the FUSE device
+
+	journal *journal // what outlives this process; nil when nothing does
 
 	init struct {
 		sync.Mutex
@@ -101,11 +88,12 @@ type loop struct {
 	end      sync.Once
 }
 
-func newLoop(f *Filesystem, dev int) *loop {
-	return &loop{fs: f, log: f.log, dev: dev, ended: make(chan struct{})}
+func newLoop(f *Filesystem, dev int, j *journal) *loop {
+	return &loop{fs: f, log: f.log, dev: dev, journal: j, ended: make(chan struct{})}
 }
 
 func (l *loop) start() {
+	l.redo()
 	var warm [warmSlots]*slot
 	for i := range warm {
 		warm[i] = l.take()
@@ -152,6 +140,9 @@ func (l *loop) serve() {
 			l.readOn()
 		}
 		l.answer(s, s.in[:n])
+		if s.kept != nil {
+			s.kept.settle(n)
+		}
 		if flush {
 			l.flushing.Add(-1)
 		}
@@ -184,6 +175,9 @@ func isFlush(request []byte) bool {
 
 // next waits for a request.
 func (l *loop) next(s *slot) (int, error) {
+	if s.kept != nil {
+		s.kept.populate()
+	}
 	for {
 		n, err := unix.Read(l.dev, s.in)
 		switch {
@@ -208,9 +202,11 @@ func (l *loop) stop(err error) {
 	})
 }
 
+func headerOf(request []byte) *fuse.InHeader { return (*fuse.InHeader)(unsafe.Pointer(&request[0])) }
+
 // answer serves one request: gate, operation, last look, reply.
 func (l *loop) answer(s *slot, request []byte) {
-	header := (*fuse.InHeader)(unsafe.Pointer(&request[0]))
+	header := headerOf(request)
 	rule := ruleOf(header.Opcode)
 	if header.Opcode == opInterrupt {
 		return // parked callers are looked at without being asked, see parking.go
@@ -228,6 +224,9 @@ func (l *loop) answer(s *slot, request []byte) {
 	}
 	s.call.begin(header)
 	if reply := l.handle(s, rule, request); len(reply) > 0 {
+		if s.kept != nil && isLogged(header.Opcode) {
+			s.kept.record.answer(reply)
+		}
 		l.reply(s, reply)
 	}
 	if rule.observed {
@@ -245,6 +244,9 @@ func (l *loop) handle(s *slot, rule rule, request []byte) []byte {
 				return nil
 			}
 			return l.failure(s, s.call.header.Unique, errnoOf(err))
+		}
+		if s.kept != nil {
+			s.kept.record.serve()
 		}
 		reply := l.operate(s, request)
 		if rule.plain && s.call.inside && s.call.pass.Err() != nil {
@@ -342,6 +344,14 @@ func (l *loop) reply(s *slot, reply []byte) {
 
 // initialised remembers the kernel's INIT and tells it to the other slots.
 func (l *loop) initialised(request, reply []byte) {
+	if l.journal != nil {
+		l.journal.saveInit(request, reply)
+	}
+	l.agreed(request, reply)
+}
+
+// agreed takes over what kernel and byokd have agreed on.
+func (l *loop) agreed(request, reply []byte) {
 	l.init.Lock()
 	defer l.init.Unlock()
 	l.init.request = bytes.Clone(request)
@@ -359,129 +369,6 @@ func (s *slot) tell(init []byte) {
 	if init != nil {
 		s.server.HandleRequest([][]byte{init}, [][]byte{s.out})
 	}
-}
-
-// take returns a slot: a used one while there are any.
-func (l *loop) take() *slot {
-	l.mu.Lock()
-	l.taken++
-	span := l.span
-	if n := len(l.free); n > 0 {
-		s := l.free[n-1]
-		l.free = l.free[:n-1]
-		s.span = span
-		l.mu.Unlock()
-		return s
-	}
-	l.mu.Unlock()
-	s := l.newSlot()
-	s.span = span
-	return s
-}
-
-// give takes a slot back. Beyond what a busy volume uses, slots come from a
-// freeze that parked many calls, and their memory is returned.
-func (l *loop) give(s *slot) {
-	l.mu.Lock()
-	if l.frozen {
-		s.wipe()
-	}
-	l.taken--
-	switch {
-	case s.clean:
-		s.clean = false
-		l.clean--
-	case s.span != l.span:
-		l.stale--
-	}
-	if len(l.free) < keepSlots {
-		l.free = append(l.free, s)
-		s = nil
-	}
-	l.mu.Unlock()
-	if s != nil {
-		s.call.wipe()
-		_ = unix.Munmap(s.memory)
-	}
-}
-
-// newSlot maps a slot's memory. A page is resident only once it was used.
-func (l *loop) newSlot() *slot {
-	memory, err := unix.Mmap(-1, 0, 2*bufferSize+scratchSize+block, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	if err != nil {
-		panic("fs: no address space for a request buffer: " + err.Error())
-	}
-	memory[0] = 0 // the first fault in a mapping needs more than the later ones
-	s := &slot{memory: memory, in: memory[:bufferSize], out: memory[bufferSize : 2*bufferSize]}
-	s.call.init(l.fs, memory[2*bufferSize:])
-	s.call.parks = func() { l.parks(s) }
-	s.call.wipeBehind = func(n int) { l.wipeBehind(s, n) }
-	s.late = time.AfterFunc(time.Hour, s.call.parks)
-	s.late.Stop()
-	s.server = fuse.NewProtocolServer(&s.call, l.fs.mountOptions())
-	l.init.Lock()
-	defer l.init.Unlock()
-	s.tell(l.init.request)
-	return s
-}
-
-// wipe gives the memory of a slot that is not in use back to the kernel, and with
-// it every byte of plaintext that passed through.
-func (s *slot) wipe() {
-	_ = unix.Madvise(s.memory, unix.MADV_DONTNEED) // cannot fail for a mapping of ours
-	s.call.wipe()
-}
-
-// wipeBehind wipes a slot but for the first n bytes of its request, which waits at
-// the gate: what earlier requests left is not to stay as long as it does.
-func (l *loop) wipeBehind(s *slot, n int) {
-	kept := (int64(n) + kernelPage - 1) &^ (kernelPage - 1)
-	clear(s.memory[n:kept])
-	_ = unix.Madvise(s.memory[kept:], unix.MADV_DONTNEED)
-	s.call.wipe()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if s.clean {
-		return
-	}
-	s.clean = true
-	l.clean++
-	if s.span != l.span {
-		l.stale--
-	}
-}
-
-// wipe wipes the slots that are not in use, and until thaw each that is when its
-// request has been answered.
-func (l *loop) wipe() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.frozen = true
-	l.span++
-	l.stale = l.taken - l.clean
-	for _, s := range l.free {
-		s.wipe()
-	}
-}
-
-// atWork counts the requests being served.
-func (l *loop) atWork() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.taken - int(l.waiting.Load())
-}
-
-// staleSlots counts the slots that hold what was there when wipe was called.
-func (l *loop) staleSlots() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.stale
-}
-
-func (l *loop) thaw() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.frozen = false
 }
 
 // endsWithin is how long the kernel may take to end a connection whose mount is
@@ -510,41 +397,10 @@ func (l *loop) close() error {
 		_ = unix.Munmap(s.memory)
 	}
 	l.free = nil
-	return unix.Close(l.dev)
-}
-
-// Notifications, include/uapi/linux/fuse.h. They are written raw: the protocol
-// server has none, and go-fuse's Server does not know INC_EPOCH.
-const (
-	notifyInvalInode = 2
-	notifyIncEpoch   = 8
-)
-
-// notify writes a notification to dev, the loop's device or a clone of it.
-func notify(dev int, code int32, payload []byte) error {
-	b := make([]byte, outHeaderSize, outHeaderSize+len(payload))
-	b = append(b, payload...)
-	binary.NativeEndian.PutUint32(b[0:], uint32(len(b)))
-	binary.NativeEndian.PutUint32(b[4:], uint32(code))
-	for {
-		if _, err := unix.Write(dev, b); !errors.Is(err, unix.EINTR) {
-			return err
-		}
+	if l.journal != nil {
+		l.journal.close()
 	}
-}
-
-// incEpoch makes every cached name be looked up again: 1 µs and no lock.
-func incEpoch(dev int) error { return notify(dev, notifyIncEpoch, nil) }
-
-// invalidate drops what the kernel caches of an inode: with off < 0 its
-// attributes only, else also its pages from off on (length 0: to the end), for
-// which it may hang behind a locked or dirty page: only apart.
-func invalidate(dev int, id uint64, off, length int64) error {
-	var b [24]byte
-	binary.NativeEndian.PutUint64(b[0:], id)
-	binary.NativeEndian.PutUint64(b[8:], uint64(off))
-	binary.NativeEndian.PutUint64(b[16:], uint64(length))
-	return notify(dev, notifyInvalInode, b[:])
+	return unix.Close(l.dev)
 }
 
 // libraryLog takes what the protocol server has to say, which is never about

@@ -47,22 +47,17 @@ func (f *Filesystem) Mount(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := mountable(dir); err != nil {
-		return err
-	}
 	if f.runtimeFDs, err = runtimeDescriptors(); err != nil {
 		return err
 	}
-	dev, err := mountDevice(dir)
+	l, err := f.connect(dir)
 	if err != nil {
 		return err
 	}
 	own := &ownMount{fs: f, dir: dir}
-	l := f.begin(dev, own)
+	f.begin(l, own)
 	f.mountpoint.Store(&dir)
-	// The first call through the mount waits until INIT was answered.
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
+	if err := f.awaitAnswer(dir); err != nil {
 		return fmt.Errorf("the mount at %s does not answer: %w", dir, err)
 	}
 	if own.device, err = deviceOf(dir); err == nil {
@@ -76,18 +71,19 @@ func (f *Filesystem) Mount(dir string) error {
 	if f.options.Cache == Writeback && l.granted()&fuse.CAP_WRITEBACK_CACHE == 0 {
 		f.log.Warn("the kernel did not grant the writeback cache: small writes will be slow")
 	}
-	f.log.Info("mounted", zap.String("at", dir), zap.Stringer("cache", f.options.Cache), zap.String("volume", f.header.Volume.String()))
+	if f.options.Keep.resumes() {
+		f.background.Go(f.awaitKeyOrDrop)
+	}
+	f.log.Info("mounted", zap.String("at", dir), zap.Bool("taken over", f.options.Keep.resumes()), zap.Stringer("cache", f.options.Cache), zap.String("volume", f.header.Volume.String()))
 	return nil
 }
 
 // begin serves a device. mountMu is held.
-func (f *Filesystem) begin(dev int, s Services) *loop {
+func (f *Filesystem) begin(l *loop, s Services) {
 	f.services.Store(&s)
 	f.parking.killed = s.Killed
-	l := newLoop(f, dev)
 	f.loop.Store(l)
 	l.start()
-	return l
 }
 
 // boundDirty has the kernel keep the mount's dirty pages within what the reserve
@@ -99,10 +95,11 @@ func (f *Filesystem) boundDirty(s Services) error {
 	return err
 }
 
+// deviceOf returns the device number of a mount without asking who serves it.
 func deviceOf(dir string) (uint64, error) {
-	var st unix.Stat_t
-	err := unix.Lstat(dir, &st)
-	return st.Dev, err
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW|unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st)
+	return unix.Mkdev(st.Dev_major, st.Dev_minor), err
 }
 
 // mountServices are those of the mount, nil when there is none.
@@ -111,6 +108,54 @@ func (f *Filesystem) mountServices() Services {
 		return *s
 	}
 	return nil
+}
+
+// awaitAnswer waits until INIT was answered. It asks the mount, and so apart: were
+// this process killed before it has answered itself, the thread would hang, and with
+// the process's descriptors the next one would wait for it in vain.
+func (f *Filesystem) awaitAnswer(dir string) error {
+	if f.options.Keep.resumes() {
+		return nil
+	}
+	answered := make(chan error, 1)
+	f.apart(-1, func(int) {
+		var st unix.Statfs_t
+		answered <- unix.Statfs(dir, &st)
+	})
+	return <-answered
+}
+
+// connect returns the loop of a mount: of a new one at dir, or of the one that is
+// there.
+func (f *Filesystem) connect(dir string) (*loop, error) {
+	k := f.options.Keep
+	if k.resumes() {
+		return f.takeOver()
+	}
+	if err := mountable(dir); err != nil {
+		return nil, err
+	}
+	dev, err := fusemount.Open()
+	if err != nil {
+		return nil, err
+	}
+	var j *journal
+	if k != nil {
+		if j, err = newJournal(f.header.Volume); err == nil {
+			err = k.Deposit(dev, j.fd)
+		}
+		if err != nil {
+			unix.Close(dev)
+			return nil, err
+		}
+		f.nodes.keepJournal(j)
+		f.handles.journal = j
+	}
+	if err := fusemount.Mount(dev, dir); err != nil {
+		unix.Close(dev)
+		return nil, err
+	}
+	return newLoop(f, dev, j), nil
 }
 
 // granted returns the capabilities the kernel and we agreed on.
@@ -133,19 +178,6 @@ func mountable(dir string) error {
 		return fmt.Errorf("the mount point %s is not empty (it holds %s): what is in it would be hidden, not encrypted", dir, entries[0].Name())
 	}
 	return nil
-}
-
-// mountDevice opens the FUSE device and mounts it, which needs CAP_SYS_ADMIN.
-func mountDevice(dir string) (int, error) {
-	dev, err := fusemount.Open()
-	if err != nil {
-		return -1, err
-	}
-	if err := fusemount.Mount(dev, dir); err != nil {
-		unix.Close(dev)
-		return -1, err
-	}
-	return dev, nil
 }
 
 // Wait returns when the mount is gone: by Unmount, by an administrator's

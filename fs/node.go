@@ -33,6 +33,9 @@ type node struct {
 	dir    atomic.Bool  // path is kept while the kernel knows the node: it is asked again
 	pinned atomic.Bool  // path is kept because the name is gone and the inode must not be
 	orphan atomic.Bool  // who has made the mount keeps a descriptor of it, too (passed.go)
+	held   bool         // the keeper has a descriptor, too; guarded by nodeTable.mu
+	maybe  bool         // or may have, for all that an earlier process said; guarded by nodeTable.mu
+	entry  uint32       // in the journal, + 1; 0 when it is in none; guarded by nodeTable.mu
 	file   lowerFile
 
 	ranges blockRanges // of those who share content
@@ -120,12 +123,16 @@ type nodeTable struct {
 	resumed   bool         // the kernel may know nodes from a predecessor; fixed before requests come
 
 	forgetOrphan func(id uint64) // of a passed mount; fixed before requests come
+	journal      *journal        // where nodes that the kernel knows are recorded; nil without, fixed before the mount
+	keep         *Keep           // nil without
 
 	mu   sync.RWMutex
 	byID map[uint64]*node    // guarded by mu
 	idle map[uint64]idleNode // those of the kernel's that are not in byID, see idle.go; guarded by mu
 	held bool                // none becomes idle; guarded by mu
-	most int                 // nodes, before some become idle: maxNodes but in tests
+
+	entries map[uint64]uint32 // of idle nodes, as node.entry; made with the journal, guarded by mu
+	most    int               // nodes, before some become idle: maxNodes but in tests
 }
 
 func newNodeTable(ids lowerIDs, root int) *nodeTable {
@@ -150,10 +157,15 @@ func (t *nodeTable) look(dir int, name string, st *unix.Stat_t) (*node, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n, err := t.meet(dir, name, st)
-	if err == nil {
-		n.lookups.Add(1)
+	if err != nil {
+		return nil, err
 	}
-	return n, err
+	if err := t.record(n); err != nil {
+		n.using.Add(-1)
+		return nil, err
+	}
+	n.lookups.Add(1)
+	return n, nil
 }
 
 // hold returns the node of the lower inode that fd is open on without naming it
@@ -204,7 +216,7 @@ func (t *nodeTable) find(dir int, name string, st *unix.Stat_t) *node {
 func (t *nodeTable) use(id uint64) *node {
 	t.mu.RLock()
 	n := t.byID[id]
-	if n != nil {
+	if n != nil && (t.journal == nil || n.lookups.Load() > 0) {
 		n.using.Add(1)
 		t.mu.RUnlock()
 		return n
@@ -214,6 +226,9 @@ func (t *nodeTable) use(id uint64) *node {
 	defer t.mu.Unlock()
 	if n = t.byID[id]; n == nil {
 		n = t.wake(id)
+	}
+	if t.journal != nil && n.lookups.Load() == 0 && t.record(n) == nil {
+		n.lookups.Store(1) // the kernel knows it, or it would not ask; see recover
 	}
 	n.using.Add(1)
 	return n
@@ -289,6 +304,7 @@ func (t *nodeTable) settle(n *node) (left released) {
 	if n.orphan.Load() {
 		left.orphan = n.id
 	}
+	t.erase(n)
 	return left
 }
 
@@ -368,10 +384,16 @@ func (t *nodeTable) pathFD(n *node) (int, error) {
 }
 
 // pin keeps the inode of a node whose last name is about to go, for as long as
-// the kernel knows the node.
-func (t *nodeTable) pin(n *node) {
-	if _, err := t.pathFD(n); err == nil {
-		n.pinned.Store(true)
+// the kernel knows the node. The keeper is to keep it, too, where somebody has it
+// open or as working directory.
+func (t *nodeTable) pin(n *node, inUse bool) {
+	fd, err := t.pathFD(n)
+	if err != nil {
+		return
+	}
+	n.pinned.Store(true)
+	if t.keep != nil && inUse {
+		t.entrust(n, fd)
 	}
 }
 

@@ -34,8 +34,12 @@ func (c *call) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 	if err != nil {
 		return c.fail(err)
 	}
-	out.Fh = c.fs.handles.add(h)
-	return fuse.OK
+	out.Fh, err = c.fs.handles.add(h, c.record)
+	if err != nil {
+		c.fs.nodes.closed(h.node)
+		h.stream.close()
+	}
+	return c.fail(err)
 }
 
 func (c *call) openDir(id uint64) (*handle, error) {

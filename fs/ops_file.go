@@ -13,15 +13,19 @@ func (c *call) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.
 	}
 	n.content.RUnlock()
 	c.askAgain(n)
-	c.handle(n, in.Flags, out)
-	return fuse.OK
+	return c.fail(c.handle(n, in.Flags, out))
 }
 
 // handle opens a handle on a node.
-func (c *call) handle(n *node, flags uint32, out *fuse.OpenOut) {
+func (c *call) handle(n *node, flags uint32, out *fuse.OpenOut) error {
 	c.fs.nodes.opened(n)
-	out.Fh = c.fs.handles.add(&handle{node: n, writes: flags&unix.O_ACCMODE != unix.O_RDONLY})
-	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+	fh, err := c.fs.handles.add(&handle{node: n, writes: flags&unix.O_ACCMODE != unix.O_RDONLY}, c.record)
+	if err != nil {
+		c.fs.nodes.closed(n)
+		return err
+	}
+	out.Fh, out.OpenFlags = fh, fuse.FOPEN_KEEP_CACHE
+	return nil
 }
 
 func (c *call) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
@@ -61,7 +65,10 @@ func (c *call) openNew(fd int, id seal.FileID, dir int, sealed string, flags uin
 	n.known, n.hasID, n.fileID, n.size, n.lower = true, true, id, 0, 0
 	n.content.Unlock()
 	if sealed == "" {
-		c.fs.nodes.pin(n)
+		if c.record != nil {
+			c.record.node.Store(n.id)
+		}
+		c.fs.nodes.pin(n, true)
 	}
 	if err := c.fill(n, &st, &out.Attr); err != nil {
 		return err
@@ -70,8 +77,7 @@ func (c *call) openNew(fd int, id seal.FileID, dir int, sealed string, flags uin
 	out.NodeId, out.Generation = n.id, 1
 	out.SetEntryTimeout(cacheFor)
 	out.SetAttrTimeout(cacheFor)
-	c.handle(n, flags, &out.OpenOut)
-	return nil
+	return c.handle(n, flags, &out.OpenOut)
 }
 
 func (c *call) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
@@ -118,6 +124,9 @@ func (c *call) writeFile(in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 	c.cached = n
 	if in.Offset > seal.MaxFileSize-uint64(len(data)) {
 		return 0, c.fail(unix.EFBIG)
+	}
+	if c.record != nil {
+		c.record.saveRooms(data, int64(in.Offset))
 	}
 	flush := in.WriteFlags&fuse.WRITE_CACHE != 0
 	written, err := c.write(n, data, int64(in.Offset), flush)

@@ -163,7 +163,7 @@ func (c *call) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse
 // newFile makes an empty regular file with an id. On error nothing is left.
 func (c *call) newFile(dir int, sealed string, mode uint32, owner fuse.Owner) (int, seal.FileID, error) {
 	flags := unix.O_RDWR | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_NOATIME | unix.O_CLOEXEC
-	if isResent(&c.header) {
+	if c.repeated() {
 		flags &^= unix.O_EXCL // made before; who had it could not write to it yet
 	}
 	fd, err := ignoringEINTR(func() (int, error) { return unix.Openat(dir, sealed, flags, mode&0o7777) })
@@ -288,7 +288,7 @@ func (c *call) keepInode(dir int, sealed string) {
 	}
 	if n := c.fs.nodes.find(dir, sealed, &st); n != nil {
 		c.used = append(c.used, n)
-		c.fs.nodes.pin(n)
+		c.fs.nodes.pin(n, st.Mode&unix.S_IFMT == unix.S_IFDIR || n.opens.Load() > 0)
 		c.fs.keepOrphan(n)
 	}
 }
@@ -307,6 +307,9 @@ func (c *call) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName str
 	}
 	if in.Flags&unix.RENAME_EXCHANGE == 0 {
 		c.keepInode(to, sealedNew)
+	}
+	if in.Flags&unix.RENAME_EXCHANGE != 0 && c.exchanged(from, sealedOld) {
+		return fuse.OK
 	}
 	err = unix.Renameat2(from, sealedOld, to, sealedNew, uint(in.Flags))
 	if c.renamedBefore(err, to, sealedNew) {

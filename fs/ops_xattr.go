@@ -115,7 +115,12 @@ func (c *call) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, val
 	if isResent(&c.header) {
 		flags = 0 // it may have been set, and XATTR_CREATE would fail
 	}
-	return c.fail(unix.Setxattr(path, name, sealed, flags))
+	had := c.hadAttribute(path, name, in.Flags != 0, false)
+	err = unix.Setxattr(path, name, sealed, flags)
+	if !had && c.madeBefore(err) {
+		err = nil
+	}
+	return c.fail(err)
 }
 
 func (c *call) RemoveXAttr(_ <-chan struct{}, header *fuse.InHeader, name string) fuse.Status {
@@ -126,7 +131,8 @@ func (c *call) RemoveXAttr(_ <-chan struct{}, header *fuse.InHeader, name string
 	if err != nil {
 		return c.fail(err)
 	}
-	if err = unix.Removexattr(path, name); c.goneBefore(err) {
+	had := c.hadAttribute(path, name, true, true)
+	if err = unix.Removexattr(path, name); had && c.goneBefore(err) {
 		err = nil
 	}
 	return c.fail(err)

@@ -73,7 +73,7 @@ func (f *Filesystem) Serve(p Passed) error {
 			return fmt.Errorf("take over from the byokd before: %w", err)
 		}
 	}
-	l := newLoop(f, p.Device)
+	l := newLoop(f, p.Device, nil)
 	f.services.Store(&p.Services)
 	f.parking.killed = p.Services.Killed
 	if resumed {

@@ -17,13 +17,13 @@ import (
 
 // madeBefore reports whether a call that makes a name failed because it had been made.
 func (c *call) madeBefore(err error) bool {
-	return errors.Is(err, unix.EEXIST) && isResent(&c.header)
+	return errors.Is(err, unix.EEXIST) && c.repeated()
 }
 
 // goneBefore reports whether a call that removes something failed because it was
 // removed before.
 func (c *call) goneBefore(err error) bool {
-	return (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODATA)) && isResent(&c.header)
+	return (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODATA)) && c.repeated()
 }
 
 // renamedBefore reports whether a rename failed because it had been done.

@@ -35,6 +35,13 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	switch dir := os.Getenv(keptVariable); {
+	case dir == "":
+	case os.Getenv(keptVariable+"_KEEPER") != "":
+		os.Exit(keepKept())
+	default:
+		os.Exit(serveKept(dir))
+	}
 	os.Exit(m.Run())
 }
 

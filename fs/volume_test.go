@@ -168,7 +168,15 @@ func (v *volume) start() {
 		_ = guard.Run(ctx)
 	}()
 	v.option.Logger, v.option.Binding = log, testBinding
+	if os.Getenv(journalVariable) != "" {
+		v.option.Keep = &Keep{Device: -1, Journal: -1, Deposit: func(int, int) error { return nil },
+			Hold: func(uint64, int) error { return nil }, Release: func(uint64) {}}
+	}
 }
+
+// journalVariable has every volume under test keep a journal, though nobody will
+// ever go on with it.
+const journalVariable = "BYOKD_TEST_JOURNAL"
 
 // open mounts the volume.
 func (v *volume) open() {

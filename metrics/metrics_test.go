@@ -77,6 +77,7 @@ func newSystem(t *testing.T, buckets ...string) *system {
 	s.fs = registry.NewFS(func() (VolumeGauges, bool) {
 		return VolumeGauges{LowerFreeBytes: 1, ParkedCalls: 2, Writeback: true, Inodes: 3, UndrainedFiles: 4, ForeignNames: 5}, true
 	})
+	registry.NewWorkers(map[string]uint64{"killed": 1}).Refused()
 	s.objects = registry.NewObjects([]string{"documents"})
 	ctx, cancel := context.WithCancel(context.Background())
 	var watching sync.WaitGroup

@@ -357,20 +357,31 @@ func (f *findings) String() string {
 }
 
 // scan looks for the needles in byokd: in every readable mapping and in the
-// registers of its threads.
+// registers of its threads; and in its keeper, with what that holds, if it has one.
 func (s *stack) scan(n *needles) *findings {
 	s.t.Helper()
 	f := &findings{}
-	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", s.daemon.pid()))
+	s.scanProcess(n, s.workerPid(), f)
+	n.scanBytes(s.registers(), 0, "registers", f)
+	if s.keeper {
+		s.scanProcess(n, s.daemon.pid(), f)
+		s.scanJournal(n, f)
+	}
+	return f
+}
+
+func (s *stack) scanProcess(n *needles, pid int, f *findings) {
+	s.t.Helper()
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	defer mem.Close()
-	mappings, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", s.daemon.pid()))
+	mappings, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	resident := openPagemap(s.t, s.daemon.pid())
+	resident := openPagemap(s.t, pid)
 	defer resident.Close()
 	window := make([]byte, 1<<20)
 	for mapping := range strings.Lines(string(mappings)) {
@@ -386,8 +397,6 @@ func (s *stack) scan(n *needles) *findings {
 			n.scanRange(mem, run, window, strings.TrimSpace(mapping), f)
 		}
 	}
-	n.scanBytes(s.registers(), 0, "registers", f)
-	return f
 }
 
 func (n *needles) scanRange(mem io.ReaderAt, r addressRange, window []byte, mapping string, f *findings) {

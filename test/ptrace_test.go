@@ -73,7 +73,7 @@ const (
 func (s *stack) registers() []byte {
 	s.t.Helper()
 	out := filepath.Join(s.dir, "registers")
-	s.once(task{Role: "registers", Dir: out, Pid: s.daemon.pid()})
+	s.once(task{Role: "registers", Dir: out, Pid: s.workerPid()})
 	all, err := os.ReadFile(out)
 	if err != nil {
 		s.t.Fatal(err)

@@ -108,6 +108,7 @@ type stack struct {
 	cache      string        // of the volume
 	grace      time.Duration // outageGrace of the key
 	launch     []string      // a program with arguments that byokd is started by, if any
+	keeper     bool          // the mount outlives its worker
 	volumeless bool          // byokd has buckets only, and its files belong to nobody
 	socket     string        // of the node driver that mounts; byokd's files belong to nobody then
 	holdFor    time.Duration // of a request of a frozen bucket
@@ -225,6 +226,9 @@ audit: {file: %q}
 stopTimeout: %v
 `, s.arn, s.cloud, probeInterval, s.grace, s.lower, s.mount, s.cache, strings.TrimPrefix(s.s3, "http://"), s.dir+"/s3-credentials",
 		s.holdFor, s.cloud, s.cloud, strings.TrimPrefix(s.admin, "http://"), s.dir+"/audit.jsonl", stopTimeout)
+	if s.keeper {
+		config = strings.Replace(config, "volume: {", "volume: {keeper: on, ", 1)
+	}
 	if s.socket != "" {
 		config = strings.Replace(config, "volume: {", fmt.Sprintf("volume: {mountSocket: %q, ", s.socket), 1)
 	}

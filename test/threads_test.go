@@ -40,7 +40,7 @@ func TestThreadsAreBounded(t *testing.T) {
 		if err := unix.Fsync(int(f.Fd())); err != nil {
 			t.Fatal(err)
 		}
-		threads, err := os.ReadDir("/proc/" + strconv.Itoa(s.daemon.pid()) + "/task")
+		threads, err := os.ReadDir("/proc/" + strconv.Itoa(s.workerPid()) + "/task")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -91,6 +91,10 @@ type VolumeConfig struct {
 	// within half a second. More of it makes bursts of writes faster; on a slow disk, less of it keeps the
 	// freeze prompt. Four times as much is set aside below for a full disk.
 	DirtyLimit Size `yaml:"dirtyLimit"`
+	// on: byokd is two processes, a keeper that holds the mount and a worker that serves it and is started
+	// again when it is killed, runs out of memory or is replaced (byokd upgrade): callers wait for some
+	// milliseconds and none fails. Needs ext4 below, and CAP_DAC_READ_SEARCH. off: the mount ends with byokd.
+	Keeper string `yaml:"keeper"`
 }
 
 // ObjectsConfig is the encrypting S3 proxy.
@@ -258,6 +262,7 @@ func (c Config) withDefaults() Config {
 		setDefault(&v.Role, "orchestration")
 		setDefault(&v.Key, only)
 		setDefault(&v.Cache, cacheWriteback)
+		setDefault(&v.Keeper, keeperOff)
 		v.DirtyLimit.setDefault(fs.DefaultDirtyLimit)
 		c.Volume = &v
 	}
@@ -296,12 +301,15 @@ func (c Config) withDefaults() Config {
 const (
 	cacheWriteback    = "writeback"
 	cacheWritethrough = "writethrough"
-	metadataSealed    = "sealed"
-	metadataClear     = "clear"
-	compressionNone   = "none"
-	checksumsSend     = "send"
-	checksumsOmit     = "omit"
-	compressionZstd   = "zstd"
+
+	keeperOff       = "off"
+	keeperOn        = "on"
+	metadataSealed  = "sealed"
+	metadataClear   = "clear"
+	compressionNone = "none"
+	checksumsSend   = "send"
+	checksumsOmit   = "omit"
+	compressionZstd = "zstd"
 )
 
 func setDefault(field *string, value string) {

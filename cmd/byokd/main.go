@@ -35,6 +35,7 @@ const (
 	exitStillNeeded   = 16 // key rewrap --finish: something still needs the old key
 	exitChecks        = 17 // preflight, key verify: at least one check failed
 	exitDenied        = 18 // render: a pod is denied, as the webhook would
+	exitTakeOver      = 19 // the mount of a worker that died cannot be gone on with
 	exitNoAnswer      = 20 // status, freeze, thaw: no byokd answers at the address or socket
 )
 
@@ -105,6 +106,7 @@ func newCommand(environ []string) *cobra.Command {
 		newExplainCommand(environ),
 		newFreezeCommand(),
 		newThawCommand(),
+		newUpgradeCommand(),
 		newPreflightCommand(environ),
 		newIdentityCommand(environ),
 		newKeyCommand(environ),
@@ -118,6 +120,7 @@ func newCommand(environ []string) *cobra.Command {
 		newVersionCommand(),
 		newSentinelCommand(),
 		newNodeCommand(),
+		newSeamCommand(),
 	)
 	return root
 }

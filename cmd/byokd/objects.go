@@ -99,7 +99,7 @@ func newObjects(ctx context.Context, d *daemon) (*objects, error) {
 	if err != nil {
 		return nil, failure(d.log, "the S3 proxy cannot start", exitConfig, err)
 	}
-	if o.listener, err = listen("objects", settings.Listen); err != nil {
+	if o.listener, err = d.listen("objects", settings.Listen); err != nil {
 		return nil, failure(d.log, "the S3 proxy cannot start", exitListen, err)
 	}
 	o.listener = connlimit.New(o.listener, connectionLimit(maxS3Connections), o.displaced) // below TLS

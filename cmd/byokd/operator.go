@@ -95,7 +95,8 @@ func newOperator(d *daemon) (*operator, error) {
 
 // serve answers until ctx ends.
 func (o *operator) serve(ctx context.Context) error {
-	operations := map[string]control.Operation{"freeze": o.freeze, "thaw": o.thaw, "rewrap": o.rewrap, "check": o.check}
+	operations := map[string]control.Operation{"freeze": o.freeze, "thaw": o.thaw, "rewrap": o.rewrap, "check": o.check,
+		"worker": o.worker, "upgrade": o.upgrade}
 	return control.NewServer(operations, o.d.log.Named("control")).Serve(ctx, o.listener)
 }
 

@@ -13,6 +13,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
+
+	"github.com/byokd/byokd/internal/keeper"
 )
 
 // forcedGrace is how long a forced stop may still take: one lazy unmount, which returns at once.
@@ -28,6 +30,9 @@ func newRunCommand(environ []string) *cobra.Command {
 without flushing. While the key cannot be used at the start, byokd waits, not mounted and not ready, and goes
 on by itself; the admin listener tells why from the first moment.
 
+With volume.keeper this process is the keeper: it holds the mount and starts a worker that serves it, again
+when it is killed, and anew from the installed binary on SIGHUP (byokd upgrade). Callers wait meanwhile.
+
 Exit codes:
   0  stopped after a signal, everything flushed
   1  failed for a reason without a code of its own
@@ -37,17 +42,28 @@ Exit codes:
   5  the key is misconfigured: wrong region, wrong kind, or the data belongs to another key
   6  the mount point cannot be used, or the mount was ended by somebody else
   7  an address cannot be listened at
-  8  forced: a second signal, or stopTimeout ran out`,
+  8  forced: a second signal, or stopTimeout ran out
+  19 the mount of a worker that died cannot be gone on with`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			worker, environ, err := keeper.Connect(environ)
+			if err != nil {
+				return exitWith(exitFailure, err)
+			}
 			cfg, warnings, err := loadConfig(file, environ)
 			if err != nil {
 				return exitWith(exitConfig, err)
 			}
 			log := newLogger(cfg.Log, cmd.ErrOrStderr())
+			if worker != nil {
+				return workUntilSignal(cmd.Context(), cfg, log, environ, worker)
+			}
 			for _, w := range warnings {
 				log.Warn(w)
 			}
-			return runUntilSignal(cmd.Context(), cfg, log, environ)
+			if cfg.Volume != nil && cfg.Volume.Keeper == keeperOn {
+				return keepRunning(log, environ)
+			}
+			return runUntilSignal(cmd.Context(), cfg, log, environ, nil)
 		},
 	}
 	configFlag(cmd, &file)
@@ -72,10 +88,15 @@ func newLogger(cfg LogConfig, stderr io.Writer) *zap.Logger {
 
 // runUntilSignal serves until the first signal, stops in order, and cuts the stop short at the second or
 // when stopTimeout has run out twice over.
-func runUntilSignal(ctx context.Context, cfg Config, log *zap.Logger, environ []string) error {
+func runUntilSignal(ctx context.Context, cfg Config, log *zap.Logger, environ []string, w *keeper.Worker) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
 	defer signal.Stop(signals)
+	if w != nil {
+		if err := w.Ready(); err != nil {
+			return failure(log, "the keeper is gone", exitFailure, err)
+		}
+	}
 	harden(log)
 	if err := checkDescriptors(log); err != nil {
 		return err
@@ -83,7 +104,7 @@ func runUntilSignal(ctx context.Context, cfg Config, log *zap.Logger, environ []
 
 	serving, stop := context.WithCancel(ctx)
 	defer stop()
-	d := newDaemon(cfg, log, environ)
+	d := newDaemon(cfg, log, environ, w)
 	done := make(chan error, 1)
 	go func() { done <- d.serve(serving) }()
 

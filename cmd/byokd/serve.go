@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/byokd/byokd/internal/connlimit"
+	"github.com/byokd/byokd/internal/keeper"
 	"github.com/byokd/byokd/keyguard"
 	"github.com/byokd/byokd/keyguard/fleet"
 	"github.com/byokd/byokd/metrics"
@@ -30,6 +32,7 @@ type daemon struct {
 	cfg      Config
 	log      *zap.Logger
 	environ  []string
+	worker   *keeper.Worker // what connects this process with its keeper; nil without
 	registry *metrics.Registry
 	panel    *metrics.Panel
 	guards   map[string]*keyguard.Guard // by name; fixed after build
@@ -42,12 +45,12 @@ type daemon struct {
 	failures chan error // the first thing that ends the run
 }
 
-func newDaemon(cfg Config, log *zap.Logger, environ []string) *daemon {
+func newDaemon(cfg Config, log *zap.Logger, environ []string, w *keeper.Worker) *daemon {
 	erasure := erasureLabel()
 	return &daemon{cfg: cfg, log: log, environ: environ, failures: make(chan error, 1),
 		registry: metrics.NewRegistry(buildVersion(), erasure),
 		panel:    metrics.NewPanel(buildVersion(), cfg.Cluster.ID, erasure),
-		volume:   newVolume(cfg, log),
+		volume:   newVolume(cfg, log, w), worker: w,
 	}
 }
 
@@ -124,7 +127,7 @@ func (d *daemon) build(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if d.admin, err = listen("admin", d.cfg.Admin.Listen); err != nil {
+	if d.admin, err = d.listen("admin", d.cfg.Admin.Listen); err != nil {
 		return failure(d.log, "the admin listener cannot start", exitListen, err)
 	}
 	if d.cfg.Admin.ReadyWhileFrozen {
@@ -267,6 +270,50 @@ func waitReady(ctx context.Context, g *keyguard.Guard) bool {
 			return false
 		}
 	}
+}
+
+// listen opens a TCP listener, or goes on with the one that the worker before has left with the keeper: who
+// connects meanwhile waits in its queue.
+func (d *daemon) listen(section, address string) (net.Listener, error) {
+	if d.worker == nil {
+		return listen(section, address)
+	}
+	if fd := d.worker.Take(section); fd >= 0 {
+		file := os.NewFile(uintptr(fd), section)
+		l, err := net.FileListener(file)
+		file.Close()
+		if err == nil && sameAddress(l.Addr(), address) {
+			return l, nil
+		}
+		if err == nil {
+			l.Close() // the configuration names another now
+		}
+	}
+	l, err := listen(section, address)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := l.(*net.TCPListener).SyscallConn()
+	if err == nil {
+		var sent error
+		err = errors.Join(raw.Control(func(fd uintptr) { sent = d.worker.Deposit(section, int(fd)) }), sent)
+	}
+	if err != nil {
+		l.Close()
+		return nil, fmt.Errorf("%s.listen: the keeper does not take the listener: %w", section, err)
+	}
+	return l, nil
+}
+
+// sameAddress says whether a listener is at the address that the configuration gives.
+func sameAddress(is net.Addr, wanted string) bool {
+	want, err := net.ResolveTCPAddr("tcp", wanted)
+	got, ok := is.(*net.TCPAddr)
+	if err != nil || !ok {
+		return false
+	}
+	everywhere := (want.IP == nil || want.IP.IsUnspecified()) && got.IP.IsUnspecified()
+	return (want.Port == 0 || want.Port == got.Port) && (everywhere || want.IP.Equal(got.IP))
 }
 
 // listen opens a TCP listener and says in whose way it is when it cannot.

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/byokd/byokd/fs"
+	"github.com/byokd/byokd/internal/keeper"
 	"github.com/byokd/byokd/internal/seal"
 	"github.com/byokd/byokd/keyguard"
 	"github.com/byokd/byokd/metrics"
@@ -26,17 +27,25 @@ type volume struct {
 	fresh   bool              // the lower directory has no volume yet
 	binding keyguard.Binding  // encryption context of this volume
 
+	worker          *keeper.Worker // nil without a keeper
+	device, journal int            // of the mount of the worker before, -1 where there is none
+	workers         *metrics.Workers
+
 	guard    *keyguard.Guard
 	resource *metrics.Resource
 	observer *metrics.FS
 	mounted  atomic.Pointer[fs.Filesystem] // while mounted; metrics and abandon read it
 }
 
-func newVolume(cfg Config, log *zap.Logger) *volume {
+func newVolume(cfg Config, log *zap.Logger, w *keeper.Worker) *volume {
 	if cfg.Volume == nil {
 		return nil
 	}
-	return &volume{cfg: cfg, log: log.Named("fs")}
+	v := &volume{cfg: cfg, log: log.Named("fs"), worker: w, device: -1, journal: -1}
+	if w != nil {
+		v.device, v.journal = w.Take("device"), w.Take("journal")
+	}
+	return v
 }
 
 // inspect looks at both directories before any key is asked, and refuses what waiting would not mend.
@@ -44,7 +53,7 @@ func (v *volume) inspect() error {
 	if err := refuseRequestTimeouts(fuseSysctls); err != nil {
 		return failure(v.log, "the kernel would break a freeze", exitMount, err)
 	}
-	if !v.passed() {
+	if !v.passed() && !v.takesOver() {
 		if err := prepareMountPoint(v.cfg.Volume.Mount, v.log); err != nil {
 			return failure(v.log, "the volume cannot be mounted", exitMount, err)
 		}
@@ -104,14 +113,22 @@ func (v *volume) connect(d *daemon) {
 	}
 	v.resource = d.panel.AddResource(name, "volume", at, v.guard)
 	v.observer = d.registry.NewFS(v.gauges)
+	if v.worker != nil {
+		restarts := map[string]uint64{}
+		for _, c := range keeper.Causes() {
+			restarts[c.String()] = v.worker.Restarts[c]
+		}
+		v.workers = d.registry.NewWorkers(restarts)
+	}
 }
 
 // facts are what the page shows of a mounted volume.
 func (v *volume) facts() []metrics.Fact {
-	return []metrics.Fact{{Name: "Volume", Value: v.header.Volume.String()},
+	facts := []metrics.Fact{{Name: "Volume", Value: v.header.Volume.String()},
 		{Name: "Format", Value: fmt.Sprintf("%d: AES-256-GCM in blocks of 4 KiB, names AES-SIV", v.header.Version)},
 		{Name: "Sealed in", Value: v.cfg.Volume.Lower}, {Name: "Cache", Value: v.cfg.Volume.Cache},
 		{Name: "Context", Value: v.binding.Resource}}
+	return append(facts, v.restarts()...)
 }
 
 func (v *volume) gauges() (metrics.VolumeGauges, bool) {
@@ -130,6 +147,9 @@ func (v *volume) serve(ctx context.Context) error {
 	if v.passed() {
 		return v.servePassed(ctx)
 	}
+	if v.takesOver() {
+		return v.serveOn(ctx)
+	}
 	f, err := v.open(ctx)
 	if err != nil || f == nil {
 		return err
@@ -147,12 +167,12 @@ func (v *volume) serve(ctx context.Context) error {
 		v.resource.Failed(err.Error())
 		return failure(v.log, "the volume cannot be mounted", exitMount, err)
 	}
-	stopSentinel, err := startSentinel(v.cfg.Volume.Mount)
-	if err != nil {
-		v.log.Warn("without a sentinel, a byokd killed in a freeze may hang until the mount is ended by hand (umount -f -l)", zap.Error(err))
-	} else {
-		defer stopSentinel()
-	}
+	defer v.guardMount()()
+	return v.untilEnd(ctx, f)
+}
+
+// untilEnd serves a mount until ctx ends, and takes it away, or until somebody else does.
+func (v *volume) untilEnd(ctx context.Context, f *fs.Filesystem) (err error) {
 	v.mounted.Store(f)
 	v.resource.Describe(v.facts()...)
 	v.resource.Serving()
@@ -211,7 +231,7 @@ func (v *volume) options() fs.Options {
 	if v.cfg.Volume.Cache == cacheWritethrough {
 		cache = fs.Writethrough
 	}
-	return fs.Options{Cache: cache, DirtyLimit: v.cfg.Volume.DirtyLimit.Bytes, Binding: v.binding, Observer: v.observer, Logger: v.log}
+	return fs.Options{Cache: cache, DirtyLimit: v.cfg.Volume.DirtyLimit.Bytes, Binding: v.binding, Observer: v.observer, Keep: v.keep(), Logger: v.log}
 }
 
 // unmount flushes and unmounts within its share of the time to stop.

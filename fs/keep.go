@@ -1,0 +1,220 @@
+package fs
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/byokd/byokd/keyguard"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// Keep connects a Filesystem with a process that outlives this one, so that the
+// mount does, too: the next process goes on where this one was killed, and those
+// who use the mount notice nothing but a moment of waiting.
+//
+// The kernel ends a mount when the last descriptor of its device is closed, and an
+// inode without a name when the last descriptor of it is: the keeper holds both,
+// and the journal (journal.go).
+type Keep struct {
+	// Device and Journal are the descriptors of a mount to go on with, which become
+	// the Filesystem's; both -1 for a new mount.
+	Device, Journal int
+
+	// Deposit hands the keeper the descriptors of a new mount, before the mount is
+	// made. Hold hands it one of a lower inode; Release takes that back. They must
+	// be safe for concurrent use. What was handed over is safe when they return: the
+	// keeper need not have looked at it.
+	Deposit func(device, journal int) error
+	Hold    func(node uint64, fd int) error
+	Release func(node uint64)
+
+	// Faulted says that the process before this one ended by a fault of its own. A
+	// request that was being served then may be the cause.
+	Faulted bool
+	// Refused is told of a request that was given up because it ends the process
+	// each time it is served.
+	Refused func(op string)
+
+	forgetful bool // in tests: requests are done again as if nothing was known of them
+}
+
+// resumes says that there is a mount to go on with.
+func (k *Keep) resumes() bool { return k != nil && k.Device >= 0 && k.Journal >= 0 }
+
+// coldAfter is how long after the start a process that goes on with a mount waits
+// for its key before it takes away what the kernel has cached: with the 500 ms of
+// the drain, within the promised second.
+const coldAfter = 400 * time.Millisecond
+
+// takeOver goes on with the mount that an earlier process served: the journal
+// tells which nodes and handles the kernel knows, and which requests it waits for.
+func (f *Filesystem) takeOver() (*loop, error) {
+	k := f.options.Keep
+	if _, ok := f.nodes.ids.(*handleIDs); !ok {
+		return nil, fmt.Errorf("%w: it may not open lower file handles (CAP_DAC_READ_SEARCH)", ErrCannotTakeOver)
+	}
+	header, err := ReadHeader(f.lower)
+	if err != nil {
+		return nil, err
+	}
+	j, err := openJournal(k.Journal, header.Volume)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCannotTakeOver, err)
+	}
+	l := newLoop(f, k.Device, j)
+	if request, reply := j.savedInit(); request != nil {
+		if err := l.sameAgreement(request, reply); err != nil {
+			return nil, err
+		}
+		l.agreed(request, reply)
+	}
+	l.forgetUnfinished()
+	f.nodes.recover(j)
+	f.handles.recover(j, f.nodes)
+	return l, nil
+}
+
+// sameAgreement refuses to go on where this byokd would have agreed on something
+// else with the kernel: it cannot be agreed on anew before the next mount.
+func (l *loop) sameAgreement(request, reply []byte) error {
+	s := l.buildSlot(nil)
+	defer func() { _ = unix.Munmap(s.memory) }()
+	n, code := s.server.HandleRequest([][]byte{request}, [][]byte{s.out})
+	if !code.Ok() || string(s.out[:n]) != string(reply) {
+		return fmt.Errorf("%w: it would agree on another protocol with the kernel", ErrCannotTakeOver)
+	}
+	return nil
+}
+
+// forgetUnfinished takes back what requests without a recorded reply have given:
+// they will be served again, and give it anew.
+func (l *loop) forgetUnfinished() {
+	for _, s := range l.journal.slots {
+		r := s.record
+		if s.pending() == nil || r.phase.Load() == phaseAnswered {
+			continue
+		}
+		if fh := r.handle.Swap(0); fh != 0 {
+			l.journal.dropHandle(fh)
+		}
+		if id := r.node.Swap(0); id != 0 {
+			l.fs.options.Keep.Release(id)
+			l.journal.nodes.each(func(index uint32, e *entry) {
+				if e.key.Load() == id {
+					l.journal.nodes.remove(index)
+				}
+			})
+		}
+	}
+}
+
+// redo answers the requests that an earlier process has left. Each gets a
+// goroutine, as it had one there: they may wait for each other.
+func (l *loop) redo() {
+	if l.journal == nil {
+		return
+	}
+	kept := l.journal.slots
+	l.journal.slots = nil
+	for _, k := range kept {
+		request := k.pending()
+		if request == nil {
+			k.settle(0)
+			l.journal.retire(k)
+			continue
+		}
+		s := l.buildSlot(k)
+		l.mu.Lock()
+		l.taken++
+		s.span = l.span
+		l.mu.Unlock()
+		l.serving.Add(1)
+		go func() {
+			defer l.serving.Done()
+			l.redoOne(s, request)
+			k.settle(len(request))
+			l.give(s)
+		}()
+	}
+}
+
+func (l *loop) redoOne(s *slot, request []byte) {
+	s.call.begin(headerOf(request))
+	r, k := s.kept.record, l.fs.options.Keep
+	if k.forgetful {
+		r.phase.Store(phaseIdle)
+	}
+	switch r.phase.Load() {
+	case phaseAnswered:
+		if reply := r.replyOf(); reply != nil {
+			l.reply(s, reply) // ENOENT where the kernel has it already
+		}
+		return
+	case phaseServing:
+		s.call.again = true
+		if k.Faulted && r.attempts.Add(1) >= maxAttempts {
+			l.log.Error("a request ends byokd each time it is served: it fails with EIO, please report it",
+				zap.String("op", s.call.name()), zap.Uint64("inode", s.call.header.NodeId))
+			if k.Refused != nil {
+				k.Refused(s.call.name())
+			}
+			if answerable(&s.call.header) {
+				l.reply(s, l.failure(s, s.call.header.Unique, unix.EIO))
+			}
+			return
+		}
+	}
+	r.restoreRooms(request)
+	l.answer(s, request)
+	s.call.again = false
+}
+
+// awaitKeyOrDrop takes away what the kernel has cached of a mount that was taken
+// over, unless the gate opens in time: the freeze may have come while nobody was
+// there to carry it out. What is dirty stays, for nothing can be sealed; it is
+// counted, as in a freeze that ran out of time.
+func (f *Filesystem) awaitKeyOrDrop() {
+	timer := time.NewTimer(coldAfter)
+	defer timer.Stop()
+	for waiting := true; waiting; {
+		changed := f.guard.Changed() // before Status, so that no change falls between
+		s := f.guard.Status()
+		if s.Gate.Admits() {
+			return
+		}
+		if s.Key != keyguard.Unknown && s.Key != keyguard.Enabled {
+			break
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			waiting = false
+		case <-f.serving.Done():
+			return
+		}
+	}
+	ctx, cancel := context.WithTimeout(f.serving, dropWithin)
+	defer cancel()
+	f.log.Info("the key cannot be used: what the kernel has cached of the mount is taken away")
+	f.Draining(ctx, keyguard.Transition{}) // of no epoch: the first thaw takes it back, also when it comes meanwhile
+	f.Frozen(ctx, keyguard.Transition{})
+}
+
+// dropWithin bounds that as a freeze does.
+const dropWithin = 500 * time.Millisecond
+
+// keepOrNot lets the mount end with this process where another could not find the
+// inodes again: ids that are numbers in a table of descriptors say nothing to it.
+func (f *Filesystem) keepOrNot() {
+	if _, ok := f.nodes.ids.(*handleIDs); ok {
+		f.nodes.keep = f.options.Keep
+		return
+	}
+	if f.options.Keep.resumes() {
+		return // it could once: takeOver refuses
+	}
+	f.log.Warn("the mount will end if byokd's worker does: the lower filesystem gives no file handles of 64 bits, or they may not be opened (CAP_DAC_READ_SEARCH)")
+	f.options.Keep = nil
+}

@@ -1,0 +1,181 @@
+package fs
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// slot is the memory and the state of one request at a time.
+type slot struct {
+	in, out []byte
+	server  *fuse.ProtocolServer
+	call    call
+	memory  []byte // one mapping, in | out | sealed | block; with a journal without in
+	span    uint32 // loop.span when it was taken
+	clean   bool   // its request waits at the gate, and nothing else is in it; guarded by loop.mu
+
+	kept *journalSlot // where in and the record of its request are; nil without a journal
+
+	// lone is set while this slot's goroutine serves a WRITE and nobody reads
+	// the device meanwhile; late then fires after lateAfter.
+	lone atomic.Bool
+	late *time.Timer
+}
+
+// take returns a slot: a used one while there are any.
+func (l *loop) take() *slot {
+	l.mu.Lock()
+	l.taken++
+	span := l.span
+	if n := len(l.free); n > 0 {
+		s := l.free[n-1]
+		l.free = l.free[:n-1]
+		s.span = span
+		l.mu.Unlock()
+		return s
+	}
+	l.mu.Unlock()
+	s := l.newSlot()
+	s.span = span
+	return s
+}
+
+// give takes a slot back. Beyond what a busy volume uses, slots come from a
+// freeze that parked many calls, and their memory is returned.
+func (l *loop) give(s *slot) {
+	l.mu.Lock()
+	if l.frozen {
+		s.wipe()
+	}
+	l.taken--
+	switch {
+	case s.clean:
+		s.clean = false
+		l.clean--
+	case s.span != l.span:
+		l.stale--
+	}
+	if len(l.free) < keepSlots {
+		l.free = append(l.free, s)
+		s = nil
+	}
+	l.mu.Unlock()
+	if s != nil {
+		s.call.wipe()
+		_ = unix.Munmap(s.memory)
+		if s.kept != nil {
+			l.journal.retire(s.kept)
+		}
+	}
+}
+
+// newSlot maps a slot's memory. A page is resident only once it was used.
+func (l *loop) newSlot() *slot {
+	if l.journal == nil {
+		return l.buildSlot(nil)
+	}
+	kept, err := l.journal.newSlot()
+	if err != nil {
+		panic("fs: no memory for a request buffer: " + err.Error())
+	}
+	return l.buildSlot(kept)
+}
+
+// buildSlot makes a slot, around the journal's part of it where there is one.
+func (l *loop) buildSlot(kept *journalSlot) *slot {
+	size := 2*bufferSize + scratchSize + block
+	if kept != nil {
+		size -= bufferSize
+	}
+	memory, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		panic("fs: no address space for a request buffer: " + err.Error())
+	}
+	memory[0] = 0 // the first fault in a mapping needs more than the later ones
+	s := &slot{memory: memory, kept: kept}
+	if kept != nil {
+		s.in = kept.in
+		s.call.record = kept.record
+	} else {
+		s.in, memory = memory[:bufferSize], memory[bufferSize:]
+	}
+	s.out = memory[:bufferSize]
+	s.call.init(l.fs, memory[bufferSize:])
+	s.call.parks = func() { l.parks(s) }
+	s.call.wipeBehind = func(n int) { l.wipeBehind(s, n) }
+	s.late = time.AfterFunc(time.Hour, s.call.parks)
+	s.late.Stop()
+	s.server = fuse.NewProtocolServer(&s.call, l.fs.mountOptions())
+	l.init.Lock()
+	defer l.init.Unlock()
+	s.tell(l.init.request)
+	return s
+}
+
+// wipe gives the memory of a slot that is not in use back to the kernel, and with
+// it every byte of plaintext that passed through. What was read into the journal
+// was cleared when the request was settled.
+func (s *slot) wipe() {
+	_ = unix.Madvise(s.memory, unix.MADV_DONTNEED) // cannot fail for a mapping of ours
+	s.call.wipe()
+}
+
+// wipeBehind wipes a slot but for the first n bytes of its request, which waits at
+// the gate: what earlier requests left is not to stay as long as it does.
+func (l *loop) wipeBehind(s *slot, n int) {
+	if s.kept != nil {
+		s.kept.shrink(n)
+		_ = unix.Madvise(s.memory, unix.MADV_DONTNEED)
+	} else {
+		kept := (int64(n) + kernelPage - 1) &^ (kernelPage - 1)
+		clear(s.memory[n:kept])
+		_ = unix.Madvise(s.memory[kept:], unix.MADV_DONTNEED)
+	}
+	s.call.wipe()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s.clean {
+		return
+	}
+	s.clean = true
+	l.clean++
+	if s.span != l.span {
+		l.stale--
+	}
+}
+
+// wipe wipes the slots that are not in use, and until thaw each that is when its
+// request has been answered.
+func (l *loop) wipe() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.frozen = true
+	l.span++
+	l.stale = l.taken - l.clean
+	for _, s := range l.free {
+		s.wipe()
+	}
+}
+
+// atWork counts the requests being served.
+func (l *loop) atWork() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.taken - int(l.waiting.Load())
+}
+
+// staleSlots counts the slots that hold what was there when wipe was called.
+func (l *loop) staleSlots() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stale
+}
+
+func (l *loop) thaw() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.frozen = false
+}

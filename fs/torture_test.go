@@ -1,0 +1,400 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The torture: the worker is killed at random moments while model-checked writers
+// use the mount. No call may fail, none may be wrong, none may hang.
+
+// killsVariable says how often TestTorture kills; make soak sets 1000.
+const killsVariable = "BYOKD_KILLS"
+
+// shortKills take about 10 s.
+const shortKills = 30
+
+func killsWanted(t testing.TB) int {
+	text := os.Getenv(killsVariable)
+	if text == "" {
+		return shortKills
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("%s=%q is no number of kills", killsVariable, text)
+	}
+	return n
+}
+
+// storm is everything that goes on while the worker is killed.
+type storm struct {
+	k    *keptVolume
+	ctx  context.Context
+	stop context.CancelFunc
+	done sync.WaitGroup
+	ops  atomic.Int64
+
+	mu     sync.Mutex
+	faults []error // guarded by mu
+}
+
+func (s *storm) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = append(s.faults, err)
+	s.stop()
+}
+
+func (s *storm) failed() []error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.faults)
+}
+
+// start runs a writer again and again until the storm ends. What it opens, it
+// checks.
+func (s *storm) start(name string, work func(dir string, r *rand.Rand, going func() bool) error) {
+	dir := s.k.path(name)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		s.k.t.Fatal(err)
+	}
+	seed := rand.Uint64()
+	s.done.Go(func() {
+		defer func() {
+			if fault := recover(); fault != nil {
+				s.fail(fmt.Errorf("%s (seed %d): %v\n%s", name, seed, fault, debug.Stack()))
+			}
+		}()
+		debug.SetPanicOnFault(true) // a SIGBUS becomes a message
+		going := func() bool { s.ops.Add(1); return s.ctx.Err() == nil }
+		if err := work(dir, rand.New(rand.NewPCG(seed, 0)), going); err != nil {
+			s.fail(fmt.Errorf("%s (seed %d): %w", name, seed, err))
+		}
+	})
+}
+
+func newStorm(k *keptVolume) *storm {
+	s := &storm{k: k}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	for i := range 3 {
+		s.start(fmt.Sprint("names-", i), names)
+	}
+	s.start("append", appends)
+	s.start("buffered", func(dir string, r *rand.Rand, going func() bool) error { return overwrites(dir, r, going, 0) })
+	s.start("direct", func(dir string, r *rand.Rand, going func() bool) error {
+		return overwrites(dir, r, going, unix.O_DIRECT)
+	})
+	s.start("mapped", stores)
+	s.start("nameless", nameless)
+	s.start("stream", streams)
+	s.start("attributes", attributes)
+	return s
+}
+
+// finish ends the storm. A call that hangs is one that does not end in time.
+func (s *storm) finish() {
+	s.k.t.Helper()
+	s.stop()
+	done := make(chan struct{})
+	go func() { s.done.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(30 * time.Second):
+		s.k.t.Error("a call hangs")
+		_ = s.k.keeper.Process.Kill() // frees it, and this process with it
+	}
+	for _, err := range s.failed() {
+		s.k.t.Error(err)
+	}
+}
+
+// names makes, renames, links and removes names, and compares each answer and now
+// and then the whole directory with a model.
+func names(dir string, r *rand.Rand, going func() bool) error {
+	m := nameModel{dir: dir, r: r, kinds: map[string]byte{}, contents: map[string]string{}}
+	for step := 0; going(); step++ {
+		if err := m.step(step); err != nil {
+			return fmt.Errorf("step %d: %w", step, err)
+		}
+		if step%50 == 0 {
+			if err := m.compare(); err != nil {
+				return fmt.Errorf("step %d: %w", step, err)
+			}
+		}
+	}
+	return m.compare()
+}
+
+// nameModel is a flat directory: what each name is (file, directory, symlink), and
+// what is in files.
+type nameModel struct {
+	dir      string
+	r        *rand.Rand
+	kinds    map[string]byte
+	contents map[string]string
+}
+
+const modelNames = 12
+
+func (m *nameModel) name() string         { return fmt.Sprint("n", m.r.IntN(modelNames)) }
+func (m *nameModel) path(n string) string { return filepath.Join(m.dir, n) }
+
+func expect(what string, err, want error) error {
+	if !errors.Is(err, want) {
+		return fmt.Errorf("%s: %v, want %v", what, err, want)
+	}
+	return nil
+}
+
+func (m *nameModel) set(n string, kind byte, content string) {
+	m.kinds[n], m.contents[n] = kind, content
+}
+func (m *nameModel) drop(n string) { delete(m.kinds, n); delete(m.contents, n) }
+
+func (m *nameModel) step(step int) error {
+	a, b := m.name(), m.name()
+	have := m.kinds[a] != 0
+	switch m.r.IntN(8) {
+	case 0:
+		return m.create(a, fmt.Sprint(step), have)
+	case 1:
+		err := unix.Mkdir(m.path(a), 0o700)
+		if have {
+			return expect("mkdir", err, unix.EEXIST)
+		}
+		m.set(a, 'd', "")
+		return expect("mkdir", err, nil)
+	case 2:
+		target := fmt.Sprint("target-", step)
+		err := unix.Symlink(target, m.path(a))
+		if have {
+			return expect("symlink", err, unix.EEXIST)
+		}
+		m.set(a, 'l', target)
+		return expect("symlink", err, nil)
+	case 3, 4:
+		return m.rename(a, b)
+	case 5:
+		return m.link(a, b)
+	case 6:
+		return m.exchange(a, b)
+	}
+	return m.remove(a)
+}
+
+func (m *nameModel) create(a, content string, have bool) error {
+	fd, err := unix.Open(m.path(a), unix.O_CREAT|unix.O_EXCL|unix.O_RDWR, 0o600)
+	if have {
+		return expect("create", err, unix.EEXIST)
+	}
+	if err != nil {
+		return expect("create", err, nil)
+	}
+	defer unix.Close(fd)
+	m.set(a, 'f', content)
+	_, err = unix.Write(fd, []byte(content))
+	return expect("write", err, nil)
+}
+
+func (m *nameModel) rename(a, b string) error {
+	from, to := m.kinds[a], m.kinds[b]
+	err := unix.Rename(m.path(a), m.path(b))
+	switch {
+	case from == 0:
+		return expect("rename of none", err, unix.ENOENT)
+	case a == b:
+		return expect("rename to itself", err, nil)
+	case from == 'd' && to != 0 && to != 'd':
+		return expect("rename of a directory", err, unix.ENOTDIR)
+	case from != 'd' && to == 'd':
+		return expect("rename to a directory", err, unix.EISDIR)
+	}
+	if err != nil {
+		return fmt.Errorf("rename %s to %s: %w", a, b, err)
+	}
+	same, err2 := m.sameFile(a, b)
+	if same || err2 != nil {
+		return err2
+	}
+	m.set(b, from, m.contents[a])
+	m.drop(a)
+	return nil
+}
+
+// sameFile reports whether both names are there after a rename, which happens when
+// they are links of one file: then nothing is done.
+func (m *nameModel) sameFile(a, b string) (bool, error) {
+	var x, y unix.Stat_t
+	if err := unix.Lstat(m.path(b), &y); err != nil {
+		return false, fmt.Errorf("%s after a rename: %w", b, err)
+	}
+	err := unix.Lstat(m.path(a), &x)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err == nil && x.Ino != y.Ino {
+		err = fmt.Errorf("%s is there after it was renamed", a)
+	}
+	return err == nil, err
+}
+
+func (m *nameModel) link(a, b string) error {
+	err := unix.Link(m.path(a), m.path(b))
+	switch {
+	case m.kinds[a] == 0:
+		return expect("link of none", err, unix.ENOENT)
+	case m.kinds[b] != 0 && m.kinds[a] != 'd':
+		return expect("link", err, unix.EEXIST)
+	case m.kinds[a] == 'd':
+		if err == nil {
+			return errors.New("a directory was linked")
+		}
+		return nil
+	}
+	m.set(b, m.kinds[a], m.contents[a])
+	return expect("link", err, nil)
+}
+
+func (m *nameModel) exchange(a, b string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, m.path(a), unix.AT_FDCWD, m.path(b), unix.RENAME_EXCHANGE)
+	if m.kinds[a] == 0 || m.kinds[b] == 0 {
+		return expect("exchange of none", err, unix.ENOENT)
+	}
+	m.kinds[a], m.kinds[b] = m.kinds[b], m.kinds[a]
+	m.contents[a], m.contents[b] = m.contents[b], m.contents[a]
+	return expect("exchange", err, nil)
+}
+
+func (m *nameModel) remove(a string) error {
+	kind := m.kinds[a]
+	m.drop(a)
+	if kind == 'd' {
+		return expect("rmdir", unix.Rmdir(m.path(a)), nil)
+	}
+	err := unix.Unlink(m.path(a))
+	if kind == 0 {
+		return expect("unlink of none", err, unix.ENOENT)
+	}
+	return expect("unlink", err, nil)
+}
+
+func (m *nameModel) compare() error {
+	entries, err := os.ReadDir(m.dir)
+	if err != nil {
+		return err
+	}
+	got := map[string]bool{}
+	for _, e := range entries {
+		got[e.Name()] = true
+		want := m.kinds[e.Name()]
+		is := byte('f')
+		switch {
+		case e.IsDir():
+			is = 'd'
+		case e.Type()&os.ModeSymlink != 0:
+			is = 'l'
+		}
+		if is != want {
+			return fmt.Errorf("%s is %q, the model says %q", e.Name(), is, want)
+		}
+		text := ""
+		switch is {
+		case 'f':
+			b, err := os.ReadFile(m.path(e.Name()))
+			if err != nil {
+				return err
+			}
+			text = string(b)
+		case 'l':
+			if text, err = os.Readlink(m.path(e.Name())); err != nil {
+				return err
+			}
+		}
+		if text != m.contents[e.Name()] {
+			return fmt.Errorf("%s holds %q, the model says %q", e.Name(), text, m.contents[e.Name()])
+		}
+	}
+	for n := range m.kinds {
+		if !got[n] {
+			return fmt.Errorf("%s is missing, the model says %q", n, m.kinds[n])
+		}
+	}
+	return nil
+}
+
+// firstReply makes a call that the worker has to answer, and returns when it has.
+func (k *keptVolume) firstReply() error {
+	_, err := unix.Getxattr(k.path("attributes/f"), "user.none", nil)
+	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+// TestTortureControl shows what the request log is for: without it, calls fail that
+// had succeeded.
+func TestTortureControl(t *testing.T) {
+	k := newKeptVolume(t, keptVariable+"_FORGETFUL=1")
+	s := newStorm(k)
+	const most = 300
+	for range most {
+		time.Sleep(time.Duration(5+rand.IntN(20)) * time.Millisecond) // the random moment
+		k.kill(unix.SIGKILL)
+		if err := k.firstReply(); err != nil {
+			s.fail(err)
+		}
+		if faults := s.failed(); len(faults) > 0 {
+			t.Logf("as it must: %v", faults[0])
+			s.stop()
+			s.done.Wait()
+			return
+		}
+	}
+	s.finish()
+	t.Errorf("%d kills without a log broke nothing: the torture tests nothing", most)
+}
+
+// TestTorture kills the worker at random moments.
+func TestTorture(t *testing.T) {
+	for _, cache := range []CacheMode{Writeback, Writethrough} {
+		t.Run(cache.String(), func(t *testing.T) {
+			k := newKeptVolume(t, keptVariable+"_CACHE="+cache.String())
+			s := newStorm(k)
+			defer s.finish()
+			var took []time.Duration
+			for kill := range killsWanted(t) {
+				time.Sleep(time.Duration(5+rand.IntN(150)) * time.Millisecond) // the random moment
+				began := time.Now()
+				k.kill(unix.SIGKILL)
+				if kill%5 == 4 { // in the middle of the recovery
+					time.Sleep(time.Duration(rand.IntN(15)) * time.Millisecond)
+					k.kill(unix.SIGKILL)
+				}
+				if err := k.firstReply(); err != nil {
+					s.fail(err)
+				}
+				took = append(took, time.Since(began))
+				if len(s.failed()) > 0 {
+					t.Logf("after kill %d", kill+1)
+					break
+				}
+			}
+			slices.Sort(took)
+			t.Logf("%d kills, %d operations; from the kill to the first reply p50 %v, p90 %v, max %v", len(took), s.ops.Load(),
+				took[len(took)/2].Round(100*time.Microsecond), took[len(took)*9/10].Round(100*time.Microsecond), took[len(took)-1].Round(100*time.Microsecond))
+		})
+	}
+}

@@ -1,0 +1,361 @@
+package keeper
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"runtime"
+	"slices"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// Options of a keeper.
+type Options struct {
+	// Program is the worker's binary, with Args (the first is its name) and Env. It
+	// is started again by this path, so that an upgrade puts another file there.
+	Program string
+	Args    []string
+	Env     []string
+	Files   [3]*os.File // the worker's standard streams
+
+	// Signals are passed on to the worker, but for SIGHUP, which is an upgrade.
+	Signals <-chan os.Signal
+	// Suits says whether a binary can be this keeper's worker, before the present
+	// one is stopped for it.
+	Suits func(program string) error
+	// CannotTakeOver is the exit code of a worker that finds a mount which it cannot go
+	// on with: after an upgrade, the binary before is tried again.
+	CannotTakeOver int
+	// Sentinel is started for a mount when the worker tells of it, and stopped at
+	// the end: it ends the mount when this process is killed.
+	Sentinel func(dir string) (stop func(), err error)
+	// Started is told of each worker; may be nil.
+	Started func(pid int)
+	Log     *zap.Logger
+}
+
+// statusWithin is how long a dead worker's exit status is waited for: it tells the
+// cause, and comes late only where a thread hangs in the kernel.
+const statusWithin = 50 * time.Millisecond
+
+// The pause before a worker is started that follows ones which ended by themselves:
+// none for the first, so that a fault costs its callers nothing else.
+const (
+	shortLife  = 5 * time.Second
+	firstPause = 50 * time.Millisecond
+	longPause  = time.Second
+)
+
+type keeper struct {
+	Options
+	log      *zap.Logger
+	program  string // Options.Program, or the binary that this process runs
+	history  History
+	deposits map[string]*os.File
+	held     map[uint64]int
+	stopped  func() // the sentinel's
+	oomKills uint64 // of the cgroup, at the last look
+
+	quick     int           // workers in a row that soon ended by themselves
+	stopping  os.Signal     // the first signal to stop, nil while there is none
+	upgrading bool          // the present worker is being replaced
+	unproven  bool          // the program is new, and has not served yet
+	present   *child        // nil between two
+	messages  chan message  // of the present child
+	ended     chan struct{} // closed when the present child can do nothing any more
+}
+
+// child is one worker process.
+type child struct {
+	process *os.Process
+	started time.Time
+	ready   bool
+	code    int                   // of its farewell, -1 without
+	status  chan *os.ProcessState // gets one, if Wait returns
+}
+
+// Run keeps a worker running until one ends in order, and returns its exit code. An
+// error says that none could be started. It takes the calling thread, whose end
+// would end the worker.
+func Run(o Options) (code int, err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	k := &keeper{Options: o, log: o.Log, program: o.Program, deposits: map[string]*os.File{}, held: map[uint64]int{},
+		history: History{Version: Version, Restarts: map[Cause]uint64{}, OOMScore: ownOOMScore()}}
+	k.spareMe()
+	defer k.letGo()
+	k.oomKills = oomKills()
+	for {
+		if err := k.start(); err != nil {
+			return 0, err
+		}
+		k.attend()
+		code, goOn := k.bury()
+		if !goOn {
+			return code, nil
+		}
+	}
+}
+
+// spareMe asks the kernel not to take this process when memory runs out.
+func (k *keeper) spareMe() {
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0); err != nil {
+		k.log.Info("the keeper may be ended for want of memory, and the mount with it: oom_score_adj cannot be lowered (CAP_SYS_RESOURCE)", zap.Error(err))
+		k.history.OOMScore = ""
+	}
+}
+
+// start starts a worker and a goroutine that reads what it says.
+func (k *keeper) start() error {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socketpair", err)
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "worker")
+	defer theirs.Close()
+	k.history.Names = slices.Sorted(maps.Keys(k.deposits))
+	files := []*os.File{k.Files[0], k.Files[1], k.Files[2], theirs}
+	for _, name := range k.history.Names {
+		files = append(files, k.deposits[name])
+	}
+	word, err := k.history.environment()
+	if err != nil {
+		unix.Close(pair[0])
+		return err
+	}
+	process, err := os.StartProcess(k.program, k.Args, &os.ProcAttr{Env: append(slices.Clone(k.Env), word), Files: files,
+		Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}}) // a Ctrl-C is passed on, once
+	if err != nil {
+		unix.Close(pair[0])
+		return fmt.Errorf("start the worker: %w", err)
+	}
+	c := &child{process: process, started: time.Now(), code: -1, status: make(chan *os.ProcessState, 1)}
+	go func() {
+		state, _ := process.Wait()
+		c.status <- state
+	}()
+	if k.Started != nil {
+		k.Started(process.Pid)
+	}
+	k.present, k.messages, k.ended = c, make(chan message), make(chan struct{})
+	go listen(pair[0], k.messages, k.ended)
+	return nil
+}
+
+func listen(socket int, messages chan<- message, ended chan<- struct{}) {
+	for {
+		m, ok := receive(socket)
+		if !ok {
+			break
+		}
+		messages <- m
+	}
+	unix.Close(socket)
+	close(ended)
+}
+
+// attend does what worker and signals say, until the worker is gone.
+func (k *keeper) attend() {
+	for {
+		select {
+		case m := <-k.messages:
+			k.heed(m)
+		case s := <-k.Signals:
+			k.signal(s)
+		case <-k.ended:
+			return
+		}
+	}
+}
+
+func (k *keeper) heed(m message) {
+	fd := m.fd
+	switch m.kind {
+	case deposit:
+		name := string(m.body)
+		if old := k.deposits[name]; old != nil {
+			old.Close()
+		}
+		if fd >= 0 {
+			k.deposits[name] = os.NewFile(uintptr(fd), name)
+			fd = -1
+		}
+	case hold, release:
+		if len(m.body) != 8 {
+			break
+		}
+		n := binary.NativeEndian.Uint64(m.body)
+		if old, ok := k.held[n]; ok {
+			unix.Close(old)
+			delete(k.held, n)
+		}
+		if fd >= 0 {
+			k.held[n] = fd
+			fd = -1
+		}
+	case mounted:
+		k.watch(string(m.body))
+	case ready:
+		k.present.ready = true
+		if k.stopping != nil {
+			_ = k.present.process.Signal(k.stopping)
+		}
+	case serving:
+		k.quick, k.unproven = 0, false
+	case upgrade:
+		k.replace()
+	case farewell:
+		if len(m.body) == 1 {
+			k.present.code = int(m.body[0])
+		}
+	}
+	if fd >= 0 {
+		unix.Close(fd)
+	}
+}
+
+func (k *keeper) watch(dir string) {
+	if k.Sentinel == nil || k.stopped != nil {
+		return
+	}
+	stop, err := k.Sentinel(dir)
+	if err != nil {
+		k.log.Warn("without a sentinel, the mount of a byokd killed in a freeze may have to be ended by hand (umount -f -l)", zap.Error(err))
+		return
+	}
+	k.stopped = stop
+}
+
+func (k *keeper) signal(s os.Signal) {
+	if s == syscall.SIGHUP {
+		k.replace()
+		return
+	}
+	if k.stopping == nil {
+		k.stopping = s
+	}
+	if k.present.ready { // else it gets it when it is
+		_ = k.present.process.Signal(s)
+	}
+}
+
+// replace ends the worker for one of the binary that is installed now.
+func (k *keeper) replace() {
+	if k.stopping != nil || k.upgrading {
+		return
+	}
+	if k.Suits != nil {
+		if err := k.Suits(k.Program); err != nil {
+			k.log.Error("no upgrade: the installed binary does not suit, the worker goes on", zap.String("binary", k.Program), zap.Error(err))
+			return
+		}
+	}
+	k.log.Info("upgrade: the worker is replaced", zap.String("binary", k.Program))
+	k.program, k.upgrading, k.unproven = k.Program, true, true
+	_ = k.present.process.Kill()
+}
+
+// bury takes note of how the worker ended, and says whether another is to follow,
+// or with which code to exit.
+func (k *keeper) bury() (code int, goOn bool) {
+	c, died := k.present, time.Now()
+	k.present = nil
+	cause := k.causeOf(c)
+	k.upgrading = false
+	if c.code >= 0 {
+		if c.code == k.CannotTakeOver && k.unproven {
+			k.log.Error("the new binary cannot go on with the mount: back to the one before")
+			k.goBack()
+			cause = Upgraded
+		} else {
+			return c.code, false
+		}
+	}
+	if k.stopping != nil && cause != Killed {
+		k.log.Error("the worker ended while it was stopping", zap.Stringer("cause", cause))
+		return 1, false
+	}
+	if k.deposits["device"] == nil && k.stopped != nil { // the mount has ended with it
+		k.stopped()
+		k.stopped = nil
+	}
+	k.history.Restarts[cause]++
+	k.history.Cause, k.history.Died = cause, died
+	k.log.Error("the worker has ended and is started again", zap.Stringer("cause", cause), zap.Duration("ran", died.Sub(c.started).Round(time.Millisecond)))
+	if cause == Fault || cause == OOM {
+		k.rest(died.Sub(c.started))
+	}
+	return 0, true
+}
+
+// goBack makes this process's own binary the worker's again.
+func (k *keeper) goBack() { k.program, k.unproven = "/proc/self/exe", false }
+
+// rest pauses where worker after worker ends by itself, and takes the binary before
+// where that began with a new one.
+func (k *keeper) rest(ran time.Duration) {
+	if ran > shortLife {
+		k.quick = 0
+	}
+	k.quick++
+	if k.quick == 1 {
+		return
+	}
+	if k.unproven {
+		k.log.Error("the new binary does not come to serve: back to the one before")
+		k.goBack()
+	}
+	time.Sleep(min(longPause, firstPause<<min(k.quick-2, 10)))
+}
+
+// causeOf reads the exit status of a worker, if it comes.
+func (k *keeper) causeOf(c *child) Cause {
+	if c.code >= 0 {
+		return First
+	}
+	if k.upgrading {
+		return Upgraded
+	}
+	var state *os.ProcessState
+	select {
+	case state = <-c.status:
+	case <-time.After(statusWithin): // a thread of it hangs
+	}
+	before := k.oomKills
+	k.oomKills = oomKills()
+	if state == nil {
+		return Killed
+	}
+	status, ok := state.Sys().(syscall.WaitStatus)
+	switch {
+	case !ok || !status.Signaled():
+		return Fault // it exited without a word, as Go does after a panic
+	case status.Signal() == syscall.SIGKILL && k.oomKills > before:
+		return OOM
+	case slices.Contains([]syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP}, status.Signal()):
+		return Killed
+	}
+	return Fault
+}
+
+// letGo closes everything, which ends the mount if it is there still.
+func (k *keeper) letGo() {
+	for _, f := range k.deposits {
+		f.Close()
+	}
+	for _, fd := range k.held {
+		unix.Close(fd)
+	}
+	if k.stopped != nil {
+		k.stopped()
+	}
+}
+
+// ErrNoWorker says that a process which only makes sense below a keeper has none.
+var ErrNoWorker = errors.New("this command is run by `byokd run`")
