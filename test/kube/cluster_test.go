@@ -183,7 +183,13 @@ func parseObjects(text []byte) (objects []*unstructured.Unstructured, err error)
 // kubeconfig writes one with the rights of byokd's service account.
 func (k *kube) kubeconfig(t *testing.T) string {
 	t.Helper()
-	token, err := k.clients.CoreV1().ServiceAccounts("byokd-system").CreateToken(t.Context(), "byokd-inject", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	return k.kubeconfigOf(t, "byokd-inject")
+}
+
+// kubeconfigOf writes one with the rights of a service account beside byokd's.
+func (k *kube) kubeconfigOf(t *testing.T, account string) string {
+	t.Helper()
+	token, err := k.clients.CoreV1().ServiceAccounts("byokd-system").CreateToken(t.Context(), account, &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

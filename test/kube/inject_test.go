@@ -225,7 +225,7 @@ func TestReplicasShareTheirCertificate(t *testing.T) {
 func TestExamples(t *testing.T) {
 	k := cluster(t)
 	k.inject(t)
-	for _, name := range []string{"zeebe", "elasticsearch"} {
+	for _, name := range []string{"zeebe", "elasticsearch", "try/notebook"} {
 		t.Run(name, func(t *testing.T) {
 			namespace := k.namespace(t, "restricted")
 			objects, err := readObjects("../../deploy/examples/" + name + ".yaml")
