@@ -185,7 +185,10 @@ func TestWorkerKilledWhileFrozen(t *testing.T) {
 	if err := seed.put(t.Context(), "object", object{1, 10 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	l := load{workers: s.workers(slices.Concat(readers(), writers())...)}
+	// Without the reader of what another writes: what was dirty when nobody was there for the drain stays with the kernel
+	// until there is a key to seal it with (docs/THREAT_MODEL.md).
+	clean := slices.DeleteFunc(readers(), func(role string) bool { return role == "beside" })
+	l := load{workers: s.workers(slices.Concat(clean, writers())...)}
 	s.awaitProgress(l)
 	root, data := s.secrets()
 
