@@ -17,10 +17,7 @@ func largeXFS(t *testing.T) string {
 	t.Helper()
 	requireFUSE(t)
 	if _, err := exec.LookPath("mkfs.xfs"); err != nil {
-		if strings.Contains(os.Getenv("BYOKD_REQUIRE"), "fuse") {
-			t.Fatal(err)
-		}
-		t.Skip(err)
+		lacks(t, "%v", err)
 	}
 	dir := t.TempDir()
 	image, mount := filepath.Join(dir, "image"), filepath.Join(dir, "xfs")
@@ -33,7 +30,7 @@ func largeXFS(t *testing.T) string {
 		{"mount", "-o", "loop", image, mount},
 	} {
 		if text, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
-			t.Skipf("%s: %v: %s", strings.Join(command, " "), err, text)
+			lacks(t, "%s: %v: %s", strings.Join(command, " "), err, text)
 		}
 	}
 	t.Cleanup(func() {

@@ -74,7 +74,7 @@ func TestManyInodes(t *testing.T) {
 			}
 		}
 		if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0); err != nil {
-			t.Skipf("the kernel cannot be told to forget: %v", err)
+			lacks(t, "a kernel that can be told to forget: %v", err)
 		}
 		await(t, func() string { return fmt.Sprintf("the kernel still knows %d inodes", v.fs.Stats().Inodes) },
 			func() bool { return v.fs.Stats().Inodes < files/10 })
@@ -140,7 +140,7 @@ func TestManyOpenFiles(t *testing.T) {
 		const spare = 50 // directories, the reserve
 		var limit unix.Rlimit
 		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur < 3*files+1000 {
-			t.Skipf("the limit of open files is %d: too low for a test in which mount and user are one process", limit.Cur)
+			lacks(t, "a higher limit of open files than %d, since mount and user are one process here", limit.Cur)
 		}
 		fds := make([]int, files)
 		page := make([]byte, pageSize)

@@ -121,10 +121,17 @@ func requireFUSE(t testing.TB) {
 		f.Close()
 		return
 	}
+	lacks(t, "root and /dev/fuse: %v", err)
+}
+
+// lacks skips a test for what the machine has not, and fails it where the machine
+// is said to have all that FUSE tests use.
+func lacks(t testing.TB, format string, args ...any) {
+	t.Helper()
 	if strings.Contains(os.Getenv("BYOKD_REQUIRE"), "fuse") {
-		t.Fatalf("BYOKD_REQUIRE names fuse, but /dev/fuse does not open as root: %v", err)
+		t.Fatalf("BYOKD_REQUIRE names fuse, but this is missing: "+format, args...)
 	}
-	t.Skipf("needs root and /dev/fuse: %v", err)
+	t.Skipf("needs "+format, args...)
 }
 
 // newVolume starts a guard and mounts a fresh volume.

@@ -260,19 +260,8 @@ func TestMakeRun(t *testing.T) {
 // killChildren kills what a process has started.
 func killChildren(t *testing.T, pid int) {
 	t.Helper()
-	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, file := range files {
-		text, _ := os.ReadFile(file) // gone with its thread
-		for _, word := range strings.Fields(string(text)) {
-			child, err := strconv.Atoi(word)
-			if err != nil {
-				t.Fatal(err)
-			}
-			unix.Kill(child, unix.SIGKILL)
-		}
+	for _, child := range offspring(t, pid) {
+		unix.Kill(child, unix.SIGKILL)
 	}
 }
 

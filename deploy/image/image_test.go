@@ -293,6 +293,9 @@ func checkSums(t *testing.T, dir string) {
 func runs(t *testing.T, root string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
+		if os.Getenv("BYOKD_REQUIRE") != "" {
+			t.Fatal("BYOKD_REQUIRE is set, but this is not root")
+		}
 		t.Skip("running a program in a root of its own needs root")
 	}
 	// t.TempDir and its parents are for root alone.

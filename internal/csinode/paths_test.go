@@ -14,6 +14,9 @@ import (
 func newTestDriver(t *testing.T) *Driver {
 	t.Helper()
 	if os.Geteuid() != 0 {
+		if os.Getenv("BYOKD_REQUIRE") != "" {
+			t.Fatal("BYOKD_REQUIRE is set, but this is not root")
+		}
 		t.Skip("needs root")
 	}
 	d, err := New(Options{NodeName: "here", KubeletDir: t.TempDir(), StateDir: t.TempDir(), Log: zap.NewNop()})
