@@ -132,6 +132,7 @@ func TestCheckServed(t *testing.T) {
 	if code, _, errs := byokd(t, nil, "thaw", "--socket", socket); code != exitOK {
 		t.Fatal(errs)
 	}
+	target := lowerOfSize(t, s.lower, int64(len(quiet))) // while no other file can have its size
 	rounds, stop := churn(t, s.mount)
 	checks, files := 0, int64(0)
 	sound := func() {
@@ -173,7 +174,7 @@ func TestCheckServed(t *testing.T) {
 	freezing.Wait()
 	sound()
 
-	flip(t, lowerOfSize(t, s.lower, int64(len(quiet))), seal.BlockSize+100)
+	flip(t, target, seal.BlockSize+100)
 	code, r, errs := checkServed(t, socket)
 	want := volumeread.Fault{Path: "quiet", Offset: seal.BlockStart(1), Length: seal.BlockPayload, Reason: volumeread.Damaged}
 	if len(r.Faults) != 1 || code != exitDamaged || r.Sound || !r.Complete {

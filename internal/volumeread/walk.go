@@ -101,7 +101,8 @@ func (w *walk) directory(fd int, e *Entry) error {
 	}
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
-		if err := w.fault(e, Unreadable, err); err != nil {
+		// A directory that was removed after it was opened lists as ENOENT (getdents64(2)).
+		if err := w.unreadable(e, err); err != nil {
 			return err
 		}
 	}
