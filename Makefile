@@ -77,7 +77,7 @@ bench-scale: build ## a million files, a file of 1 TiB, 10,000 open files, 64 wr
 	@echo "figures: .cache/scale.json, curves: .cache/scale.svg"
 
 bench-peers: ## install what bench compares with and measures by, on Debian
-	apt-get update -q && apt-get install -q -y --no-install-recommends gocryptfs encfs cryfs rclone sqlite3 rocksdb-tools e2fsprogs
+	apt-get update -q && apt-get install -q -y --no-install-recommends gocryptfs encfs cryfs rclone fio sqlite3 rocksdb-tools e2fsprogs
 
 rclone: ## build an rclone that serves S3 into .cache, for make bench to compare with: a large build
 	GOBIN=$(CURDIR)/.cache GOEXPERIMENT= $(GO) install github.com/rclone/rclone@$(RCLONE)

@@ -20,6 +20,7 @@ need qemu-utils command -v qemu-img
 need sqlite3 command -v sqlite3
 need postgresql postgres
 need rocksdb-tools command -v db_bench
+need fio command -v fio
 need awscli command -v aws
 need python3-boto3 python3 -c 'import boto3'
 need rclone command -v rclone
