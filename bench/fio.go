@@ -16,7 +16,8 @@ import (
 // fio's view of the filesystem: loads like those of loads.go, made by the program
 // that storage is usually measured with (https://fio.readthedocs.io), for who
 // trusts its figures rather than ours. What it reads it has written before, and
-// what it writes again it finds there.
+// what it writes again it finds there; random reads are of so small a part of it
+// that few blocks are read twice.
 
 // fioFile is the file of all jobs.
 func fioFile(dir string) string { return filepath.Join(dir, "fio") }

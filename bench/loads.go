@@ -76,8 +76,8 @@ var loads = []load{
 	{"db_bench fillrandom", "op/s", goals(0.95, 1, 10), "db_bench", nothing, rocks("fillrandom")},
 	{"fio write 1 MiB, fsync at the end", "MiB/s", goals(0.5, 0.9, 1.5), "fio", nothing, fio("write", "--bs=1M", "--end_fsync=1")},
 	{"fio read 1 MiB, cold", "MiB/s", goals(0.9, 0.9, 1.5), "fio", fioWritten, cold(fio("read", "--bs=1M"))},
-	{"fio randread 4 KiB, cold, 1 job", "op/s", goals(0.55, 0.9, 1.1), "fio", fioWritten, cold(fio("randread", "--bs=4k"))},
-	{"fio randread 4 KiB, cold, 4 jobs", "op/s", goals(0.3, 0.9, 1.1), "fio", fioWritten, cold(fio("randread", "--bs=4k", "--numjobs=4"))},
+	{"fio randread 4 KiB, cold, 1 job", "op/s", goals(0.55, 0.9, 1.1), "fio", fioWritten, cold(fio("randread", "--bs=4k", "--io_size=32M"))},
+	{"fio randread 4 KiB, cold, 4 jobs", "op/s", goals(0.3, 0.9, 1.1), "fio", fioWritten, cold(fio("randread", "--bs=4k", "--io_size=8M", "--numjobs=4"))},
 	{"fio randwrite 4 KiB, fsync at the end", "op/s", goals(0.4, 0.9, 3), "fio", fioWritten, fio("randwrite", "--bs=4k", "--io_size=32M", "--end_fsync=1")},
 	{"fio append 512 B, fdatasync each", "op/s", goals(0.65, 0.9, 1.3), "fio", nothing, fio("write", "--bs=512", "--fdatasync=1")},
 }
