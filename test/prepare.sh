@@ -29,6 +29,7 @@ need restic command -v restic
 need curl command -v curl
 need chromium-headless-shell command -v chromium-headless-shell
 need prometheus command -v promtool
+need runc command -v runc
 if [[ -n ${BYOKD_E2E:-} ]]; then # what make e2e has beyond make test
   need npm command -v npm
   need maven command -v mvn

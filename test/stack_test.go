@@ -104,15 +104,16 @@ type stack struct {
 	s3         string // endpoint of the proxy
 	admin      string // endpoint of byokd's status
 	arn        string
-	canary     string        // in every plain byte string that the test writes
-	cache      string        // of the volume
-	grace      time.Duration // outageGrace of the key
-	launch     []string      // a program with arguments that byokd is started by, if any
-	keeper     bool          // the mount outlives its worker
-	volumeless bool          // byokd has buckets only, and its files belong to nobody
-	socket     string        // of the node driver that mounts; byokd's files belong to nobody then
-	holdFor    time.Duration // of a request of a frozen bucket
-	prepare    func()        // once devcloud runs, before byokd is configured
+	canary     string          // in every plain byte string that the test writes
+	cache      string          // of the volume
+	grace      time.Duration   // outageGrace of the key
+	launch     []string        // a program with arguments that byokd is started by, if any
+	container  func() *process // starts byokd in a container, if set
+	keeper     bool            // the mount outlives its worker
+	volumeless bool            // byokd has buckets only, and its files belong to nobody
+	socket     string          // of the node driver that mounts; byokd's files belong to nobody then
+	holdFor    time.Duration   // of a request of a frozen bucket
+	prepare    func()          // once devcloud runs, before byokd is configured
 	control    kmstest.Control
 	kms        *kms.Client // as the administrator
 	daemon     *process    // byokd, while it runs
@@ -264,6 +265,10 @@ func (s *stack) giveAway() {
 // startDaemon starts byokd as the tenant, with nothing else from our environment.
 func (s *stack) startDaemon() {
 	s.t.Helper()
+	if s.container != nil {
+		s.daemon = s.container()
+		return
+	}
 	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.dir, "AWS_REGION=eu-central-1", "AWS_EC2_METADATA_DISABLED=true",
 		"AWS_ACCESS_KEY_ID=" + kmstest.TenantAccessKey, "AWS_SECRET_ACCESS_KEY=" + kmstest.TenantSecret}
 	command := append(slices.Clone(s.launch), s.byokd, "run", "--config", s.dir+"/byokd.yaml")

@@ -9,9 +9,9 @@
 // the driver opens /dev/fuse, mounts it at the target path, and listens on a socket
 // in the pod's in-memory volume for the sidecar, which gets the device and the
 // services of package handover. The driver keeps a copy of the device, so the death
-// of the sidecar blocks calls instead of failing them. kubelet unpublishes when the
-// pod's containers are gone: the connection is aborted and the mount detached, which
-// waits for nobody.
+// of the sidecar blocks calls instead of failing them; who is killed meanwhile is let
+// go all the same (deserted.go). kubelet unpublishes when the pod's containers have
+// ended: the connection is aborted and the mount detached, which waits for nobody.
 //
 // A restart of the driver ends no mount, for the sidecar has the device, too; it
 // connects again and deposits what the driver held. What is published is known from

@@ -31,8 +31,10 @@ type volume struct {
 	record
 	server   *handover.Server
 	listener *net.UnixListener
+	device   uint64 // st_dev of what is in the mount
 	log      *zap.Logger
 	serving  sync.WaitGroup
+	ended    chan struct{} // closed by close
 }
 
 // mount mounts a volume and waits for its sidecar. Nothing is left after an error.
@@ -80,17 +82,17 @@ func (d *Driver) offer(r record, run, dev int) (*volume, error) {
 	if err := fusemount.WidenReadAhead(mounted.Device); err != nil {
 		log.Warn("the read-ahead window stays small: sequential reads are slower", zap.Error(err))
 	}
-	v := &volume{record: r, log: log, server: handover.NewServer(r.Pod, mounted, dev)}
+	v := &volume{record: r, log: log, server: handover.NewServer(r.Pod, mounted, dev), device: mounted.Device, ended: make(chan struct{})}
 	if v.listener, err = listenIn(run); err != nil {
 		v.server.Close()
 		return nil, err
 	}
-	v.serving.Go(v.accept)
+	v.serving.Go(func() { d.accept(v) })
 	return v, nil
 }
 
-// accept serves one sidecar after the other.
-func (v *volume) accept() {
+// accept serves one sidecar after the other, and looks after the mount between them.
+func (d *Driver) accept(v *volume) {
 	for {
 		c, err := v.listener.AcceptUnix()
 		if err != nil {
@@ -103,12 +105,14 @@ func (v *volume) accept() {
 			default:
 				v.log.Info("the sidecar has gone; calls of the mount wait for the next")
 			}
+			d.deserted(v)
 		})
 	}
 }
 
 // close gives up the device and ends the connection of the sidecar.
 func (v *volume) close() {
+	close(v.ended)
 	_ = v.listener.Close()
 	v.server.Close()
 	v.serving.Wait()

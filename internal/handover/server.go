@@ -80,6 +80,20 @@ func (s *Server) HasDevice() bool {
 	return held
 }
 
+// Alone calls f with the FUSE device while there is no client, and lets none in
+// meanwhile. It does not, and returns false, when there is one, or none has been there
+// that knew the mount (it would have deposited something), or the device is not held.
+func (s *Server) Alone(f func(device int)) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	device, held := s.held[Device]
+	if s.gone || s.conn != nil || !held || len(s.held) < 2 {
+		return false
+	}
+	f(device)
+	return true
+}
+
 // Close gives up everything that is held and ends the client's connection.
 func (s *Server) Close() {
 	s.mu.Lock()

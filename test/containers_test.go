@@ -1,0 +1,513 @@
+//go:build linux
+
+package test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/byokd/byokd/internal/inject"
+	"github.com/byokd/byokd/keyguard"
+	"github.com/byokd/byokd/keyguard/kmstest"
+	"github.com/byokd/byokd/metrics"
+)
+
+// Containers of a pod as the webhook injects it, run by runc with the directories,
+// mounts, users and limits that kubelet would give them.
+
+const (
+	sidecarImage = "ghcr.io/byokd/byokd:test"
+	sidecarUser  = 65532
+)
+
+// pod is an injected pod on this machine.
+type pod struct {
+	s       *stack
+	node    node // in mode csi
+	mode    string
+	dir     string
+	spec    *corev1.PodSpec
+	volumes map[string]string // directory of each volume
+	app     *process
+	begins  int // processes begun in it
+}
+
+// inPod runs byokd as the sidecar of a pod.
+func inPod(p *pod, mode string) option {
+	return func(s *stack) {
+		p.s, p.mode, p.dir = s, mode, s.dir+"/containers"
+		p.inject()
+		claims := map[string]string{"data": s.lower, inject.ConfigVolume: s.dir + "/config"}
+		if mode == inject.ModeCSI {
+			mountedByNode(&p.node)(s)
+			prepare := s.prepare
+			s.prepare = func() {
+				p.shareKubelet(p.node.kubelet)
+				prepare()
+				p.volumes[inject.RunVolume], p.volumes[inject.MountVolume] = p.node.run, p.node.target
+			}
+		} else {
+			s.prepare = p.emptyDirs
+		}
+		p.volumes = claims
+		s.launch, s.container = nil, p.startSidecar
+	}
+}
+
+// inject has the webhook's mutation make the pod.
+func (p *pod) inject() {
+	t := p.s.t
+	t.Helper()
+	user, no, yes := int64(sidecarUser), false, true
+	given := &corev1.PodSpec{
+		Volumes: []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}}},
+		Containers: []corev1.Container{{
+			Name: "app", Image: "debian", Command: []string{"sh", "-c", `trap "exit 0" TERM; sleep infinity & wait`},
+			VolumeMounts: []corev1.VolumeMount{{Name: "data", MountPath: "/data"}},
+			SecurityContext: &corev1.SecurityContext{RunAsNonRoot: &yes, RunAsUser: &user, RunAsGroup: &user, AllowPrivilegeEscalation: &no,
+				ReadOnlyRootFilesystem: &yes, Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}},
+		}},
+	}
+	annotations := map[string]string{inject.AnnotationMountMode: p.mode}
+	result, err := inject.Mutate(inject.Pod{Annotations: annotations, Spec: given},
+		inject.Settings{Version: "test", Image: sidecarImage, CPU: resource.MustParse("100m"), Memory: resource.MustParse("384Mi")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	object, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": annotations}, "spec": given})
+	if err == nil {
+		object, err = inject.Apply(object, result.Patch)
+	}
+	var made corev1.Pod
+	if err == nil {
+		err = json.Unmarshal(object, &made)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.spec = &made.Spec
+}
+
+// shareKubelet makes a directory propagate mounts, as a node's root does.
+func (p *pod) shareKubelet(dir string) {
+	t := p.s.t
+	t.Helper()
+	err := errors.Join(os.MkdirAll(dir, 0o755), unix.Mount(dir, dir, "", unix.MS_BIND, ""), unix.Mount("", dir, "", unix.MS_SHARED|unix.MS_REC, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// emptyDirs makes the pod's volumes in memory, without a node driver.
+func (p *pod) emptyDirs() {
+	t := p.s.t
+	t.Helper()
+	base := p.s.dir + "/kubelet"
+	p.shareKubelet(base)
+	for _, name := range []string{inject.RunVolume, inject.MountVolume} {
+		dir := filepath.Join(base, name)
+		if err := errors.Join(os.Mkdir(dir, 0o777), unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0777")); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { // EBUSY if a mount of byokd's were left in it, as it is for kubelet
+			if err := unix.Unmount(dir, 0); err != nil {
+				t.Error(err)
+				_ = unix.Unmount(dir, unix.MNT_DETACH)
+			}
+		})
+		p.volumes[name] = dir
+	}
+	p.s.mount = p.volumes[inject.MountVolume] + "/mount"
+}
+
+// configMap is the volume of configuration and Secret, readable by the pod's group.
+func (p *pod) configMap() {
+	t := p.s.t
+	t.Helper()
+	config, err := os.ReadFile(p.s.dir + "/byokd.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.ReplaceAll(string(config), p.s.dir+"/s3-credentials", "/etc/byokd/s3-credentials")
+	text = strings.Replace(text, "audit: {file:", "#", 1)
+	dir := p.volumes[inject.ConfigVolume]
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"byokd.yaml": text, "s3-credentials": "byokd:byokd-secret\n",
+		"aws-credentials": "[default]\naws_access_key_id = " + kmstest.TenantAccessKey + "\naws_secret_access_key = " + kmstest.TenantSecret + "\n"} {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.WriteFile(path, []byte(text), 0o640), os.Chown(path, 0, sidecarUser), os.Chmod(path, 0o440)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// sidecar is byokd's container.
+func (p *pod) sidecar() *corev1.Container {
+	c := p.spec.InitContainers[0].DeepCopy()
+	for i := range c.Env { // the machine's network is not the pod's own
+		if c.Env[i].Name == "BYOKD_ADMIN_LISTEN" {
+			c.Env[i].Value = strings.TrimPrefix(p.s.admin, "http://")
+		}
+	}
+	return c
+}
+
+// startSidecar starts byokd's container. The process is runc, which ends with it.
+func (p *pod) startSidecar() *process {
+	s := p.s
+	p.configMap()
+	// fsGroup, as kubelet applies it to a claim.
+	if err := errors.Join(os.Chown(s.lower, 0, sidecarUser), os.Chmod(s.lower, 0o2770)); err != nil {
+		s.t.Fatal(err)
+	}
+	for _, dir := range []string{filepath.Dir(s.dir), s.dir, filepath.Dir(s.byokd), s.byokd} {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	started := s.start("the sidecar", nil, "runc", "--root", p.dir+"/runc", "run", "--bundle", p.bundle(p.sidecar()), inject.SidecarName)
+	s.t.Cleanup(func() { p.remove(inject.SidecarName) })
+	return started
+}
+
+// initOf is the number of a container's first process in this PID namespace, 0 while
+// there is none.
+func (p *pod) initOf(container string) int {
+	text, err := p.runc("state", container)
+	var state struct {
+		Pid    int
+		Status string
+	}
+	if err != nil || json.Unmarshal([]byte(text), &state) != nil || state.Status != "running" {
+		return 0
+	}
+	return state.Pid
+}
+
+// startApp starts the workload's container, once the startup probe lets it.
+func (p *pod) startApp() {
+	s := p.s
+	s.t.Helper()
+	s.await("the startup probe", s.daemon, func() bool {
+		_, healthy := p.probe("startup")
+		return healthy
+	})
+	p.app = s.start("the workload", nil, "runc", "--root", p.dir+"/runc", "run", "--bundle", p.bundle(&p.spec.Containers[0]), "app")
+	s.t.Cleanup(func() { p.remove("app") })
+	s.await("the workload", p.app, func() bool {
+		_, err := p.runc("exec", "app", "true")
+		return err == nil
+	})
+}
+
+// remove removes a container, if it is there.
+func (p *pod) remove(name string) {
+	if text, err := p.runc("delete", "--force", name); err != nil && !strings.Contains(text, "does not exist") {
+		p.s.t.Errorf("delete %s: %v: %s", name, err, text)
+	}
+}
+
+// shell runs a script in the workload's container.
+func (p *pod) shell(script string) string {
+	p.s.t.Helper()
+	text, err := p.runc("exec", "--cwd", "/data", "app", "sh", "-ec", script)
+	if err != nil {
+		p.s.t.Errorf("%s: %v: %s", script, err, text)
+	}
+	return text
+}
+
+// begun is a process in the workload's container.
+type begun struct {
+	*process        // runc, which ends with it
+	pidFile  string // its number in this PID namespace
+}
+
+// begin starts a script in the workload's container.
+func (p *pod) begin(script string) begun {
+	p.s.t.Helper()
+	p.begins++
+	pidFile := fmt.Sprintf("%s/pid-%d", p.dir, p.begins)
+	return begun{p.s.start(script, nil, "runc", "--root", p.dir+"/runc", "exec", "--pid-file", pidFile, "--cwd", "/", "app", "sh", "-c", "exec "+script), pidFile}
+}
+
+// pidOf is the number of a process in this PID namespace.
+func (p *pod) pidOf(b begun) (pid int) {
+	p.s.t.Helper()
+	p.s.await("a process of the workload", b.process, func() bool {
+		text, err := os.ReadFile(b.pidFile)
+		if err == nil {
+			pid, err = strconv.Atoi(string(text))
+		}
+		return err == nil
+	})
+	return pid
+}
+
+// freeze has the key disabled and waits until byokd is frozen.
+func (p *pod) freeze() {
+	p.s.key(kmstest.KeyCommand{Do: "disable"})
+	p.s.awaitGate(keyguard.Frozen)
+}
+
+func (p *pod) thaw() {
+	p.s.key(kmstest.KeyCommand{Do: "enable"})
+	p.s.awaitState(metrics.StateReady)
+}
+
+const (
+	writeSome = "mkdir -p a/b; dd if=/dev/urandom of=a/b/data bs=1M count=4 status=none; sync a/b/data; sha256sum a/b/data > sums"
+	checkSome = "sha256sum -c sums"
+)
+
+// TestPodUnprivileged is a pod in mode csi: neither of its containers has a
+// privilege, and each is in namespaces of its own.
+func TestPodUnprivileged(t *testing.T) {
+	requireContainers(t)
+	var p pod
+	s := newStack(t, shipped, inPod(&p, inject.ModeCSI))
+	p.startApp()
+	p.assertUnprivileged()
+	p.shell(writeSome)
+	p.killsReader()
+	p.shell(checkSome)
+
+	// The sidecar dies: calls wait for the next.
+	waits := p.begin(`sh -ec "cd /data; ` + checkSome + `; echo after > after"`)
+	if text, err := p.runc("kill", inject.SidecarName, "KILL"); err != nil {
+		t.Fatal(err, text)
+	}
+	s.daemon.wait(patience)
+	other := p.begin("cat /data/a/b/data")
+	s.startDaemon()
+	s.awaitState(metrics.StateReady)
+	for _, w := range []begun{waits, other} {
+		if !w.wait(patience) || w.code() != 0 {
+			t.Errorf("%s waited for the next sidecar: %s", w.name, w.tail())
+		}
+	}
+	p.shell(checkSome + `; [ "$(cat after)" = after ]`)
+	p.deletedFrozen([]string{"app", inject.SidecarName}, []string{inject.SidecarName, "app"}, nil)
+	p.deletedWriting()
+	p.shell(checkSome)
+	p.stopped()
+}
+
+// probe asks a probe of the sidecar as kubelet does, and returns what kubelet makes an
+// Event of.
+func (p *pod) probe(name string) (text string, healthy bool) {
+	text, err := p.runc("exec", inject.SidecarName, "/usr/bin/byokd", "probe", name)
+	return text, err == nil
+}
+
+// waitsForKey checks that a pod whose key is disabled at the start stays in Init, and
+// says why.
+func (p *pod) waitsForKey() {
+	s := p.s
+	s.t.Helper()
+	var text string
+	s.await("the startup probe to name the cause", s.daemon, func() bool {
+		var healthy bool
+		if text, healthy = p.probe("startup"); healthy {
+			s.t.Fatalf("the startup probe passes though the key is disabled: %s", text)
+		}
+		return strings.Contains(text, s.arn) && strings.Contains(text, "disabled")
+	})
+	if text, healthy := p.probe("liveness"); !healthy {
+		s.t.Errorf("kubelet would restart a sidecar that waits for its key: %s", text)
+	}
+}
+
+// deletedWriting deletes a pod under load whose sidecar was killed before: processes
+// that sync wait in the kernel for pages that nobody writes, in spite of SIGKILL.
+func (p *pod) deletedWriting() {
+	s := p.s
+	s.t.Helper()
+	var writers []begun
+	for i := range 4 {
+		name := "/data/w" + strconv.Itoa(i)
+		writers = append(writers, p.begin(`sh -c "echo x > `+name+`.begun; while dd if=/dev/urandom of=`+name+` bs=64k count=16 conv=fsync status=none; do :; done"`))
+	}
+	s.await("writers", s.daemon, func() bool {
+		_, err := p.runc("exec", "app", "sh", "-c", "cd /data && [ -s w0.begun ] && [ -s w1.begun ] && [ -s w2.begun ] && [ -s w3.begun ]")
+		return err == nil
+	})
+	p.remove(inject.SidecarName)
+	s.daemon.wait(patience)
+	began := time.Now()
+	s.await("the workload's container to be removed", nil, func() bool { // kubelet tries again, too
+		text, err := p.runc("delete", "--force", "app")
+		return err == nil || strings.Contains(text, "does not exist")
+	})
+	s.t.Logf("a writing workload deleted without a sidecar in %v", time.Since(began).Round(time.Millisecond))
+	for _, w := range append(writers, begun{process: p.app}) {
+		if !w.wait(patience) {
+			s.t.Errorf("%s is left", w.name)
+		}
+	}
+	p.republish()
+	s.startDaemon()
+	s.awaitState(metrics.StateReady)
+	p.startApp()
+}
+
+// assertUnprivileged looks at the running sidecar from outside.
+func (p *pod) assertUnprivileged() {
+	p.s.t.Helper()
+	text, err := p.runc("exec", "app", "cat", "/proc/self/status")
+	if err != nil {
+		p.s.t.Fatal(err, text)
+	}
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(p.initOf(inject.SidecarName)) + "/status")
+	if err != nil {
+		p.s.t.Fatal(err)
+	}
+	for who, text := range map[string]string{"the workload": text, "the sidecar": string(status)} {
+		for _, line := range []string{"CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2", "Uid:\t65532\t"} {
+			if !strings.Contains(text, line) {
+				p.s.t.Errorf("%s lacks %q:\n%s", who, line, text)
+			}
+		}
+	}
+}
+
+// killsReader kills one of two readers in a freeze, from this PID namespace; the other
+// goes on at the thaw.
+func (p *pod) killsReader() {
+	s := p.s
+	s.t.Helper()
+	p.freeze()
+	waits := p.begin(`sh -ec "cd /data; ` + checkSome + `"`)
+	killed := p.begin("cat /data/a/b/data")
+	pid := p.pidOf(killed)
+	s.await("calls that wait", s.daemon, func() bool { return parked(s) >= 2 })
+	if text, healthy := p.probe("readiness"); healthy || !strings.Contains(text, "disabled") {
+		s.t.Errorf("readiness while frozen: %v, %q", healthy, text)
+	}
+	if text, healthy := p.probe("liveness"); !healthy {
+		s.t.Errorf("liveness while frozen: %q", text)
+	}
+	began := time.Now()
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		s.t.Fatal(err)
+	}
+	if !killed.wait(patience) {
+		s.t.Error("a killed reader does not go")
+	}
+	s.t.Logf("a killed reader was gone after %v", time.Since(began).Round(time.Millisecond))
+	p.thaw()
+	if !waits.wait(patience) || waits.code() != 0 {
+		s.t.Errorf("what waited through the freeze: %s", waits.tail())
+	}
+}
+
+// deletedFrozen deletes the containers of a frozen pod, with calls that wait, one after
+// the other or (nil) both at once, and starts the pod anew each time.
+func (p *pod) deletedFrozen(orders ...[]string) {
+	s := p.s
+	s.t.Helper()
+	for _, order := range orders {
+		p.shell(checkSome)
+		p.freeze()
+		readers := []begun{p.begin("cat /data/a/b/data"), p.begin("ls -l /data/a/b"), p.begin("touch /data/new")}
+		s.await("calls that wait", s.daemon, func() bool { return parked(s) > 0 }) // the others wait for this one
+		began := time.Now()
+		if order == nil {
+			var both sync.WaitGroup
+			for _, name := range []string{"app", inject.SidecarName} {
+				both.Go(func() { p.remove(name) })
+			}
+			both.Wait()
+		}
+		for _, name := range order {
+			p.remove(name)
+		}
+		s.t.Logf("containers deleted while frozen, order %v: in %v", order, time.Since(began).Round(time.Millisecond))
+		for _, r := range append(readers, begun{process: s.daemon}, begun{process: p.app}) {
+			if !r.wait(patience) {
+				s.t.Errorf("order %v: %s is left", order, r.name)
+			}
+		}
+		p.republish()
+		s.startDaemon()
+		p.waitsForKey()
+		s.key(kmstest.KeyCommand{Do: "enable"})
+		s.awaitState(metrics.StateReady)
+		p.startApp()
+	}
+	p.shell(checkSome)
+}
+
+// republish is what kubelet does between two pods.
+func (p *pod) republish() {
+	if p.mode != inject.ModeCSI {
+		return
+	}
+	if err := p.node.unpublish(); err != nil {
+		p.s.t.Error(err)
+	}
+	if mounted(p.node.target) {
+		p.s.t.Error("it is still mounted")
+	}
+	if err := p.node.publish(); err != nil {
+		p.s.t.Fatal(err)
+	}
+}
+
+// stopped ends a pod in order: the workload first.
+func (p *pod) stopped() {
+	p.app.signal(syscall.SIGTERM)
+	if !p.app.wait(patience) || p.app.code() != 0 {
+		p.s.t.Errorf("the workload: %s", p.app.tail())
+	}
+	p.s.stopDaemon()
+}
+
+// TestPodPrivileged is a pod in mode privileged: the sidecar mounts into a directory
+// that the workload sees. It cannot see who calls, in another PID namespace, so a killed
+// caller of a frozen mount goes with the sidecar or at the thaw.
+func TestPodPrivileged(t *testing.T) {
+	requireContainers(t)
+	var p pod
+	s := newStack(t, shipped, inPod(&p, inject.ModePrivileged))
+	p.startApp()
+	p.shell(writeSome)
+	p.deletedFrozen([]string{inject.SidecarName, "app"}, nil)
+
+	// The sidecar dies, and the mount with it: nobody waits, and the pod starts anew.
+	p.remove(inject.SidecarName)
+	s.daemon.wait(patience)
+	if text, err := p.runc("exec", "app", "ls", "/data"); err == nil || !strings.Contains(text, "not connected") {
+		t.Errorf("without a sidecar: %q, %v", text, err)
+	}
+	p.remove("app")
+	s.startDaemon()
+	s.awaitState(metrics.StateReady)
+	p.startApp()
+	p.shell(checkSome)
+	p.stopped()
+	if text, err := exec.Command("ls", s.lower).CombinedOutput(); err != nil || strings.Contains(string(text), "sums") {
+		t.Errorf("the claim: %s, %v", text, err)
+	}
+}
