@@ -69,7 +69,7 @@ bench: build ## compare with raw ext4, loopback and the peers installed, S3 with
 
 bench-limits: build ## what loads reach without cryptography, on a disk in memory: what is in the way of a goal
 	@mkdir -p .cache
-	$(GO) run ./bench -parts limits -json .cache/limits.json -svg .cache/limits.svg $(BENCH)
+	$(GO) run ./bench -parts limits,s3limits -json .cache/limits.json -svg .cache/limits.svg $(BENCH)
 
 bench-scale: build ## a million files, a file of 1 TiB, 10,000 open files, 64 writers, starts: curves, in 20 minutes
 	@mkdir -p .cache

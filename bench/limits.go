@@ -14,7 +14,12 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"golang.org/x/sys/unix"
+
+	"github.com/byokd/byokd/keyguard/kmstest"
 )
 
 // The limits part shows what stands behind a goal that is missed. It measures, on a
@@ -49,22 +54,47 @@ func compareLimits(ctx context.Context, o options, self string, stdout, stderr i
 		return s, err
 	}
 	fmt.Fprintf(stdout, "\nLimits, on ext4 in memory: %q is byokd, copying where it would seal\n\n", uncrypted)
-	r.printLimits(stdout, o)
+	r.printLimits(stdout, loadsOf(o), "raw", "loopback")
 	return r.section("limits, on ext4 in memory", loads, namesOf(peers)), err
 }
 
-// printLimits writes byokd and byokd without cryptography in parts of loopback, and
-// what is in the way of the goal.
-func (r results) printLimits(w io.Writer, o options) {
-	rows := heading([]string{"load", "unit", "raw", "loopback", subject, uncrypted, subject + " ÷ loopback", uncrypted + " ÷ loopback", "goal", "in the way"})
-	for _, l := range loadsOf(o) {
-		base, ok := r.rates.median(l.name, "loopback")
+// compareS3Limits is compareLimits for the S3 proxy: what a byokd that copies lacks of
+// the direct way is the price of a proxy.
+func compareS3Limits(ctx context.Context, o options, self string, stdout, stderr io.Writer) (section, error) {
+	return measureS3(ctx, o, self, "S3 limits", (*s3Peer).startCopying, stdout, stderr, func(r results, rows []load, _ []string) {
+		r.printLimits(stdout, rows, s3Direct)
+	})
+}
+
+// startCopying starts a byokd that copies, on a bucket of its own.
+func (p *s3Peer) startCopying(ctx context.Context, o options, direct *s3Peer, arn string, _ io.Writer) error {
+	const upstream = "acme-copied"
+	program := filepath.Join(o.dir, "byokd-copying")
+	if err := buildUncrypted(ctx, program, "./cmd/byokd"); err != nil {
+		return err
+	}
+	client := s3.New(s3.Options{BaseEndpoint: &direct.endpoint, UsePathStyle: true, Region: kmstest.DefaultRegion, Credentials: credentials.NewStaticCredentialsProvider(direct.id, direct.secret, "")})
+	if _, err := client.CreateBucket(ctx, &s3.CreateBucketInput{Bucket: aws.String(upstream)}); err != nil {
+		return err
+	}
+	p.name, p.bucket = uncrypted, s3Bucket
+	return p.startProxy(ctx, o, program, direct.endpoint, arn, upstream)
+}
+
+// printLimits writes byokd and byokd without cryptography in parts of the last of the
+// other peers, and what is in the way of the goal.
+func (r results) printLimits(w io.Writer, loads []load, others ...string) {
+	reference := others[len(others)-1]
+	header := append([]string{"load", "unit"}, others...)
+	rows := heading(append(header, subject, uncrypted, subject+" ÷ "+reference, uncrypted+" ÷ "+reference, "goal", "in the way"))
+	for _, l := range loads {
+		base, ok := r.rates.median(l.name, reference)
 		if !ok || base == 0 {
 			continue
 		}
 		ours, _ := r.rates.median(l.name, subject)
 		bare, _ := r.rates.median(l.name, uncrypted)
-		goal, blame := l.goals["loopback"], "nothing"
+		goal, blame := l.goals[reference], "nothing"
 		switch {
 		case goal == 0:
 			blame = "–"
@@ -74,8 +104,11 @@ func (r results) printLimits(w io.Writer, o options) {
 		default:
 			blame = "not cryptography"
 		}
-		rows = append(rows, []string{l.name, l.unit, r.rate(l.name, "raw"), r.rate(l.name, "loopback"), r.rate(l.name, subject), r.rate(l.name, uncrypted),
-			fmt.Sprintf("%.2f", ours/base), fmt.Sprintf("%.2f", bare/base), fmt.Sprintf("%.2f", goal), blame})
+		row := []string{l.name, l.unit}
+		for _, p := range append(slices.Clone(others), subject, uncrypted) {
+			row = append(row, r.rate(l.name, p))
+		}
+		rows = append(rows, append(row, fmt.Sprintf("%.2f", ours/base), fmt.Sprintf("%.2f", bare/base), fmt.Sprintf("%.2f", goal), blame))
 	}
 	table(w, rows)
 }

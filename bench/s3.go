@@ -176,8 +176,16 @@ func runS3Load(ctx context.Context, args []string, stdout io.Writer) error {
 }
 
 // compareS3 measures the S3 section and prints its table.
-func compareS3(ctx context.Context, o options, self string, stdout, stderr io.Writer) (s section, err error) {
-	peers, err := startS3Peers(ctx, o, stderr)
+func compareS3(ctx context.Context, o options, self string, stdout, stderr io.Writer) (section, error) {
+	return measureS3(ctx, o, self, "S3", (*s3Peer).startCrypt, stdout, stderr, func(r results, rows []load, names []string) {
+		r.print(stdout, rows, names)
+		r.printUsage(stdout, rows, names)
+	})
+}
+
+// measureS3 measures the direct way, byokd and a third peer, and prints what was found.
+func measureS3(ctx context.Context, o options, self, title string, third s3Starter, stdout, stderr io.Writer, show func(r results, rows []load, names []string)) (s section, err error) {
+	peers, err := startS3Peers(ctx, o, third, stderr)
 	defer func() {
 		for _, p := range slices.Backward(peers) {
 			err = errors.Join(err, p.stop())
@@ -222,15 +230,13 @@ func compareS3(ctx context.Context, o options, self string, stdout, stderr io.Wr
 			}
 		}
 	}
-	fmt.Fprintln(stdout, "\nS3: upstream is devcloud, a directory on the same disk")
-	fmt.Fprintln(stdout)
+	fmt.Fprintf(stdout, "\n%s: upstream is devcloud, a directory on the same disk\n\n", title)
 	names := make([]string, len(peers))
 	for i, p := range peers {
 		names[i] = p.name
 	}
-	r.print(stdout, rows, names)
-	r.printUsage(stdout, rows, names)
-	return r.section("S3", rows, names), err
+	show(r, rows, names)
+	return r.section(title, rows, names), err
 }
 
 // transferLarge puts and gets one object, and tells byokd's memory before and after.
@@ -306,8 +312,12 @@ func (p *s3Peer) peakMemory() (string, error) {
 	return fmt.Sprintf("%.1f MiB", kib/1024), err
 }
 
+// s3Starter starts a third peer before the direct one. A peer without a name is not
+// installed.
+type s3Starter func(p *s3Peer, ctx context.Context, o options, direct *s3Peer, arn string, stderr io.Writer) error
+
 // startS3Peers starts the upstream and what stands before it.
-func startS3Peers(ctx context.Context, o options, stderr io.Writer) ([]*s3Peer, error) {
+func startS3Peers(ctx context.Context, o options, third s3Starter, stderr io.Writer) ([]*s3Peer, error) {
 	cloud, err := freeAddress()
 	if err != nil {
 		return nil, err
@@ -326,16 +336,15 @@ func startS3Peers(ctx context.Context, o options, stderr io.Writer) ([]*s3Peer, 
 	}
 	ours := &s3Peer{peer: peer{name: subject}, bucket: s3Bucket, id: "bench", secret: "bench-secret"}
 	all = append(all, ours)
-	if err := ours.startProxy(ctx, o, direct.endpoint, arn); err != nil {
+	if err := ours.startProxy(ctx, o, filepath.Join(o.bin, "byokd"), direct.endpoint, arn, "acme-backups"); err != nil {
 		return all, err
 	}
-	crypt := &s3Peer{peer: peer{name: s3Crypt}, bucket: "bench", id: "bench", secret: "bench-secret"}
-	program := rcloneServing()
-	if program == "" {
-		fmt.Fprintln(stderr, "rclone with `serve s3` is not installed and left out")
-		return all, nil
+	other := &s3Peer{id: "bench", secret: "bench-secret"}
+	err = third(other, ctx, o, direct, arn, stderr)
+	if other.name != "" {
+		all = append(all, other)
 	}
-	return append(all, crypt), crypt.startCrypt(ctx, o, program, direct)
+	return all, err
 }
 
 // rcloneServing finds an rclone that serves S3, or returns "". Debian's may be too old;
@@ -349,8 +358,8 @@ func rcloneServing() string {
 	return ""
 }
 
-// startProxy starts byokd with the bucket and no volume.
-func (p *s3Peer) startProxy(ctx context.Context, o options, cloud, arn string) error {
+// startProxy starts a byokd with a bucket upstream and no volume.
+func (p *s3Peer) startProxy(ctx context.Context, o options, program, cloud, arn, upstream string) error {
 	address, err := freeAddress()
 	if err != nil {
 		return err
@@ -360,17 +369,17 @@ func (p *s3Peer) startProxy(ctx context.Context, o options, cloud, arn string) e
 		return err
 	}
 	p.endpoint = "http://" + address
-	credentials := o.dir + "/s3-credentials"
+	credentials := o.dir + "/s3-credentials-" + upstream
 	if err := os.WriteFile(credentials, []byte(p.id+":"+p.secret+"\n"), 0o600); err != nil {
 		return err
 	}
-	config := fmt.Sprintf("cluster: {id: bench, region: %s}\nkeys:\n  primary: {arn: %q, endpoint: %q}\nobjects:\n  listen: %s\n  credentials: {file: %q}\n  buckets:\n    %s: {upstream: {bucket: acme-backups, endpoint: %q}}\nadmin: {listen: %s, socket: %q}\nlog: {level: warn}\n",
-		kmstest.DefaultRegion, arn, cloud, address, credentials, s3Bucket, cloud, admin, o.dir+"/s3-control.sock")
-	file := o.dir + "/byokd-s3.yaml"
+	config := fmt.Sprintf("cluster: {id: bench, region: %s}\nkeys:\n  primary: {arn: %q, endpoint: %q}\nobjects:\n  listen: %s\n  credentials: {file: %q}\n  buckets:\n    %s: {upstream: {bucket: %s, endpoint: %q}}\nadmin: {listen: %s, socket: %q}\nlog: {level: warn}\n",
+		kmstest.DefaultRegion, arn, cloud, address, credentials, s3Bucket, upstream, cloud, admin, o.dir+"/s3-control-"+upstream+".sock")
+	file := o.dir + "/byokd-" + upstream + ".yaml"
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return err
 	}
-	command := []string{filepath.Join(o.bin, "byokd"), "run", "--config", file}
+	command := []string{program, "run", "--config", file}
 	if o.core >= 0 {
 		command = append([]string{"taskset", "-c", strconv.Itoa(o.core)}, command...)
 	}
@@ -381,7 +390,13 @@ func (p *s3Peer) startProxy(ctx context.Context, o options, cloud, arn string) e
 }
 
 // startCrypt starts rclone: S3 in front, its crypt remote, S3 behind.
-func (p *s3Peer) startCrypt(ctx context.Context, o options, program string, upstream *s3Peer) error {
+func (p *s3Peer) startCrypt(ctx context.Context, o options, upstream *s3Peer, _ string, stderr io.Writer) error {
+	program := rcloneServing()
+	if program == "" {
+		fmt.Fprintln(stderr, "rclone with `serve s3` is not installed and left out")
+		return nil
+	}
+	p.name, p.bucket = s3Crypt, "bench"
 	address, err := freeAddress()
 	if err != nil {
 		return err

@@ -115,7 +115,7 @@ func (p *Proxy) getObjectTagging(ctx context.Context, c *call) error {
 	}
 	setVersion(c, version)
 	doc := xmlTags{XMLName: xml.Name{Space: s3Namespace, Local: "Tagging"}}
-	doc.TagSet.Tag = tags
+	doc.TagSet.Tag, _ = splitOwnTag(tags)
 	return writeXML(c.w, http.StatusOK, doc)
 }
 
@@ -128,7 +128,17 @@ func (p *Proxy) putObjectTagging(ctx context.Context, c *call) error {
 	if doc.XMLName.Local != "Tagging" {
 		return malformedXML()
 	}
-	version, err := c.bucket.Upstream.PutTags(ctx, c.ref(), doc.TagSet.Tag)
+	tags, keys := doc.TagSet.Tag, []string{}
+	for _, t := range tags {
+		keys = append(keys, t.Key)
+	}
+	if err := refuseOwnTag(keys); err != nil {
+		return err
+	}
+	if own := c.bucket.presentOwnTag(ctx, c.ref()); own != nil && len(tags) < maxTags {
+		tags = append(tags, *own)
+	}
+	version, err := c.bucket.Upstream.PutTags(ctx, c.ref(), tags)
 	if err != nil {
 		return err
 	}
@@ -138,7 +148,13 @@ func (p *Proxy) putObjectTagging(ctx context.Context, c *call) error {
 
 // deleteObjectTagging answers DeleteObjectTagging.
 func (p *Proxy) deleteObjectTagging(ctx context.Context, c *call) error {
-	version, err := c.bucket.Upstream.DeleteTags(ctx, c.ref())
+	var version string
+	var err error
+	if own := c.bucket.presentOwnTag(ctx, c.ref()); own != nil {
+		version, err = c.bucket.Upstream.PutTags(ctx, c.ref(), []Tag{*own})
+	} else {
+		version, err = c.bucket.Upstream.DeleteTags(ctx, c.ref())
+	}
 	if err != nil {
 		return err
 	}
@@ -185,7 +201,7 @@ func checksumElements(sums map[string]string) *xmlChecksum {
 		return &xmlChecksum{}
 	}
 	return &xmlChecksum{sums["crc32"], sums["crc32c"], sums["crc64nvme"], sums["sha1"], sums["sha256"], sums["sha512"], sums["md5"],
-		sums["xxhash64"], sums["xxhash3"], sums["xxhash128"], "FULL_OBJECT"}
+		sums["xxhash64"], sums["xxhash3"], sums["xxhash128"], kindOf(sums)}
 }
 
 // getObjectAttributes answers GetObjectAttributes. Its checksums are those the
@@ -211,7 +227,11 @@ func (p *Proxy) getObjectAttributes(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	doc := attributesDocument(names, info, lay, takeChecksums(meta))
+	sums := takeChecksums(meta)
+	if len(sums) == 0 && slices.Contains(names, "Checksum") {
+		sums = p.keptSums(ctx, c, c.bucket, lay, c.bucket.ownTagOf(ctx, c.ref(), info, lay))
+	}
+	doc := attributesDocument(names, info, lay, sums)
 	h := c.w.header()
 	setVersion(c, info.VersionID)
 	if !info.LastModified.IsZero() {

@@ -66,6 +66,8 @@ type digest struct {
 	name  string // header or trailer name, lower case
 	want  string // base64; empty until the trailer arrived
 	state hash.Hash
+	// computed: the client sent none, and gets this one.
+	computed bool
 }
 
 // digestsOf collects the checksums of the body that a request promises in header
@@ -172,6 +174,10 @@ func malformedTrailer() *Error {
 
 // check compares with what the client promised.
 func (d *digest) check() error {
+	if d.computed {
+		d.want = base64.StdEncoding.EncodeToString(d.state.Sum(nil))
+		return nil
+	}
 	if d.want == "" {
 		return malformedTrailer().hint("The trailer %s was announced but not sent.", d.name)
 	}
@@ -234,6 +240,6 @@ func putChecksums(meta, sums map[string]string) {
 func describeChecksums(h http.Header, sums map[string]string) {
 	for algorithm, value := range sums {
 		h.Set(checksumPrefix+algorithm, value)
-		h.Set("X-Amz-Checksum-Type", "FULL_OBJECT")
+		h.Set("X-Amz-Checksum-Type", kindOf(sums))
 	}
 }

@@ -45,7 +45,7 @@ func TestDocumentStore(t *testing.T) {
 
 // boto3Script puts, reads, copies and lists with boto3's defaults.
 const boto3Script = `
-import boto3, os, sys
+import base64, boto3, os, sys, zlib
 from botocore.config import Config
 from boto3.s3.transfer import TransferConfig
 s3 = boto3.client('s3', endpoint_url=sys.argv[1], region_name='eu-central-1', aws_access_key_id='byokd',
@@ -62,6 +62,17 @@ s3.download_file('documents', 'b/big', sys.argv[2] + '/out')
 assert open(sys.argv[2] + '/out', 'rb').read() == d
 s3.copy({'Bucket': 'documents', 'Key': 'b/big'}, 'backups', 'big')
 assert s3.get_object(Bucket='backups', Key='big')['Body'].read() == d
+up = s3.create_multipart_upload(Bucket='documents', Key='b/summed', ChecksumAlgorithm='CRC32', ChecksumType='FULL_OBJECT')['UploadId']
+sent = [s3.upload_part(Bucket='documents', Key='b/summed', UploadId=up, PartNumber=i + 1, Body=d[i * (6 << 20):][:6 << 20], ChecksumAlgorithm='CRC32') for i in range(4)]
+done = s3.complete_multipart_upload(Bucket='documents', Key='b/summed', UploadId=up, ChecksumType='FULL_OBJECT', MultipartUpload={'Parts': [
+    {'PartNumber': i + 1, 'ETag': p['ETag'], 'ChecksumCRC32': p['ChecksumCRC32']} for i, p in enumerate(sent)]})
+crc = base64.b64encode(zlib.crc32(d).to_bytes(4, 'big')).decode()
+assert done['ChecksumCRC32'] == crc and done['ChecksumType'] == 'FULL_OBJECT', done
+g = s3.get_object(Bucket='documents', Key='b/summed')
+assert g['ChecksumCRC32'] == crc and g['ChecksumType'] == 'FULL_OBJECT' and g['Body'].read() == d, g
+a = s3.get_object_attributes(Bucket='documents', Key='b/summed', ObjectAttributes=['Checksum', 'ObjectSize'])
+assert a['Checksum']['ChecksumCRC32'] == crc and a['ObjectSize'] == len(d), a
+s3.delete_object(Bucket='documents', Key='b/summed')
 sizes = {o['Key']: o['Size'] for o in s3.list_objects_v2(Bucket='documents', Prefix='b/')['Contents']}
 assert sizes == {'b/0': 0, 'b/1': 1, 'b/65536': 65536, 'b/1048576': 1 << 20, 'b/big': 20 << 20}, sizes
 s3.delete_objects(Bucket='documents', Delete={'Objects': [{'Key': k} for k in sizes]})

@@ -114,12 +114,12 @@ func (p *Proxy) copyObject(ctx context.Context, c *call) error {
 		return err
 	}
 	return p.slowly(c, func() (any, func(http.Header), error) {
-		a, sums, err := p.copiedAttributes(ctx, c, src, info, algorithm)
+		a, sums, err := p.copiedAttributes(ctx, c, src, info, lay, algorithm)
 		if err != nil {
 			return nil, nil, err
 		}
 		stored, err := p.duplicate(ctx, c, src, info, lay, a)
-		return p.copied("CopyObjectResult", src, info, stored, sums, err)
+		return p.copied("CopyObjectResult", src, info, xmlCopied{ETag: clientETag(stored.ETag), xmlChecksum: *checksumElements(sums)}, stored, err)
 	})
 }
 
@@ -143,14 +143,11 @@ func (p *Proxy) duplicate(ctx context.Context, c *call, src *copySource, info In
 }
 
 // copied is the answer to a copy.
-func (p *Proxy) copied(name string, src *copySource, info Info, stored Stored, sums map[string]string, err error) (any, func(http.Header), error) {
+func (p *Proxy) copied(name string, src *copySource, info Info, doc xmlCopied, stored Stored, err error) (any, func(http.Header), error) {
 	if stored.LastModified.IsZero() {
 		stored.LastModified = p.opts.Now()
 	}
-	doc := xmlCopied{
-		XMLName: xml.Name{Space: s3Namespace, Local: name}, ETag: clientETag(stored.ETag), LastModified: xmlTime(stored.LastModified.Truncate(time.Second)),
-		xmlChecksum: *checksumElements(sums),
-	}
+	doc.XMLName, doc.LastModified = xml.Name{Space: s3Namespace, Local: name}, xmlTime(stored.LastModified.Truncate(time.Second))
 	stored.ETag = ""
 	return doc, func(h http.Header) {
 		describeStored(h, stored)
@@ -190,7 +187,7 @@ func refuseSelfCopy(c *call, src *copySource) error {
 // says; storage class, encryption and ACL are always the request's. The checksums
 // stay, since the bytes do, unless one of another algorithm is asked for, and are
 // returned by algorithm.
-func (p *Proxy) copiedAttributes(ctx context.Context, c *call, src *copySource, info Info, algorithm string) (a Attributes, sums map[string]string, err error) {
+func (p *Proxy) copiedAttributes(ctx context.Context, c *call, src *copySource, info Info, lay *layout, algorithm string) (a Attributes, sums map[string]string, err error) {
 	var old map[string]string
 	err = p.within(ctx, func(ctx context.Context) (err error) {
 		old, err = src.bucket.openMetadata(ctx, c.lane, info.Metadata)
@@ -200,6 +197,10 @@ func (p *Proxy) copiedAttributes(ctx context.Context, c *call, src *copySource, 
 		return a, nil, err
 	}
 	sums = takeChecksums(old)
+	inTag := len(sums) == 0 && multipart(info.ETag)
+	if inTag {
+		sums = fullOnly(p.keptSums(ctx, c, src.bucket, lay, src.bucket.ownTagOf(ofSource(ctx), src.ref, info, lay)))
+	}
 	another := algorithm != "" && sums[algorithm] == ""
 	if another {
 		value, err := p.sumOfSource(ctx, c, src, info.ETag, algorithm)
@@ -216,7 +217,7 @@ func (p *Proxy) copiedAttributes(ctx context.Context, c *call, src *copySource, 
 	a.ContentType, a.CacheControl, a.ContentDisposition = info.ContentType, info.CacheControl, info.ContentDisposition
 	a.ContentEncoding, a.ContentLanguage, a.Expires = info.ContentEncoding, info.ContentLanguage, info.Expires
 	a.Metadata = info.Metadata
-	if src.bucket == c.bucket && !another {
+	if src.bucket == c.bucket && !another && (!inTag || len(sums) == 0) {
 		return a, sums, nil
 	}
 	putChecksums(old, sums)
@@ -254,6 +255,7 @@ func (s *copySource) tagging(ctx context.Context, info Info) (string, error) {
 		return "", err
 	}
 	set := url.Values{}
+	tags, _ = splitOwnTag(tags) // which is of the source alone
 	for _, t := range tags {
 		set.Set(t.Key, t.Value)
 	}
@@ -324,7 +326,14 @@ func (p *Proxy) uploadPartCopy(ctx context.Context, c *call) error {
 		if err != nil {
 			return nil, nil, err
 		}
-		part, err := p.storePart(ctx, c, c.key, UploadID(c.arg("uploadId")), number, &plainReader{ctx: ofSource(ctx), o: o}, got.n)
-		return p.copied("CopyPartResult", src, info, Stored{ETag: part.ETag}, nil, err)
+		id := UploadID(c.arg("uploadId"))
+		begun, _ := c.bucket.uploads.get(id)
+		plain, told := begun.summed(&plainReader{ctx: ofSource(ctx), o: o})
+		part, err := p.storePart(ctx, c, c.key, id, number, plain, got.n)
+		if err != nil {
+			return nil, nil, err
+		}
+		c.bucket.rememberPart(partName{id, number, part.ETag}, told())
+		return p.copied("CopyPartResult", src, info, xmlCopied{ETag: partETag(part.ETag, told()), xmlChecksum: told().elements()}, Stored{}, nil)
 	})
 }

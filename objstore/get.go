@@ -150,8 +150,15 @@ func (p *Proxy) describe(ctx context.Context, c *call, info Info, lay *layout, g
 		return err
 	}
 	h := c.w.header()
+	own := c.bucket.ownTagOf(ctx, c.ref(), info, lay)
+	if own != nil {
+		info.TagCount--
+	}
 	whole := got == nil || got.byPart && !multipart(info.ETag)
 	if sums := takeChecksums(meta); whole && strings.EqualFold(c.r.Header.Get("X-Amz-Checksum-Mode"), "ENABLED") {
+		if len(sums) == 0 {
+			sums = p.keptSums(ctx, c, c.bucket, lay, own)
+		}
 		describeChecksums(h, sums)
 	}
 	describeInfo(h, info, meta)

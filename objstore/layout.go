@@ -32,6 +32,8 @@ type layout struct {
 
 	mu      sync.Mutex
 	headers map[int]seal.ObjectHeader // guarded by mu; by part index, bounded
+	tag     *Tag                      // guarded by mu; see ownTagOf
+	tagSeen bool                      // guarded by mu
 }
 
 // partSpan is one part of an object.
@@ -158,6 +160,19 @@ func (l *layout) remember(i int, h seal.ObjectHeader) {
 		}
 	}
 	l.headers[i] = h
+}
+
+// ownTag returns what setOwnTag was told.
+func (l *layout) ownTag() (own *Tag, seen bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.tag, l.tagSeen
+}
+
+func (l *layout) setOwnTag(own *Tag) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tag, l.tagSeen = own, true
 }
 
 // walk returns the layout with every boundary read from the headers, for objects

@@ -313,6 +313,9 @@ type xmlUpload struct {
 	Owner        *xmlOwner
 	StorageClass string `xml:",omitempty"`
 	Initiated    string
+
+	ChecksumAlgorithm string `xml:",omitempty"`
+	ChecksumType      string `xml:",omitempty"`
 }
 
 type xmlUploads struct {
@@ -367,7 +370,10 @@ func (p *Proxy) listMultipartUploads(ctx context.Context, c *call) error {
 		if hidden(u.Key) {
 			continue
 		}
-		doc.Uploads = append(doc.Uploads, xmlUpload{Key: encode(u.Key), UploadID: u.ID, Initiator: proxyOwner(), Owner: proxyOwner(), StorageClass: u.StorageClass, Initiated: xmlTime(u.Initiated)})
+		begun, _ := c.bucket.uploads.get(u.ID)
+		listed := xmlUpload{Key: encode(u.Key), UploadID: u.ID, Initiator: proxyOwner(), Owner: proxyOwner(), StorageClass: u.StorageClass, Initiated: xmlTime(u.Initiated)}
+		listed.ChecksumAlgorithm, listed.ChecksumType = begun.spelt()
+		doc.Uploads = append(doc.Uploads, listed)
 	}
 	return writeXML(c.w, http.StatusOK, doc)
 }

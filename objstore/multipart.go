@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -52,6 +53,7 @@ func (p *Proxy) createMultipartUpload(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
+	c.bucket.uploads.put(id, uploadSums{strings.ToLower(algorithm), kind})
 	h := c.w.header()
 	if algorithm != "" {
 		h.Set("X-Amz-Checksum-Algorithm", algorithm)
@@ -82,8 +84,13 @@ func (p *Proxy) uploadPart(ctx context.Context, c *call) error {
 	if err := partFits(size); err != nil {
 		return err
 	}
+	id := UploadID(c.arg("uploadId"))
+	begun, _ := c.bucket.uploads.get(id)
+	if err := begun.sumPart(c.body, c.r.Header); err != nil {
+		return err
+	}
 	c.body.lent = true
-	part, err := p.storePart(ctx, c, c.key, UploadID(c.arg("uploadId")), number, c.body, size)
+	part, err := p.storePart(ctx, c, c.key, id, number, c.body, size)
 	if err != nil {
 		return err
 	}
@@ -91,7 +98,7 @@ func (p *Proxy) uploadPart(ctx context.Context, c *call) error {
 	c.body.checksums(h)
 	h.Del("X-Amz-Checksum-Type")
 	sum := c.body.partSum()
-	c.bucket.sums.put(partName{UploadID(c.arg("uploadId")), number, part.ETag}, sum)
+	c.bucket.rememberPart(partName{id, number, part.ETag}, sum)
 	h.Set("Etag", partETag(part.ETag, sum))
 	return ok(c, http.StatusOK)
 }
@@ -128,7 +135,12 @@ func (p *Proxy) completeMultipartUpload(ctx context.Context, c *call) error {
 	if err := c.body.readXML(maxCompleteXML, &doc); err != nil {
 		return err
 	}
+	id := UploadID(c.arg("uploadId"))
+	begun, _ := c.bucket.uploads.get(id)
 	named, err := namedWhole(c.r.Header)
+	if err == nil {
+		named, err = begun.agree(named)
+	}
 	if err != nil {
 		return err
 	}
@@ -137,11 +149,10 @@ func (p *Proxy) completeMultipartUpload(ctx context.Context, c *call) error {
 		return err
 	}
 	return p.slowly(c, func() (any, func(http.Header), error) {
-		stored, whole, err := p.complete(ctx, c, UploadID(c.arg("uploadId")), wanted, sums, named)
+		stored, whole, err := p.complete(ctx, c, id, wanted, sums, named)
 		doc := xmlCompleted{Location: location(c), Bucket: c.bucket.name, Key: c.key, ETag: clientETag(stored.ETag)}
 		if whole.algorithm != "" {
-			doc.xmlChecksum = *checksumElements(map[string]string{whole.algorithm: whole.value})
-			doc.ChecksumType = whole.kind
+			doc.xmlChecksum = *checksumElements(whole.sums())
 		}
 		stored.ETag = ""
 		return doc, func(h http.Header) { describeStored(h, stored) }, err
@@ -170,8 +181,11 @@ func (p *Proxy) complete(ctx context.Context, c *call, id UploadID, wanted []Par
 		return Stored{}, wholeSum{}, err
 	}
 	stored, err := c.bucket.Upstream.CompleteUpload(ctx, c.key, id, wanted, conditions(c.r.Header, ""))
-	if err == nil && !aligned {
-		stored, err = p.realign(ctx, c, stored)
+	switch {
+	case err == nil && aligned:
+		p.keepSum(ctx, c, stored, whole)
+	case err == nil:
+		stored, err = p.realign(ctx, c, stored, whole)
 	}
 	return stored, whole, err
 }
@@ -265,8 +279,8 @@ func (p *Proxy) eachPart(ctx context.Context, c *call, id UploadID, visit func(P
 // realign seals a completed object anew. Until it is done the object reads right
 // where its boundaries are walked, a first download breaks off where they seemed
 // predictable, and List announces up to 28 bytes per part too much; so the client is told of success only afterwards. When somebody replaced
-// the object meanwhile, there is nothing left to do.
-func (p *Proxy) realign(ctx context.Context, c *call, completed Stored) (Stored, error) {
+// the object meanwhile, there is nothing left to do. The checksum of the whole has its place in the new metadata.
+func (p *Proxy) realign(ctx context.Context, c *call, completed Stored, whole wholeSum) (Stored, error) {
 	src := &copySource{bucket: c.bucket, ref: Ref{Key: c.key, VersionID: completed.VersionID}, Conditions: Conditions{IfMatch: completed.ETag}}
 	info, err := src.head(ctx)
 	if err != nil {
@@ -282,6 +296,9 @@ func (p *Proxy) realign(ctx context.Context, c *call, completed Stored) (Stored,
 		return Stored{}, err
 	}
 	req := PutRequest{Key: c.key, Attributes: info.Attributes, Conditions: Conditions{IfMatch: completed.ETag}}
+	if req.Metadata, err = p.withSums(ctx, c, info.Metadata, whole.sums()); err != nil {
+		return Stored{}, err
+	}
 	if req.Tagging, err = src.tagging(ctx, info); err != nil {
 		return Stored{}, err
 	}
@@ -320,6 +337,7 @@ type xmlPart struct {
 	LastModified string
 	ETag         string
 	Size         int64
+	xmlChecksum
 }
 
 type xmlParts struct {
@@ -334,6 +352,8 @@ type xmlParts struct {
 	NextPartNumberMarker int32
 	MaxParts             int32
 	IsTruncated          bool
+	ChecksumAlgorithm    string    `xml:",omitempty"`
+	ChecksumType         string    `xml:",omitempty"`
 	Parts                []xmlPart `xml:"Part"`
 }
 
@@ -355,13 +375,15 @@ func (p *Proxy) listParts(ctx context.Context, c *call) error {
 		Bucket: c.bucket.name, Key: c.key, UploadID: c.arg("uploadId"), Initiator: proxyOwner(), Owner: proxyOwner(),
 		StorageClass: page.StorageClass, PartNumberMarker: after, NextPartNumberMarker: page.NextAfter, MaxParts: limit, IsTruncated: page.Truncated,
 	}
+	begun, _ := c.bucket.uploads.get(UploadID(c.arg("uploadId")))
+	doc.ChecksumAlgorithm, doc.ChecksumType = begun.spelt()
 	for _, part := range page.Parts {
 		plain, err := seal.PlainObjectSize(part.Size, 1)
 		if err != nil {
 			plain = part.Size // not ours; Complete will refuse it
 		}
-		sum := c.bucket.sums.get(partName{UploadID(c.arg("uploadId")), part.Number, part.ETag})
-		doc.Parts = append(doc.Parts, xmlPart{PartNumber: part.Number, LastModified: xmlTime(part.LastModified), ETag: partETag(part.ETag, sum), Size: plain})
+		sum, _ := c.bucket.sums.get(partName{UploadID(c.arg("uploadId")), part.Number, part.ETag})
+		doc.Parts = append(doc.Parts, xmlPart{PartNumber: part.Number, LastModified: xmlTime(part.LastModified), ETag: partETag(part.ETag, sum), Size: plain, xmlChecksum: sum.elements()})
 	}
 	return writeXML(c.w, http.StatusOK, doc)
 }

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 )
 
 // The checksums of an upload's parts are verified when the parts come. Nothing of an
@@ -228,39 +227,28 @@ func combineCRC(poly uint64, bits uint, a, b uint64, n int64) uint64 {
 	return times(shift, a) ^ b
 }
 
-// partSums remembers the checksums of the parts that came last, so that ListParts
-// names the ETags that UploadPart did, as long as it is the same byokd.
-type partSums struct {
-	mu       sync.Mutex
-	now, old map[partName]partSum // guarded by mu; two generations
-}
-
+// partName names a part that was uploaded: bucket.sums remembers the checksums of the
+// last ones, so that ListParts names the ETags that UploadPart did, as long as it is
+// the same byokd.
 type partName struct {
 	id     UploadID
 	number int32
 	etag   string // the upstream's
 }
 
-// maxPartSums bounds each generation; an entry takes about 0.2 KiB.
-const maxPartSums = 10000
-
-func (s *partSums) put(name partName, sum partSum) {
-	if sum.algorithm == "" {
-		return
+// rememberPart notes the checksum of a part, if it has one.
+func (b *bucket) rememberPart(name partName, sum partSum) {
+	if sum.algorithm != "" {
+		b.sums.put(name, sum)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.now == nil || len(s.now) >= maxPartSums {
-		s.now, s.old = map[partName]partSum{}, s.now
-	}
-	s.now[name] = sum
 }
 
-func (s *partSums) get(name partName) partSum {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if sum, ok := s.now[name]; ok {
-		return sum
+// elements are the checksum in the form of a document.
+func (s partSum) elements() xmlChecksum {
+	if s.algorithm == "" {
+		return xmlChecksum{}
 	}
-	return s.old[name]
+	x := *checksumElements(map[string]string{s.algorithm: base64.StdEncoding.EncodeToString(s.value)})
+	x.ChecksumType = "" // which a part has none of
+	return x
 }

@@ -53,17 +53,20 @@ func TestPartETags(t *testing.T) {
 	}
 }
 
-// TestPartSumsAreBounded: two generations are all that is remembered.
-func TestPartSumsAreBounded(t *testing.T) {
-	var s partSums
-	for i := range 3*maxPartSums + 1 {
-		s.put(partName{id: UploadID(strconv.Itoa(i))}, partSum{algorithm: "crc32"})
+// TestRecentIsBounded: two generations are all that is remembered.
+func TestRecentIsBounded(t *testing.T) {
+	var r recent[UploadID, int]
+	for i := range 3*maxRecent + 1 {
+		r.put(UploadID(strconv.Itoa(i)), i)
 	}
-	if n := len(s.now) + len(s.old); n > 2*maxPartSums {
+	if n := len(r.now) + len(r.old); n > 2*maxRecent {
 		t.Errorf("%d are remembered", n)
 	}
-	if s.get(partName{id: UploadID(strconv.Itoa(3 * maxPartSums))}).algorithm == "" || s.get(partName{id: "0"}).algorithm != "" {
-		t.Error("the newest is forgotten, or the oldest is not")
+	if _, newest := r.get(UploadID(strconv.Itoa(3 * maxRecent))); !newest {
+		t.Error("the newest is forgotten")
+	}
+	if _, oldest := r.get("0"); oldest {
+		t.Error("the oldest is not forgotten")
 	}
 }
 

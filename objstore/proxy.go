@@ -125,7 +125,9 @@ type bucket struct {
 	layouts *layoutCache
 	packed  packedLengths
 	opened  openBatches
-	sums    partSums
+	sums    recent[partName, partSum]
+	uploads recent[UploadID, uploadSums]
+	untold  atomic.Bool // that checksums of uploads in parts cannot be kept
 }
 
 // limits are sizes and times that tests make smaller.

@@ -2,6 +2,7 @@ package objstore
 
 import (
 	"context"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -292,6 +293,11 @@ var refusedHeaders = []string{
 
 // refuseHeaders refuses what cannot be kept.
 func refuseHeaders(c *call) error {
+	if tags, err := url.ParseQuery(c.r.Header.Get("X-Amz-Tagging")); err == nil { // else the upstream says so
+		if err := refuseOwnTag(slices.Collect(maps.Keys(tags))); err != nil {
+			return err
+		}
+	}
 	for name := range c.r.Header {
 		if strings.Contains(name, "Server-Side-Encryption-Customer-") {
 			return refuse(http.StatusNotImplemented, "NotImplemented", "SSE-C is refused: byokd encrypts with the bucket's own key, and would store the object under another key than the one you sent. Remove the customer key from the client's configuration.")

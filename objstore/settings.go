@@ -190,18 +190,21 @@ func isSetting(document []byte, sub string) bool {
 
 // understands asks the upstream for what is about to be set on an object. That it
 // is not set yet is an answer; that the object is not there, or may not be asked
-// about, ends the request.
+// about, ends the request. A missing bucket is named before a wrong lock, a wrong lock
+// before what else the upstream says.
 func (b *bucket) understands(ctx context.Context, req ForwardRequest, sub string, now time.Time) error {
 	if len(req.Body) > 0 && !isSetting(req.Body, sub) {
 		return malformedXML()
 	}
-	if err := checkLock(req.Body, sub, now); err != nil {
-		return err
-	}
+	wrongLock := checkLock(req.Body, sub, now)
 	req.Method, req.Body, req.Header = http.MethodGet, nil, http.Header{}
 	answer, err := b.Upstream.Forward(ctx, req)
 	up, refused := asUpstream(err)
 	switch {
+	case refused && up.Code == "NoSuchBucket":
+		return err
+	case wrongLock != nil:
+		return wrongLock
 	case err == nil && !isSetting(answer.Body, sub):
 		return errIgnored
 	case err == nil, refused && up.Status == http.StatusBadRequest, refused && up.Code == "NoSuchObjectLockConfiguration":
@@ -210,8 +213,7 @@ func (b *bucket) understands(ctx context.Context, req ForwardRequest, sub string
 	return err
 }
 
-// checkLock refuses locks of an object that no upstream would take, before it is asked
-// about the object.
+// checkLock refuses locks of an object that no upstream would take.
 func checkLock(document []byte, sub string, now time.Time) error {
 	var lock struct {
 		Status, Mode    string

@@ -265,6 +265,59 @@ func TestExpectContinue(t *testing.T) {
 	response.Body.Close()
 }
 
+// TestExpectContinueWhileFrozen: an upload that waits for the key keeps its body, until it
+// may come; one that has waited too long is told so and never asked for it.
+func TestExpectContinueWhileFrozen(t *testing.T) {
+	for name, thaws := range map[string]bool{"thawed": true, "held too long": false} {
+		t.Run(name, func(t *testing.T) {
+			o := worldOptions{}
+			if !thaws {
+				o.hold = 100 * time.Millisecond
+			}
+			w := newWorld(t, o)
+			w.put("warm", []byte("x"))
+			w.freeze()
+			var asked atomic.Bool
+			data := pattern(1<<20, 1)
+			body := &noted{Reader: bytes.NewReader(data), note: func() { asked.Store(true) }}
+			r := w.request("PUT", "/documents/o", body, int64(len(data)))
+			r.Header.Set("Expect", "100-continue")
+			client := &http.Client{Transport: &http.Transport{ExpectContinueTimeout: time.Minute}}
+			type result struct {
+				response *http.Response
+				err      error
+			}
+			results := make(chan result, 1)
+			go func() {
+				response, err := client.Do(r)
+				results <- result{response, err}
+			}()
+			if thaws {
+				await(t, "that the request waits", func() bool { return w.events.holding() == 1 })
+				if asked.Load() {
+					t.Error("the body was asked for while frozen")
+				}
+				w.thaw()
+			}
+			got := <-results
+			if got.err != nil {
+				t.Fatal(got.err)
+			}
+			got.response.Body.Close()
+			if want := map[bool]int{true: http.StatusOK, false: http.StatusServiceUnavailable}[thaws]; got.response.StatusCode != want {
+				t.Errorf("status %d, want %d", got.response.StatusCode, want)
+			}
+			if thaws {
+				if got := w.mustGet("o", ""); !bytes.Equal(got, data) {
+					t.Error("the object is wrong")
+				}
+			} else if asked.Load() {
+				t.Error("the body of a refused upload was asked for")
+			}
+		})
+	}
+}
+
 type noted struct {
 	io.Reader
 	note func()

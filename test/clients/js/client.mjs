@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
 import {
   S3Client, PutObjectCommand, GetObjectCommand, HeadObjectCommand, CopyObjectCommand, ListObjectsV2Command,
-  DeleteObjectsCommand, GetObjectTaggingCommand,
+  DeleteObjectsCommand, GetObjectTaggingCommand, CreateMultipartUploadCommand, UploadPartCommand, CompleteMultipartUploadCommand,
 } from "@aws-sdk/client-s3";
 import { Upload } from "@aws-sdk/lib-storage";
 import { getSignedUrl } from "@aws-sdk/s3-request-presigner";
@@ -31,6 +31,21 @@ assert.equal(range.ContentRange, "bytes 5242870-5242890/12000000");
 assert.deepEqual(await bytes(range), large.subarray(5242870, 5242891));
 await s3.send(new CopyObjectCommand({ Bucket: "backups", Key: "js/copy", CopySource: `${Bucket}/js/large` }));
 assert.equal((await s3.send(new HeadObjectCommand({ Bucket: "backups", Key: "js/copy" }))).ContentLength, large.length);
+
+// The SDK compares what it downloads with the checksum of the whole.
+const Key = "js/summed";
+const { UploadId } = await s3.send(new CreateMultipartUploadCommand({ Bucket, Key, ChecksumAlgorithm: "CRC32", ChecksumType: "FULL_OBJECT" }));
+const Parts = [];
+for (const [i, Body] of [large.subarray(0, 6 << 20), large.subarray(6 << 20)].entries()) {
+  const part = await s3.send(new UploadPartCommand({ Bucket, Key, UploadId, PartNumber: i + 1, Body, ChecksumAlgorithm: "CRC32" }));
+  Parts.push({ PartNumber: i + 1, ETag: part.ETag, ChecksumCRC32: part.ChecksumCRC32 });
+}
+const whole = await s3.send(new CompleteMultipartUploadCommand({ Bucket, Key, UploadId, ChecksumType: "FULL_OBJECT", MultipartUpload: { Parts } }));
+const summed = await s3.send(new GetObjectCommand({ Bucket, Key, ChecksumMode: "ENABLED" }));
+assert.ok(whole.ChecksumCRC32);
+assert.deepEqual([summed.ChecksumCRC32, summed.ChecksumType], [whole.ChecksumCRC32, "FULL_OBJECT"]);
+assert.deepEqual(await bytes(summed), large);
+await s3.send(new DeleteObjectsCommand({ Bucket, Delete: { Objects: [{ Key }] } }));
 
 const link = await getSignedUrl(s3, new GetObjectCommand({ Bucket, Key: "js/ä b+c" }), { expiresIn: 300 });
 const answer = await fetch(link);

@@ -2,11 +2,14 @@ import java.net.URI;
 import java.net.http.HttpClient;
 import java.net.http.HttpRequest;
 import java.net.http.HttpResponse;
+import java.nio.ByteBuffer;
 import java.time.Duration;
 import java.util.Arrays;
+import java.util.Base64;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.zip.CRC32;
 import software.amazon.awssdk.auth.credentials.AwsBasicCredentials;
 import software.amazon.awssdk.auth.credentials.StaticCredentialsProvider;
 import software.amazon.awssdk.core.async.AsyncRequestBody;
@@ -32,6 +35,7 @@ public final class Client {
     try (var s3 = S3Client.builder().endpointOverride(endpoint).region(Region.EU_CENTRAL_1).credentialsProvider(credentials).forcePathStyle(true).build()) {
       documents(s3);
       multipart(s3);
+      summed(s3);
     }
     try (var s3 = S3AsyncClient.builder().endpointOverride(endpoint).region(Region.EU_CENTRAL_1).credentialsProvider(credentials).forcePathStyle(true).build()) {
       backups(s3);
@@ -78,6 +82,25 @@ public final class Client {
     check(Arrays.equals(range.asByteArray(), Arrays.copyOfRange(content, cut - 10, cut + 10)), "range across parts");
     check(s3.headObject(b -> b.bucket(BUCKET).key(key)).contentLength() == content.length, "length of parts");
     check(s3.listObjectsV2(b -> b.bucket(BUCKET).prefix("java/")).contents().get(0).size() == content.length, "listed length of parts");
+  }
+
+  /** An upload in parts with a checksum of the whole, which the SDK compares with what it downloads. */
+  private static void summed(S3Client s3) {
+    var key = "summed/multipart";
+    var content = bytes(11_000_000, 3);
+    var id = s3.createMultipartUpload(b -> b.bucket(BUCKET).key(key).checksumAlgorithm(ChecksumAlgorithm.CRC32).checksumType(ChecksumType.FULL_OBJECT)).uploadId();
+    int cut = 6 << 20;
+    var first = s3.uploadPart(b -> b.bucket(BUCKET).key(key).uploadId(id).partNumber(1).checksumAlgorithm(ChecksumAlgorithm.CRC32), RequestBody.fromBytes(Arrays.copyOf(content, cut)));
+    var second = s3.uploadPart(b -> b.bucket(BUCKET).key(key).uploadId(id).partNumber(2).checksumAlgorithm(ChecksumAlgorithm.CRC32), RequestBody.fromBytes(Arrays.copyOfRange(content, cut, content.length)));
+    var whole = s3.completeMultipartUpload(b -> b.bucket(BUCKET).key(key).uploadId(id).checksumType(ChecksumType.FULL_OBJECT).multipartUpload(m -> m.parts(
+        CompletedPart.builder().partNumber(1).eTag(first.eTag()).checksumCRC32(first.checksumCRC32()).build(),
+        CompletedPart.builder().partNumber(2).eTag(second.eTag()).checksumCRC32(second.checksumCRC32()).build())));
+    var crc = new CRC32();
+    crc.update(content);
+    check(Base64.getEncoder().encodeToString(ByteBuffer.allocate(4).putInt((int) crc.getValue()).array()).equals(whole.checksumCRC32()), "checksum of the whole " + whole);
+    var got = s3.getObjectAsBytes(b -> b.bucket(BUCKET).key(key).checksumMode(ChecksumMode.ENABLED));
+    check(Arrays.equals(got.asByteArray(), content), "content of the whole");
+    check(whole.checksumCRC32().equals(got.response().checksumCRC32()) && got.response().checksumType() == ChecksumType.FULL_OBJECT, "checksum read " + got.response());
   }
 
   /** The operations of Zeebe's backup store: manifest by compare-and-swap, files, listing in pages, quiet deletion. */
