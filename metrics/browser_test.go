@@ -14,10 +14,12 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -138,7 +140,7 @@ func (b *browser) await(expression string) {
 			return
 		}
 		if time.Now().After(deadline) {
-			b.t.Fatalf("never true: %s\nthe page: %v", expression, b.evaluate("document.body.innerText"))
+			b.t.Fatalf("never true: %s\nthe page: %v: %v", expression, b.evaluate("document.title + ', ' + document.body.className"), b.evaluate("document.body.innerText"))
 		}
 	}
 }
@@ -302,6 +304,35 @@ func TestPanelInABrowser(t *testing.T) {
 	if n := b.evaluate("performance.getEntriesByType('resource').filter((e) => new URL(e.name).origin !== location.origin && !e.name.startsWith('data:')).length"); n != 0.0 {
 		t.Errorf("the page asked others: %v", b.evaluate("performance.getEntriesByType('resource').map((e) => e.name)"))
 	}
+}
+
+// TestPanelNoticesSilence: a connection that dies without an error is not called live, and is left for a new one.
+func TestPanelNoticesSilence(t *testing.T) {
+	b := newBrowser(t)
+	s := furnished(t)
+	var mute atomic.Bool
+	quiet := http.NewServeMux()
+	quiet.Handle("/", s.server.Config.Handler)
+	quiet.HandleFunc("/v1/events", func(w http.ResponseWriter, r *http.Request) {
+		if mute.Load() { // it begins, and says nothing
+			w.Header().Set("Content-Type", "text/event-stream")
+			w.WriteHeader(http.StatusOK)
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+			return
+		}
+		s.server.Config.Handler.ServeHTTP(w, r)
+	})
+	server := httptest.NewServer(quiet)
+	defer server.Close()
+	// Ten times as impatient, so that the test need not be patient.
+	b.call("Page.addScriptToEvaluateOnNewDocument", map[string]any{"source": "const wait = setTimeout; setTimeout = (f, ms) => wait(f, ms / 10);"})
+	mute.Store(true)
+	b.open(server.URL + "/")
+	b.await("document.body.classList.contains('stale') && document.getElementById('link').textContent.includes('no answer')")
+	mute.Store(false)
+	b.await("document.getElementById('link').textContent === 'live' && !document.body.classList.contains('stale')")
+	server.CloseClientConnections()
 }
 
 func TestPanelFindsARestartedDaemon(t *testing.T) {

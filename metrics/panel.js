@@ -63,20 +63,30 @@ panel.addEventListener('click', async (e) => {
   setTimeout(() => { e.target.textContent = 'Copy'; }, 2000);
 });
 
-// A daemon that is started anew is found again: the browser does so by itself after a broken connection, we
-// after an answer that is none.
+// silence is how long nothing may be heard, ms: two and a half heartbeats of server.go. A connection can die without
+// an error (a tunnel, a laptop that slept), and then the page must not say that it is live.
+const silence = 25000;
+
+// A daemon that is started anew is found again: a stream that has ended or is silent is left, and another one
+// tried after a second, whatever the browser would do by itself.
 function follow() {
   const source = new EventSource('/v1/events?as=panel');
+  let alive = setTimeout(lost, silence);
+  function lost() {
+    clearTimeout(alive);
+    source.close();
+    link.textContent = 'no answer from byokd; what is shown is what was last heard';
+    document.body.classList.add('stale');
+    setTimeout(follow, 1000);
+  }
+  source.addEventListener('error', lost);
   source.addEventListener('panel', (e) => {
+    clearTimeout(alive);
+    alive = setTimeout(lost, silence);
     const { html, time } = JSON.parse(e.data);
     link.textContent = 'live';
     document.body.classList.remove('stale');
     show(html, time);
-  });
-  source.addEventListener('error', () => {
-    link.textContent = 'no answer from byokd; what is shown is what was last heard';
-    document.body.classList.add('stale');
-    if (source.readyState === EventSource.CLOSED) setTimeout(follow, 1000);
   });
 }
 

@@ -26,7 +26,7 @@ const (
 	maxHeader    = 16 << 10
 	maxWatchers  = 32               // streams of /v1/events at once: open panels and `byokd status --watch`
 	refresh      = time.Second      // an open panel shows the traffic of the last seconds
-	heartbeat    = 10 * time.Second // a stream shows that it lives, and the clock of the countdown moves
+	heartbeat    = 10 * time.Second // a stream shows that it lives, and the clock of the countdown moves; panel.js waits for two and a half
 )
 
 //go:embed panel.html panel.css panel.js
