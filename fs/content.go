@@ -104,10 +104,8 @@ func (c *call) loadID(n *node) error {
 		return nil
 	}
 	fd := n.file.buffered()
-	var raw [len(seal.FileID{})]byte
-	if got, err := unix.Fgetxattr(fd, idAttribute, raw[:]); err == nil && got == len(raw) {
-		n.fileID, n.hasID = raw, true
-		return nil
+	if found, err := c.storedID(n, fd); found || err != nil {
+		return err
 	}
 	if n.lower > 0 {
 		if err := c.readLower(n, c.sealed[:block], 0); err != nil {
@@ -123,13 +121,34 @@ func (c *call) loadID(n *node) error {
 	return c.giveID(n, fd)
 }
 
-// idAttribute holds the file id beside block 0. It is set at creation, in the
-// transaction of the inode, and so never later than the data.
-const idAttribute = "user.byokd.id"
+// storedID takes the file's id from its extended attribute, which is set when the
+// file is made, in the transaction of the inode, and so never later than the data.
+func (c *call) storedID(n *node, fd int) (found bool, err error) {
+	var raw [seal.AttributesMax]byte
+	got, err := unix.Fgetxattr(fd, seal.IDAttribute, raw[:])
+	if err != nil {
+		return false, nil // block 0 has it, too
+	}
+	if !c.fs.sealsOwners() {
+		if got != len(n.fileID) {
+			return false, nil
+		}
+	} else {
+		n.owner.mu.Lock()
+		defer n.owner.mu.Unlock()
+		if err := c.learn(n, raw[:got], false); err != nil {
+			return false, err
+		}
+	}
+	if got >= len(n.fileID) {
+		n.fileID, n.hasID = seal.FileID(raw[:]), true
+	}
+	return n.hasID, nil
+}
 
 func (c *call) giveID(n *node, fd int) error {
 	id := seal.NewID()
-	if err := unix.Fsetxattr(fd, idAttribute, id[:], 0); err != nil {
+	if err := unix.Fsetxattr(fd, seal.IDAttribute, id[:], 0); err != nil {
 		return err
 	}
 	n.fileID, n.hasID = id, true
@@ -161,7 +180,7 @@ func (c *call) readPlain(n *node, dst []byte, off int64) (int, error) {
 
 // openBlock opens one block into dst and returns its length, or -1 for a hole.
 func (c *call) openBlock(n *node, index int64, dst []byte) (int, error) {
-	if length, ok := c.fs.hot.get(n.id, index, dst); ok {
+	if length, ok := c.fs.hot.get(n.serial, index, dst); ok {
 		return length, nil
 	}
 	one := c.block[:block]
@@ -322,7 +341,7 @@ func (c *call) writeBlock(n *node, index int64, plain []byte) error {
 // under writeback (dirty.go).
 func (c *call) store(n *node, sealed []byte, first int64) error {
 	last := first + int64(len(sealed))/block - 1
-	c.fs.hot.drop(n.id, first, last)
+	c.fs.hot.drop(n.serial, first, last)
 	if c.fs.track {
 		n.dirty.ask(n.file.buffered())
 	}
@@ -392,7 +411,7 @@ func (c *call) truncate(n *node, size int64) error {
 	case size == n.size:
 		return nil
 	case size == 0:
-		c.fs.hot.drop(n.id, 0, math.MaxInt64)
+		c.fs.hot.drop(n.serial, 0, math.MaxInt64)
 		if err := n.file.truncate(0); err != nil {
 			return err
 		}
@@ -423,7 +442,7 @@ func (c *call) shrink(n *node, size int64) error {
 			return err
 		}
 	}
-	c.fs.hot.drop(n.id, last+1, math.MaxInt64)
+	c.fs.hot.drop(n.serial, last+1, math.MaxInt64)
 	if err := n.file.truncate((last + 1) * block); err != nil {
 		return err
 	}

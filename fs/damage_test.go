@@ -129,7 +129,7 @@ func TestFileID(t *testing.T) {
 	v := newVolume(t, Options{})
 	want := writePattern(t, v.path("f"), 3*seal.BlockPayload)
 	v.damage(func(path string, _ []byte) {
-		if err := unix.Removexattr(path, idAttribute); err != nil {
+		if err := unix.Removexattr(path, seal.IDAttribute); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -286,7 +286,7 @@ func TestRefusals(t *testing.T) {
 	if err := v.fs.Mount(t.TempDir()); err == nil {
 		t.Error("mounted twice")
 	}
-	if _, err := CreateVolume(ctx, v.lower, v.guard, testBinding); err == nil {
+	if _, err := CreateVolume(ctx, v.lower, v.guard, testBinding, OwnershipLower); err == nil {
 		t.Error("created over a volume")
 	}
 
@@ -294,7 +294,7 @@ func TestRefusals(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(foreign, "accounts.db"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	_, err := CreateVolume(ctx, foreign, v.guard, testBinding)
+	_, err := CreateVolume(ctx, foreign, v.guard, testBinding, OwnershipLower)
 	if !errors.Is(err, ErrForeign) || !strings.Contains(err.Error(), "accounts.db") {
 		t.Errorf("foreign directory: %v", err)
 	}

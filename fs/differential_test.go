@@ -27,8 +27,9 @@ import (
 // BYOKD_SEED repeats a run.
 
 const (
-	opsEnv  = "BYOKD_OPS"
-	seedEnv = "BYOKD_SEED"
+	opsEnv   = "BYOKD_OPS"
+	seedEnv  = "BYOKD_SEED"
+	usersEnv = "BYOKD_TEST_USERS" // operations are those of several users
 
 	compareEvery = 500  // operations between two looks at the whole trees, ten times as many in runs of millions
 	remountEvery = 2500 // and between two remounts, the same
@@ -136,13 +137,29 @@ type differ struct {
 	rand  *rand.Rand
 	sides [2]*side
 	log   []string
+	users bool // not all operations are root's
+}
+
+// user is who does an operation.
+type user struct{ uid, gid int }
+
+// become has the thread act as a user towards filesystems: the kernel takes the
+// capabilities of root from it that concern them, and gives them back.
+func (u user) become() {
+	_, _ = unix.SetfsgidRetGid(u.gid)
+	_, _ = unix.SetfsuidRetUid(u.uid)
 }
 
 func prepareDifferential(mount, plain string) (func() (string, error), error) {
-	d := &differ{rand: rand.New(rand.NewPCG(numberFrom(seedEnv, 0), 0))}
+	d := &differ{rand: rand.New(rand.NewPCG(numberFrom(seedEnv, 0), 0)), users: os.Getenv(usersEnv) != ""}
 	for i, root := range []string{mount + "/tree", plain + "/tree"} {
 		if err := unix.Mkdir(root, 0o755); err != nil {
 			return nil, err
+		}
+		if d.users {
+			if err := unix.Chmod(root, 0o777); err != nil {
+				return nil, err
+			}
 		}
 		d.sides[i] = &side{root: root}
 		for j := range d.sides[i].fds {
@@ -189,8 +206,15 @@ type operation struct {
 func (d *differ) step() error {
 	op := drawing[d.rand.IntN(len(drawing))](d)
 	var saw [2]string
+	var as user
+	if d.users {
+		as = []user{{0, 0}, {1, 1}, {1, 1}, {1, 2}, {2, 1}, {2, 2}}[d.rand.IntN(6)]
+		op.what = fmt.Sprintf("as %d:%d %s", as.uid, as.gid, op.what)
+	}
 	for i, s := range d.sides {
+		as.become()
 		saw[i] = op.do(s)
+		user{}.become()
 	}
 	d.log = append(d.log, op.what+" = "+saw[1])
 	if len(d.log) > toldOfLast {

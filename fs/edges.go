@@ -46,7 +46,7 @@ func (c *call) prepare(n *node, e *edge, index int64) {
 	if index*block >= n.lower {
 		return // nothing
 	}
-	if length, ok := c.fs.hot.get(n.id, index, e.plain); ok {
+	if length, ok := c.fs.hot.get(n.serial, index, e.plain); ok {
 		e.n = length
 		return
 	}
@@ -84,9 +84,9 @@ func (e *edge) seal(cipher seal.FileCipher, index int64, place []byte) error {
 func (c *call) remember(n *node, first, last int64) {
 	head, tail := &c.edges[0], &c.edges[1]
 	if tail.plain != nil {
-		c.fs.hot.put(n.id, last, tail.plain[:tail.n])
+		c.fs.hot.put(n.serial, last, tail.plain[:tail.n])
 	}
 	if head.plain != nil && last-first <= 1 {
-		c.fs.hot.put(n.id, first, head.plain[:head.n])
+		c.fs.hot.put(n.serial, first, head.plain[:head.n])
 	}
 }

@@ -73,7 +73,7 @@ func (c *call) zero(n *node, off, end int64) error {
 	if holeFrom >= holeTo {
 		return nil
 	}
-	c.fs.hot.drop(n.id, holeFrom, holeTo-1)
+	c.fs.hot.drop(n.serial, holeFrom, holeTo-1)
 	return n.file.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, holeFrom*block, (holeTo-holeFrom)*block)
 }
 

@@ -33,7 +33,7 @@ type hotSet struct {
 }
 
 type hotBlock struct {
-	node  uint64 // 0, which is no node's id, where there is none
+	node  uint64 // its serial; 0 where there is none
 	index int64
 	n     int    // plain bytes, the length of the block
 	plain []byte // made at the first use

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"testing"
@@ -170,4 +171,57 @@ func BenchmarkOverwrite(b *testing.B) {
 			}
 		})
 	}
+}
+
+// TestHotBlocksOfAnother: a file that has the inode number of one that is gone has
+// nothing else of it, where the number is all that names it.
+func TestHotBlocksOfAnother(t *testing.T) {
+	v := newVolume(t, Options{tableOfIDs: true, Cache: Writethrough})
+	old := bytes.Repeat([]byte("old"), 4000)
+	reused := 0
+	for round := range 20 {
+		if err := os.WriteFile(v.path("old"), old, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		inode := inodeOf(t, v.path("old"))
+		known := v.fs.Stats().Inodes
+		if err := os.Remove(v.path("old")); err != nil {
+			t.Fatal(err)
+		}
+		await(t, func() string { return "the kernel remembers the file" }, func() bool { return v.fs.Stats().Inodes < known })
+		f := v.create(fmt.Sprint("new-", round))
+		for _, off := range []int64{20_000, 9_000} { // a hole between, a part of which is then written
+			if _, err := f.WriteAt([]byte("n"), off); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if inodeOf(t, f.Name()) == inode {
+			reused++
+		}
+		v.dropPages(f)
+		got := make([]byte, 20_001)
+		if _, err := f.ReadAt(got, 0); err != nil {
+			t.Fatal(err)
+		}
+		want := make([]byte, 20_001)
+		want[9_000], want[20_000] = 'n', 'n'
+		if !bytes.Equal(got, want) {
+			t.Fatalf("round %d: %.40q at %d", round, got[firstDifference(got, want):], firstDifference(got, want))
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if reused == 0 {
+		t.Skip("the lower filesystem gave no inode number twice")
+	}
+}
+
+func inodeOf(t *testing.T, path string) uint64 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Ino
 }

@@ -12,7 +12,8 @@ import (
 // A node is what we remember of a lower inode that the kernel knows, or has
 // open. All of it can be found again from the lower inode.
 type node struct {
-	id uint64
+	id     uint64
+	serial uint64 // no other node has or had it, whereas the id of a file that is gone may be a new one's
 
 	// Changed under nodeTable.mu (using: raised under it), read without.
 	lookups atomic.Int64 // the kernel's references by name
@@ -37,6 +38,8 @@ type node struct {
 	maybe  bool         // or may have, for all that an earlier process said; guarded by nodeTable.mu
 	entry  uint32       // in the journal, + 1; 0 when it is in none; guarded by nodeTable.mu
 	file   lowerFile
+
+	owner ownership // in volumes with sealed ownership
 
 	ranges blockRanges // of those who share content
 	dirty  dirtyBlocks // what of the lower file must not be changed in its page
@@ -117,10 +120,12 @@ func (f *failures) since(seen uint64) (uint64, error) {
 // nodeTable holds the nodes by id.
 type nodeTable struct {
 	ids       lowerIDs
-	heldPaths atomic.Int32 // O_PATH descriptors open
-	directs   atomic.Int32 // descriptors with O_DIRECT open
-	fault     faultBelow   // of new nodes; nil but in tests
-	resumed   bool         // the kernel may know nodes from a predecessor; fixed before requests come
+	root      *node
+	made      atomic.Uint64 // nodes so far
+	heldPaths atomic.Int32  // O_PATH descriptors open
+	directs   atomic.Int32  // descriptors with O_DIRECT open
+	fault     faultBelow    // of new nodes; nil but in tests
+	resumed   bool          // the kernel may know nodes from a predecessor; fixed before requests come
 
 	forgetOrphan func(id uint64) // of a passed mount; fixed before requests come
 	journal      *journal        // where nodes that the kernel knows are recorded; nil without, fixed before the mount
@@ -142,11 +147,12 @@ func newNodeTable(ids lowerIDs, root int) *nodeTable {
 	r.lookups.Store(1)
 	r.pinned.Store(true)
 	t.byID[fuse.FUSE_ROOT_ID] = r
+	t.root = r
 	return t
 }
 
 func (t *nodeTable) newNode(id uint64) *node {
-	n := &node{id: id}
+	n := &node{id: id, serial: t.made.Add(1)}
 	n.file.fault, n.file.directs = t.fault, &t.directs
 	return n
 }

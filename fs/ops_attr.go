@@ -66,6 +66,9 @@ func (c *call) fill(n *node, st *unix.Stat_t, out *fuse.Attr) error {
 		Blksize: block,
 		Size:    uint64(st.Size),
 	}
+	if c.fs.sealsOwners() {
+		return c.fillSealed(n, st, out)
+	}
 	var err error
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
@@ -105,7 +108,7 @@ func (c *call) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut)
 	}
 	fd, err := c.descriptor(n)
 	if err == nil {
-		err = c.setOwnerAndMode(fd, in)
+		err = c.setOwnerAndMode(n, fd, in)
 	}
 	if err == nil {
 		err = setTimes(fd, in)
@@ -129,7 +132,10 @@ func (c *call) resize(n *node, size int64) error {
 	return c.truncate(n, size)
 }
 
-func (c *call) setOwnerAndMode(fd int, in *fuse.SetAttrIn) error {
+func (c *call) setOwnerAndMode(n *node, fd int, in *fuse.SetAttrIn) error {
+	if c.fs.sealsOwners() {
+		return c.changeOwnership(n, in)
+	}
 	uid, setUID := in.GetUID()
 	gid, setGID := in.GetGID()
 	if setUID || setGID {
@@ -150,32 +156,35 @@ func (c *call) setOwnerAndMode(fd int, in *fuse.SetAttrIn) error {
 		}
 	}
 	// What asks for nothing is chown(-1, -1), which takes the set-id bits too.
-	const nothing = fuse.FATTR_FH | fuse.FATTR_LOCKOWNER | fuse.FATTR_CTIME
-	if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 || in.Valid&^nothing == 0 {
-		return killSUIDGID(fd)
+	if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 || in.Valid&^fuseNothing == 0 {
+		return c.killSUIDGID(fd, setUID || setGID || in.Valid&^fuseNothing == 0)
 	}
 	return nil
 }
 
+// fuseNothing is what a SETATTR may say that asks for nothing.
+const fuseNothing = fuse.FATTR_FH | fuse.FATTR_LOCKOWNER | fuse.FATTR_CTIME
+
 // killSUIDGID does what a write by an unprivileged caller does to the set-id
-// bits: the kernel leaves it to us (FUSE_HANDLE_KILLPRIV_V2). The set-group-id
-// bit stays where it means mandatory locking, without group execution.
-func killSUIDGID(fd int) error {
+// bits: the kernel leaves it to us (FUSE_HANDLE_KILLPRIV_V2).
+func (c *call) killSUIDGID(fd int, rootMay bool) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		return nil
-	}
-	mode := st.Mode &^ unix.S_ISUID
-	if mode&unix.S_IXGRP != 0 {
-		mode &^= unix.S_ISGID
-	}
+	mode := c.withoutSetID(st.Mode, st.Gid, rootMay)
 	if mode == st.Mode {
 		return nil
 	}
 	return unix.Chmod(procFD(fd), mode&0o7777)
+}
+
+// killSetID is killSUIDGID for a file that is open.
+func (c *call) killSetID(n *node) error {
+	if c.fs.sealsOwners() {
+		return c.killSealedSetID(n)
+	}
+	return c.killSUIDGID(n.file.buffered(), false)
 }
 
 func setTimes(fd int, in *fuse.SetAttrIn) error {

@@ -119,6 +119,9 @@ func (c *call) list(in *fuse.ReadIn, add func(dir int, sealed string, e fuse.Dir
 			rest = rest[e.Parse(rest):]
 			sealed := e.Name
 			plain, ok := c.plainName(h.node, sealed)
+			if ok {
+				e.Mode = c.kindOf(s.fd, sealed, e.Mode)
+			}
 			if e.Name = plain; ok && !add(s.fd, sealed, e) {
 				return nil // the descriptor stands further on than s.pos: the next call seeks
 			}

@@ -12,6 +12,9 @@ func (c *call) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.
 		return c.fail(err)
 	}
 	n.content.RUnlock()
+	if err := c.openable(n); err != nil {
+		return c.fail(err)
+	}
 	c.askAgain(n)
 	return c.fail(c.handle(n, in.Flags, out))
 }
@@ -33,15 +36,17 @@ func (c *call) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fu
 	if err != nil {
 		return c.fail(err)
 	}
-	fd, id, err := c.newFile(dir, sealed, in.Mode, in.Owner)
+	f, err := c.newFile(dir, sealed, &in.InHeader, in.Mode)
 	if err != nil {
 		return c.fail(err)
 	}
-	return c.fail(c.openNew(fd, id, dir, sealed, in.Flags, out))
+	return c.fail(c.openNew(f, dir, sealed, in.Flags, out))
 }
 
-// openNew makes a node and a handle of a file just created; fd becomes theirs.
-func (c *call) openNew(fd int, id seal.FileID, dir int, sealed string, flags uint32, out *fuse.CreateOut) error {
+// openNew makes a node and a handle of a file just created; its descriptor becomes
+// theirs.
+func (c *call) openNew(f newFile, dir int, sealed string, flags uint32, out *fuse.CreateOut) error {
+	fd := f.fd
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		unix.Close(fd)
@@ -62,7 +67,12 @@ func (c *call) openNew(fd int, id seal.FileID, dir int, sealed string, flags uin
 	n.file.adopt(fd)
 	n.dirty.fresh()
 	n.meta.Unlock()
-	n.known, n.hasID, n.fileID, n.size, n.lower = true, true, id, 0, 0
+	n.known, n.hasID, n.fileID, n.size, n.lower = true, true, f.id, 0, 0
+	if c.fs.sealsOwners() {
+		n.owner.mu.Lock()
+		n.owner.known, n.owner.attributes, n.owner.id, n.owner.hasID, n.owner.damaged = true, f.attributes, f.id, true, false
+		n.owner.mu.Unlock()
+	}
 	n.content.Unlock()
 	if sealed == "" {
 		if c.record != nil {
@@ -86,17 +96,17 @@ func (c *call) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut
 		return c.fail(err)
 	}
 	fd, err := ignoringEINTR(func() (int, error) {
-		return unix.Open(procFD(dir), unix.O_TMPFILE|unix.O_RDWR|unix.O_NOATIME|unix.O_CLOEXEC, in.Mode&0o7777)
+		return unix.Open(procFD(dir), unix.O_TMPFILE|unix.O_RDWR|unix.O_NOATIME|unix.O_CLOEXEC, c.modeBelow(in.Mode))
 	})
 	if err != nil {
 		return c.fail(err)
 	}
-	id, err := c.dressFile(dir, fd, in.Mode, in.Owner)
+	f, err := c.dressFile(dir, fd, &in.InHeader, in.Mode)
 	if err != nil {
 		unix.Close(fd)
 		return c.fail(err)
 	}
-	return c.fail(c.openNew(fd, id, -1, "", in.Flags, out))
+	return c.fail(c.openNew(f, -1, "", in.Flags, out))
 }
 
 // readFile serves READ into dst and returns how much there was.
@@ -137,7 +147,7 @@ func (c *call) writeFile(in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 		return 0, c.fail(err)
 	}
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
-		if err := killSUIDGID(n.file.buffered()); err != nil {
+		if err := c.killSetID(n); err != nil {
 			return 0, c.fail(err)
 		}
 	}

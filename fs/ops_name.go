@@ -120,16 +120,33 @@ func (c *call) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse
 	if err != nil {
 		return c.fail(err)
 	}
-	if err := unix.Mkdirat(dir, sealed, in.Mode&0o7777); err != nil && !c.madeBefore(err) {
+	if c.fs.sealsOwners() {
+		a, err := c.newborn(in.NodeId, unix.S_IFDIR|in.Mode, 0, in.Owner)
+		if err == nil {
+			err = c.makeDirectory(dir, sealed, a)
+		}
+		if err != nil {
+			return c.fail(err)
+		}
+	} else if err := unix.Mkdirat(dir, sealed, in.Mode&0o7777); err != nil && !c.madeBefore(err) {
 		return c.fail(err)
 	}
-	if err = c.giveTo(dir, dir, sealed, in.Owner, in.Mode); err == nil {
+	return c.fail(c.present(dir, sealed, in.Owner, in.Mode, unix.AT_REMOVEDIR, out))
+}
+
+// present names an inode that was just made to the kernel, after its lower owner and
+// mode are right. On error nothing is left; flags are those of its removal.
+func (c *call) present(dir int, sealed string, owner fuse.Owner, mode uint32, flags int, out *fuse.EntryOut) (err error) {
+	if !c.fs.sealsOwners() {
+		err = c.giveTo(dir, dir, sealed, owner, mode)
+	}
+	if err == nil {
 		err = c.entry(dir, sealed, out)
 	}
 	if err != nil {
-		_ = unix.Unlinkat(dir, sealed, unix.AT_REMOVEDIR)
+		_ = unix.Unlinkat(dir, sealed, flags)
 	}
-	return c.fail(err)
+	return err
 }
 
 func (c *call) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
@@ -138,59 +155,94 @@ func (c *call) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse
 		return c.fail(err)
 	}
 	if in.Mode&unix.S_IFMT == unix.S_IFREG {
-		fd, _, err := c.newFile(dir, sealed, in.Mode, in.Owner)
+		f, err := c.newFile(dir, sealed, &in.InHeader, in.Mode)
 		if err != nil {
 			return c.fail(err)
 		}
-		unix.Close(fd)
+		unix.Close(f.fd)
 		if err = c.entry(dir, sealed, out); err != nil {
 			_ = unix.Unlinkat(dir, sealed, 0)
 		}
 		return c.fail(err)
 	}
-	if err := unix.Mknodat(dir, sealed, in.Mode, int(in.Rdev)); err != nil && !c.madeBefore(err) {
+	if c.fs.sealsOwners() {
+		a, err := c.newborn(in.NodeId, in.Mode, in.Rdev, in.Owner)
+		if err == nil {
+			err = c.makeSpecial(dir, sealed, a, "")
+		}
+		if err != nil {
+			return c.fail(err)
+		}
+	} else if err := unix.Mknodat(dir, sealed, in.Mode, int(in.Rdev)); err != nil && !c.madeBefore(err) {
 		return c.fail(err)
 	}
-	if err = c.giveTo(dir, dir, sealed, in.Owner, in.Mode); err == nil {
-		err = c.entry(dir, sealed, out)
-	}
-	if err != nil {
-		_ = unix.Unlinkat(dir, sealed, 0)
-	}
-	return c.fail(err)
+	return c.fail(c.present(dir, sealed, in.Owner, in.Mode, 0, out))
 }
 
-// newFile makes an empty regular file with an id. On error nothing is left.
-func (c *call) newFile(dir int, sealed string, mode uint32, owner fuse.Owner) (int, seal.FileID, error) {
+// newFile is a regular file that was just made.
+type newFile struct {
+	fd         int
+	id         seal.FileID
+	attributes seal.Attributes // with sealed ownership
+}
+
+// modeBelow is the mode with which the lower file of one of this mode is made.
+func (c *call) modeBelow(mode uint32) uint32 {
+	if c.fs.sealsOwners() {
+		return lowerMode
+	}
+	return mode & 0o7777
+}
+
+// newFile makes an empty regular file with an id, in the directory and for the caller
+// that the header names. On error nothing is left.
+func (c *call) newFile(dir int, sealed string, header *fuse.InHeader, mode uint32) (newFile, error) {
 	flags := unix.O_RDWR | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_NOATIME | unix.O_CLOEXEC
 	if c.repeated() {
 		flags &^= unix.O_EXCL // made before; who had it could not write to it yet
 	}
-	fd, err := ignoringEINTR(func() (int, error) { return unix.Openat(dir, sealed, flags, mode&0o7777) })
+	fd, err := ignoringEINTR(func() (int, error) { return unix.Openat(dir, sealed, flags, c.modeBelow(mode)) })
 	if err != nil {
-		return -1, seal.FileID{}, err
+		return newFile{}, err
 	}
-	id, err := c.dressFile(dir, fd, mode, owner)
+	f, err := c.dressFile(dir, fd, header, mode)
 	if err != nil {
 		unix.Close(fd)
 		_ = unix.Unlinkat(dir, sealed, 0)
-		return -1, seal.FileID{}, err
 	}
-	return fd, id, nil
+	return f, err
 }
 
-func (c *call) dressFile(dir, fd int, mode uint32, owner fuse.Owner) (seal.FileID, error) {
-	id := seal.NewID()
-	if err := unix.Fsetxattr(fd, idAttribute, id[:], 0); err != nil {
-		return id, err
+// dressFile gives a file that was just made its id, owner and mode.
+func (c *call) dressFile(dir, fd int, header *fuse.InHeader, mode uint32) (newFile, error) {
+	f := newFile{fd: fd, id: seal.NewID()}
+	if c.fs.sealsOwners() {
+		var err error
+		if f.attributes, err = c.newborn(header.NodeId, unix.S_IFREG|mode&0o7777, 0, header.Owner); err == nil {
+			err = c.dressSealed(fd, f.id, f.attributes)
+		}
+		return f, err
 	}
-	return id, c.giveTo(dir, fd, "", owner, mode)
+	if err := unix.Fsetxattr(fd, seal.IDAttribute, f.id[:], 0); err != nil {
+		return f, err
+	}
+	return f, c.giveTo(dir, fd, "", header.Owner, mode)
 }
 
 func (c *call) Symlink(_ <-chan struct{}, header *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
 	dir, sealed, err := c.dir(header.NodeId, name)
 	if err != nil {
 		return c.fail(err)
+	}
+	if c.fs.sealsOwners() {
+		a, err := c.newborn(header.NodeId, unix.S_IFLNK|0o777, 0, header.Owner)
+		if err == nil {
+			err = c.makeSpecial(dir, sealed, a, target)
+		}
+		if err != nil {
+			return c.fail(err)
+		}
+		return c.fail(c.present(dir, sealed, header.Owner, 0, 0, out))
 	}
 	var hidden []byte
 	root := c.root()
@@ -201,13 +253,7 @@ func (c *call) Symlink(_ <-chan struct{}, header *fuse.InHeader, target, name st
 	if err := unix.Symlinkat(string(hidden), dir, sealed); err != nil && !c.madeBefore(err) {
 		return c.fail(err)
 	}
-	if err = c.giveTo(dir, dir, sealed, header.Owner, 0); err == nil {
-		err = c.entry(dir, sealed, out)
-	}
-	if err != nil {
-		_ = unix.Unlinkat(dir, sealed, 0)
-	}
-	return c.fail(err)
+	return c.fail(c.present(dir, sealed, header.Owner, 0, 0, out))
 }
 
 func (c *call) Readlink(_ <-chan struct{}, header *fuse.InHeader) ([]byte, fuse.Status) {
@@ -217,6 +263,9 @@ func (c *call) Readlink(_ <-chan struct{}, header *fuse.InHeader) ([]byte, fuse.
 
 // target reads the plain target of a symlink.
 func (c *call) target(n *node) ([]byte, error) {
+	if c.fs.sealsOwners() {
+		return c.sealedTarget(n)
+	}
 	fd, err := c.fs.nodes.pathFD(n)
 	if err != nil {
 		return nil, err

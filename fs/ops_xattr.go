@@ -27,7 +27,8 @@ func servedAttribute(name string) bool {
 
 // attributeOwner returns the path by which an inode's attributes are reached,
 // and the id their values are bound to.
-func (c *call) attributeOwner(node uint64) (string, seal.FileID, error) {
+// With give, what has none gets one.
+func (c *call) attributeOwner(node uint64, give bool) (string, seal.FileID, error) {
 	n := c.use(node)
 	fd, err := c.descriptor(n)
 	if err != nil {
@@ -36,6 +37,10 @@ func (c *call) attributeOwner(node uint64) (string, seal.FileID, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return "", seal.FileID{}, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG && c.fs.sealsOwners() {
+		id, err := c.directoryID(n, fd, give)
+		return procFD(fd), id, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return procFD(fd), seal.FileID{}, nil // directories have no id; the name and the kind are bound
@@ -51,7 +56,7 @@ func (c *call) GetXAttr(_ <-chan struct{}, header *fuse.InHeader, name string, d
 	if !servedAttribute(name) {
 		return 0, c.fail(unix.ENODATA)
 	}
-	path, id, err := c.attributeOwner(header.NodeId)
+	path, id, err := c.attributeOwner(header.NodeId, false)
 	if err != nil {
 		return 0, c.fail(err)
 	}
@@ -101,7 +106,7 @@ func (c *call) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, val
 	if !servedAttribute(name) {
 		return c.fail(unix.EOPNOTSUPP)
 	}
-	path, id, err := c.attributeOwner(in.NodeId)
+	path, id, err := c.attributeOwner(in.NodeId, true)
 	if err != nil {
 		return c.fail(err)
 	}
@@ -127,7 +132,7 @@ func (c *call) RemoveXAttr(_ <-chan struct{}, header *fuse.InHeader, name string
 	if !servedAttribute(name) {
 		return c.fail(unix.EOPNOTSUPP)
 	}
-	path, _, err := c.attributeOwner(header.NodeId)
+	path, _, err := c.attributeOwner(header.NodeId, false)
 	if err != nil {
 		return c.fail(err)
 	}

@@ -79,7 +79,7 @@ var rewrapBinding = keyguard.Binding{Cluster: "acme", Resource: "volume/orchestr
 func (k *keys) volume() string {
 	k.Helper()
 	lower := k.TempDir()
-	if _, err := CreateVolume(k.Context(), lower, k.guard(k.a), rewrapBinding); err != nil {
+	if _, err := CreateVolume(k.Context(), lower, k.guard(k.a), rewrapBinding, OwnershipLower); err != nil {
 		k.Fatal(err)
 	}
 	return lower

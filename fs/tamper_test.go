@@ -199,9 +199,9 @@ func TestTampering(t *testing.T) {
 		exchange()
 	})
 	t.Run("another file's id", func(t *testing.T) {
-		id, err := readAttribute(s.lower["b"], idAttribute)
+		id, err := readAttribute(s.lower["b"], seal.IDAttribute)
 		if err == nil {
-			err = unix.Setxattr(s.lower["a"], idAttribute, id, 0)
+			err = unix.Setxattr(s.lower["a"], seal.IDAttribute, id, 0)
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -223,7 +223,7 @@ func TestForeignHeader(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	other := t.TempDir()
-	if _, err := CreateVolume(ctx, other, v.guard, testBinding); err != nil {
+	if _, err := CreateVolume(ctx, other, v.guard, testBinding, OwnershipLower); err != nil {
 		t.Fatal(err)
 	}
 	at := func(dir string) string { return filepath.Join(dir, seal.VolumeHeaderName) }

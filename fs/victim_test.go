@@ -35,6 +35,9 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if dir := os.Getenv(unprivilegedVariable); dir != "" {
+		os.Exit(serveUnprivileged(dir))
+	}
 	switch dir := os.Getenv(keptVariable); {
 	case dir == "":
 	case os.Getenv(keptVariable+"_KEEPER") != "":

@@ -60,11 +60,39 @@ func emptyOrForeign(lower string) error {
 		ErrForeign, lower, strings.Join(foreign, ", "), seal.VolumeHeaderName)
 }
 
+// Ownership says where a volume keeps owners, groups and modes. It is chosen when
+// the volume is made.
+type Ownership uint8
+
+const (
+	// OwnershipLower has them on the lower files, which takes the privileges to give
+	// files away and to open those of others.
+	OwnershipLower Ownership = iota
+	// OwnershipSealed has them sealed beside lower files that are all byokd's own,
+	// which takes none.
+	OwnershipSealed
+)
+
+func (o Ownership) String() string {
+	if o == OwnershipSealed {
+		return "sealed"
+	}
+	return "lower"
+}
+
+// OwnershipOf is that of a volume.
+func OwnershipOf(h seal.VolumeHeader) Ownership {
+	if h.SealedOwnership {
+		return OwnershipSealed
+	}
+	return OwnershipLower
+}
+
 // CreateVolume makes a volume of an empty lower directory: a new root key,
 // wrapped by the guard's KMS key under binding b, in a header that is durable
 // when CreateVolume returns. It waits while the key is not usable. A directory
 // that is not empty is refused (ErrForeign).
-func CreateVolume(ctx context.Context, lower string, g *keyguard.Guard, b keyguard.Binding) (seal.VolumeHeader, error) {
+func CreateVolume(ctx context.Context, lower string, g *keyguard.Guard, b keyguard.Binding, o Ownership) (seal.VolumeHeader, error) {
 	_, err := ReadHeader(lower)
 	if err == nil {
 		return seal.VolumeHeader{}, fmt.Errorf("%s is a byokd volume already", lower)
@@ -77,15 +105,21 @@ func CreateVolume(ctx context.Context, lower string, g *keyguard.Guard, b keygua
 		return seal.VolumeHeader{}, err
 	}
 	header := seal.VolumeHeader{
-		Volume:      id,
-		Generation:  1,
-		KeyARN:      g.Status().KeyARN,
-		Binding:     b.Context(),
-		WrappedRoot: wrapped,
-		Probe:       g.ProbeCiphertext(),
+		Volume:          id,
+		Generation:      1,
+		SealedOwnership: o == OwnershipSealed,
+		KeyARN:          g.Status().KeyARN,
+		Binding:         b.Context(),
+		WrappedRoot:     wrapped,
+		Probe:           g.ProbeCiphertext(),
 	}
 	mark := seal.VolumeMark{Volume: id, Generation: header.Generation}
 	err = withRoot(ctx, g, id, wrapped, b, func(root *seal.Root) error {
+		if header.SealedOwnership { // before there is a header: the root is never without
+			if err := sealRootOwnership(root, lower); err != nil {
+				return err
+			}
+		}
 		if header, err = root.SignVolumeHeader(header); err != nil {
 			return err
 		}

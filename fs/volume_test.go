@@ -108,6 +108,8 @@ type volume struct {
 	stop   context.CancelFunc
 	ended  chan struct{}
 	option Options
+
+	ownership Ownership
 }
 
 var testBinding = keyguard.Binding{Cluster: "test", Resource: "volume"}
@@ -144,6 +146,9 @@ func newVolume(t testing.TB, o Options) *volume {
 func newVolumeIn(t testing.TB, dir string, o Options) *volume {
 	t.Helper()
 	v := &volume{t: t, kms: newMemoryKMS(), lower: filepath.Join(dir, "lower"), mount: filepath.Join(dir, "mount"), option: o}
+	if os.Getenv(ownershipVariable) == OwnershipSealed.String() {
+		v.ownership = OwnershipSealed
+	}
 	for _, d := range []string{v.lower, v.mount} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			t.Fatal(err)
@@ -152,7 +157,7 @@ func newVolumeIn(t testing.TB, dir string, o Options) *volume {
 	v.start()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	if _, err := CreateVolume(ctx, v.lower, v.guard, testBinding); err != nil {
+	if _, err := CreateVolume(ctx, v.lower, v.guard, testBinding, v.ownership); err != nil {
 		t.Fatal(err)
 	}
 	v.open()
@@ -184,6 +189,9 @@ func (v *volume) start() {
 // journalVariable has every volume under test keep a journal, though nobody will
 // ever go on with it.
 const journalVariable = "BYOKD_TEST_JOURNAL"
+
+// ownershipVariable has every volume under test made with that ownership.
+const ownershipVariable = "BYOKD_TEST_OWNERSHIP"
 
 // open mounts the volume.
 func (v *volume) open() {

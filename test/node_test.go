@@ -163,6 +163,10 @@ func TestNodeDriver(t *testing.T) {
 		return string(text)
 	}
 	shell("mkdir -p a/b; dd if=/dev/urandom of=a/b/data bs=1M count=8 status=none; sync a/b/data; sha256sum a/b/data > sums; ln -s a/b/data link; mv sums sums2")
+	// Users of their own, though byokd is nobody.
+	if failed := s.needing(); len(failed) > 0 {
+		t.Errorf("a byokd without privileges does not do these for others: %v", failed)
+	}
 	// Frozen: the root answers, a reader waits and can be killed, and goes on at the thaw.
 	s.key(kmstest.KeyCommand{Do: "disable"})
 	s.awaitGate(keyguard.Frozen)

@@ -35,6 +35,9 @@ func confined(names ...string) option {
 	}
 }
 
+// lowerOwners has the volume keep owners on its lower files, which takes privileges.
+func lowerOwners(s *stack) { s.ownership = "lower" }
+
 // needing runs the calls in the mount and returns the names of those that fail.
 func (s *stack) needing() (failed []string) {
 	s.t.Helper()
@@ -61,7 +64,7 @@ func TestCapabilities(t *testing.T) {
 		all = append(all, c.name)
 	}
 	t.Run("all", func(t *testing.T) {
-		s := newStack(t, shipped, confined(all...))
+		s := newStack(t, shipped, lowerOwners, confined(all...))
 		assertPrivileges(s, len(all))
 		if failed := s.needing(); len(failed) > 0 {
 			t.Errorf("with all of %v these fail: %v", all, failed)
@@ -69,9 +72,18 @@ func TestCapabilities(t *testing.T) {
 		s.assertServes("with few capabilities")
 		s.stopDaemon()
 	})
+	t.Run("sealed owners", func(t *testing.T) {
+		s := newStack(t, shipped, confined("sys_admin")) // to mount
+		assertPrivileges(s, 1)
+		if failed := s.needing(); len(failed) > 0 {
+			t.Errorf("with owners that are sealed these fail: %v", failed)
+		}
+		s.assertServes("with sealed owners")
+		s.stopDaemon()
+	})
 	for _, c := range volumeCapabilities {
 		t.Run("without "+c.name, func(t *testing.T) {
-			s := newStack(t, shipped, confined(slices.DeleteFunc(slices.Clone(all), func(name string) bool { return name == c.name })...))
+			s := newStack(t, shipped, lowerOwners, confined(slices.DeleteFunc(slices.Clone(all), func(name string) bool { return name == c.name })...))
 			if failed := s.needing(); !slices.Contains(failed, c.name) {
 				t.Errorf("it is not needed")
 			}

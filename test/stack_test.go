@@ -110,6 +110,7 @@ type stack struct {
 	launch     []string        // a program with arguments that byokd is started by, if any
 	container  func() *process // starts byokd in a container, if set
 	keeper     bool            // the mount outlives its worker
+	ownership  string          // volume.ownership; auto where empty
 	volumeless bool            // byokd has buckets only, and its files belong to nobody
 	socket     string          // of the node driver that mounts; byokd's files belong to nobody then
 	holdFor    time.Duration   // of a request of a frozen bucket
@@ -229,6 +230,9 @@ stopTimeout: %v
 		s.holdFor, s.cloud, s.cloud, strings.TrimPrefix(s.admin, "http://"), s.dir+"/audit.jsonl", stopTimeout)
 	if s.keeper {
 		config = strings.Replace(config, "volume: {", "volume: {keeper: on, ", 1)
+	}
+	if s.ownership != "" {
+		config = strings.Replace(config, "volume: {", fmt.Sprintf("volume: {ownership: %s, ", s.ownership), 1)
 	}
 	if s.socket != "" {
 		config = strings.Replace(config, "volume: {", fmt.Sprintf("volume: {mountSocket: %q, ", s.socket), 1)

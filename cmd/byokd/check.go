@@ -184,6 +184,8 @@ func nextStep(r volumeread.Reason) string {
 		return "Somebody has put another file's first block here: restore the lower file from a snapshot, and look who can write to the disk."
 	case volumeread.Foreign:
 		return "byokd did not write this name and does not show it. Move it out of the lower directory, and look who can write to the disk."
+	case volumeread.NoOwner:
+		return "What is in it can be read. Its owner and mode are lost: it belongs to root and nobody else; as root, chown and chmod it through the mount. If the machine has not just lost power, look who can write to the disk."
 	case volumeread.Unreadable:
 		return "The disk below does not give it. Look into the kernel's log (dmesg) and replace the disk; restore from a snapshot."
 	default:

@@ -219,7 +219,7 @@ func (m *mending) Still(_ int, first, last int64, read func()) error {
 // TestCheckLooksAgain: a block of a volume in use that does not open is looked at again while its writers are held
 // off. What opens then was never damaged; what does not is.
 func TestCheckLooksAgain(t *testing.T) {
-	s := newVolumeSite(t)
+	s := newVolumeSite(t, ownershipAuto)
 	target := s.lowerOf(t, 40_000)
 	m := &mending{t: t, path: target, at: 3*seal.BlockSize + 100}
 	flip(t, target, m.at)

@@ -24,11 +24,19 @@ type volumeSite struct {
 	plain map[string]string // what describe says of the tree through the mount
 }
 
-func newVolumeSite(t *testing.T) *volumeSite {
+// ownerships runs a test with volumes of either kind.
+func ownerships(t *testing.T, test func(t *testing.T, ownership string)) {
+	for _, ownership := range []string{ownershipLower, ownershipSealed} {
+		t.Run(ownership, func(t *testing.T) { test(t, ownership) })
+	}
+}
+
+func newVolumeSite(t *testing.T, ownership string) *volumeSite {
 	t.Helper()
 	needMounts(t)
 	setTenant(t)
 	s := &volumeSite{site: newSite(t)}
+	s.configure(t, map[string]string{"volume: {": "volume: {ownership: " + ownership + ", "})
 	p := s.start(t)
 	p.awaitState(t, exitOK)
 	must := func(err error) {
@@ -48,6 +56,11 @@ func newVolumeSite(t *testing.T) *volumeSite {
 	must(os.Link(at("one"), at("dir/same")))
 	must(unix.Setxattr(at("one"), "user.note", []byte("remember"), 0))
 	must(unix.Mkfifo(at("pipe"), 0o600))
+	must(os.Chown(at("dir/below"), 1001, 1000))
+	must(os.Chmod(at("dir/below"), 0o750|os.ModeSetgid))
+	must(os.Chown(at("one"), 1<<32-2, 7))
+	must(os.Lchown(at("link"), 5, 6))
+	must(os.Chmod(at("one"), 0o750|os.ModeSetuid))
 	for i, name := range []string{"empty", "one", "dir/journal", "dir/below/large", "to-damage", "sparse"} {
 		must(os.Chtimes(at(name), time.Unix(1e9, 5), time.Unix(1e9+int64(i), 7)))
 	}
@@ -159,8 +172,10 @@ func lowerOfSize(t *testing.T, lower string, plainSize int64) string {
 	return found
 }
 
-func TestRestoreVolume(t *testing.T) {
-	s := newVolumeSite(t)
+func TestRestoreVolume(t *testing.T) { ownerships(t, testRestoreVolume) }
+
+func testRestoreVolume(t *testing.T, ownership string) {
+	s := newVolumeSite(t, ownership)
 	var report checkReport
 	s.check(t, &report, exitOK)
 	if !report.Sound || report.Files != 6 || report.Directories != 3 || report.Others != 2 || report.FaultyBytes != 0 || len(report.Faults) != 0 {
@@ -234,8 +249,10 @@ func flip(t *testing.T, path string, at int64) {
 }
 
 // TestCheckFindsDamage: each kind of damage is told with the file, the place and the reason, and nothing else is.
-func TestCheckFindsDamage(t *testing.T) {
-	s := newVolumeSite(t)
+func TestCheckFindsDamage(t *testing.T) { ownerships(t, testCheckFindsDamage) }
+
+func testCheckFindsDamage(t *testing.T, ownership string) {
+	s := newVolumeSite(t, ownership)
 	target, large := s.lowerOf(t, 40_000), s.lowerOf(t, 3<<20)
 	for _, c := range []struct {
 		name   string
@@ -305,6 +322,92 @@ func TestCheckFindsDamage(t *testing.T) {
 		})
 	}
 	s.check(t, nil, exitOK)
+}
+
+// TestCheckFindsLostOwners: owners and modes that are sealed are checked, too, and damaged ones cost nothing else.
+func TestCheckFindsLostOwners(t *testing.T) {
+	s := newVolumeSite(t, ownershipSealed)
+	one, link := s.lowerOf(t, 1), ""
+	must(t, filepath.WalkDir(s.lower, func(path string, d fs.DirEntry, err error) error {
+		if _, noTarget := unix.Lgetxattr(path, seal.TargetAttribute, nil); noTarget == nil {
+			link = path
+		}
+		return err
+	}))
+	value := func(path, name string) []byte {
+		b := make([]byte, 4096)
+		n, err := unix.Lgetxattr(path, name, b)
+		must(t, err)
+		return b[:n]
+	}
+	set := func(path, name string, value []byte) { must(t, unix.Lsetxattr(path, name, value, 0)) }
+	large, below := s.lowerOf(t, 3<<20), filepath.Dir(s.lowerOf(t, 3<<20))
+	for _, c := range []struct {
+		name, path string // the first of the file's names
+		reason     volumeread.Reason
+		damage     func()
+	}{
+		{"lost", "dir/same", volumeread.NoOwner, func() { must(t, unix.Removexattr(one, seal.IDAttribute)) }},
+		{"changed", "dir/same", volumeread.NoOwner, func() {
+			changed := value(one, seal.IDAttribute)
+			changed[30] ^= 1
+			set(one, seal.IDAttribute, changed)
+		}},
+		{"another file's", "dir/same", volumeread.NoOwner, func() {
+			set(one, seal.IDAttribute, append(value(one, seal.IDAttribute)[:seal.IDSize], value(large, seal.IDAttribute)[seal.IDSize:]...))
+		}},
+		{"another file's, with its id", "dir/same", volumeread.IDMismatch, func() { set(one, seal.IDAttribute, value(large, seal.IDAttribute)) }},
+		{"a directory's", "dir/same", volumeread.NoOwner, func() { set(one, seal.IDAttribute, value(below, seal.IDAttribute)) }},
+		{"of a directory", "dir/below", volumeread.NoOwner, func() { must(t, unix.Removexattr(below, seal.IDAttribute)) }},
+		{"of the root", ".", volumeread.NoOwner, func() { must(t, unix.Removexattr(s.lower, seal.IDAttribute)) }},
+		{"target", "link", volumeread.Damaged, func() { set(link, seal.TargetAttribute, value(large, seal.IDAttribute)) }},
+		{"no target", "link", volumeread.Damaged, func() { must(t, unix.Removexattr(link, seal.TargetAttribute)) }},
+		{"a lower symlink", "dir/below", volumeread.Foreign, func() { must(t, os.Symlink("/etc/passwd", filepath.Join(below, "innocent"))) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			saved := filepath.Join(t.TempDir(), "saved")
+			copyTree(t, s.lower, saved)
+			c.damage()
+			var report checkReport
+			s.check(t, &report, exitDamaged)
+			found := false
+			for _, f := range report.Faults {
+				found = found || f.Path == c.path && f.Reason == c.reason
+				if f.Detail == "" || f.Next == "" {
+					t.Errorf("an incomplete fault: %+v", f)
+				}
+			}
+			if !found {
+				t.Errorf("%s of %s is not among %+v", c.reason, c.path, report.Faults)
+			}
+			if c.reason == volumeread.NoOwner && report.FaultyBytes > 0 && c.name != "a directory's" {
+				t.Errorf("%d bytes are faulty", report.FaultyBytes)
+			}
+			copyTree(t, saved, s.lower)
+		})
+	}
+	s.check(t, nil, exitOK)
+}
+
+// TestOwnershipIsSettled: a volume keeps the ownership it was made with, and another one is refused with the way out.
+func TestOwnershipIsSettled(t *testing.T) {
+	for _, c := range [][2]string{{ownershipLower, ownershipSealed}, {ownershipSealed, ownershipLower}} {
+		s := newVolumeSite(t, c[0])
+		s.configure(t, map[string]string{"volume: {": "volume: {ownership: " + c[1] + ", "})
+		p := s.start(t)
+		p.awaitEnd(t, exitLower)
+		if text := p.text(); !strings.Contains(text, "was made with ownership "+c[0]) || !strings.Contains(text, "set "+c[0]+" or auto") {
+			t.Errorf("it says %s", text)
+		}
+		s.configure(t, nil)
+		p = s.start(t)
+		p.awaitState(t, exitOK)
+		if wrong := differences(s.plain, describe(t, s.mount)); len(wrong) > 0 {
+			t.Errorf("with auto: %s", strings.Join(wrong, "\n"))
+		}
+		p.signal(t, unix.SIGTERM)
+		p.awaitEnd(t, exitOK)
+	}
 }
 
 // copyTree makes to equal to from, with hard links, holes and attributes.

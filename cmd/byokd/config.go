@@ -95,6 +95,11 @@ type VolumeConfig struct {
 	// again when it is killed, runs out of memory or is replaced (byokd upgrade): callers wait for some
 	// milliseconds and none fails. Needs ext4 below, and CAP_DAC_READ_SEARCH. off: the mount ends with byokd.
 	Keeper string `yaml:"keeper"`
+	// Where a volume keeps owner, group and mode of its files, which is settled when it is made. sealed: in
+	// an attribute of lower files that are all byokd's own, so that byokd needs no privilege. lower: on the
+	// lower files, for which byokd needs CAP_CHOWN, CAP_DAC_OVERRIDE and CAP_FOWNER. auto: a new volume gets
+	// sealed with mountSocket or without those capabilities, else lower; one that exists is taken as it is.
+	Ownership string `yaml:"ownership"`
 }
 
 // ObjectsConfig is the encrypting S3 proxy.
@@ -263,6 +268,7 @@ func (c Config) withDefaults() Config {
 		setDefault(&v.Key, only)
 		setDefault(&v.Cache, cacheWriteback)
 		setDefault(&v.Keeper, keeperOff)
+		setDefault(&v.Ownership, ownershipAuto)
 		v.DirtyLimit.setDefault(fs.DefaultDirtyLimit)
 		c.Volume = &v
 	}
@@ -301,6 +307,10 @@ func (c Config) withDefaults() Config {
 const (
 	cacheWriteback    = "writeback"
 	cacheWritethrough = "writethrough"
+
+	ownershipAuto   = "auto"
+	ownershipLower  = "lower"
+	ownershipSealed = "sealed"
 
 	keeperOff       = "off"
 	keeperOn        = "on"

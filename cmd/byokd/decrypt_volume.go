@@ -76,6 +76,9 @@ func (r *restoring) conclude(partial string) error {
 		return err
 	}
 	fmt.Fprintf(r.stderr, "%d files, %s, restored into %s\n", r.files, bytesInWords(r.bytes), r.output)
+	if !r.owner {
+		r.complain("owners and groups are not restored: only root can give files away")
+	}
 	if r.faults > 0 {
 		return exitWith(exitDamaged, fmt.Errorf("%d faults, %d files were left out", r.faults, r.skipped))
 	}

@@ -146,6 +146,7 @@ func (c *checker) volume(cfg Config) {
 	}
 	c.oneOf("volume.cache", v.Cache, cacheWriteback, cacheWritethrough)
 	c.oneOf("volume.keeper", v.Keeper, keeperOff, keeperOn)
+	c.oneOf("volume.ownership", v.Ownership, ownershipAuto, ownershipLower, ownershipSealed)
 	if v.DirtyLimit.Bytes < 1<<20 || v.DirtyLimit.Bytes > 1<<30 {
 		c.fail("volume.dirtyLimit", "must be between 1MiB and 1GiB")
 	}

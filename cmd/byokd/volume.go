@@ -74,6 +74,7 @@ func (v *volume) inspect() error {
 	if err := v.belongs(); err != nil {
 		return failure(v.log, "volume.lower is refused", exitLower, err)
 	}
+	v.warnOfOwnership()
 	return nil
 }
 
@@ -93,6 +94,9 @@ func (v *volume) belongs() error {
 			v.cfg.Volume.Lower, v.header.KeyARN, v.cfg.Volume.Key, arn, arn)
 	}
 	v.probe = form.Probe
+	if err := v.sameOwnership(); err != nil {
+		return err
+	}
 	if v.binding.Cluster != v.cfg.Cluster.ID || v.binding.Tenant != v.cfg.Cluster.Tenant {
 		return fmt.Errorf("the volume in %s was made for cluster %q, tenant %q; the configuration says %q, %q. Both are bound to the data and cannot be changed",
 			v.cfg.Volume.Lower, v.binding.Cluster, v.binding.Tenant, v.cfg.Cluster.ID, v.cfg.Cluster.Tenant)
@@ -126,7 +130,7 @@ func (v *volume) connect(d *daemon) {
 func (v *volume) facts() []metrics.Fact {
 	facts := []metrics.Fact{{Name: "Volume", Value: v.header.Volume.String()},
 		{Name: "Format", Value: fmt.Sprintf("%d: AES-256-GCM in blocks of 4 KiB, names AES-SIV", v.header.Version)},
-		{Name: "Sealed in", Value: v.cfg.Volume.Lower}, {Name: "Cache", Value: v.cfg.Volume.Cache},
+		{Name: "Sealed in", Value: v.cfg.Volume.Lower}, {Name: "Owners and modes", Value: ownershipInWords(v.header)}, {Name: "Cache", Value: v.cfg.Volume.Cache},
 		{Name: "Context", Value: v.binding.Resource}}
 	return append(facts, v.restarts()...)
 }
@@ -213,7 +217,7 @@ func (v *volume) make(ctx context.Context) (made bool, err error) {
 		return true, nil
 	}
 	v.resource.Waiting("waits for the key " + v.cfg.Volume.Key + " to make a new volume")
-	header, err := fs.CreateVolume(ctx, v.cfg.Volume.Lower, v.guard, v.binding)
+	header, err := fs.CreateVolume(ctx, v.cfg.Volume.Lower, v.guard, v.binding, v.ownership())
 	if ctx.Err() != nil || errors.Is(err, keyguard.ErrStopped) {
 		return false, nil // on the way out; a header that was written all the same is found next time
 	}
@@ -221,7 +225,7 @@ func (v *volume) make(ctx context.Context) (made bool, err error) {
 		return false, failure(v.log, "no volume can be made in volume.lower", exitLower, err)
 	}
 	v.header = header
-	v.log.Info("made a new volume", zap.String("lower", v.cfg.Volume.Lower), zap.Stringer("volume", header.Volume))
+	v.log.Info("made a new volume", zap.String("lower", v.cfg.Volume.Lower), zap.Stringer("volume", header.Volume), zap.Stringer("ownership", fs.OwnershipOf(header)))
 	return true, nil
 }
 

@@ -133,6 +133,15 @@ func samples(t *testing.T) map[string]sample {
 	var s blockScratch
 	s.bind(&id, 0x0102030405, binary.BigEndian.Uint16(selector))
 
+	attributes, err := r.SealAttributes(id, Attributes{Mode: typeFile | 0o640, UID: 1001, GID: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	inner, err := r.OpenXattr(id, IDAttribute, attributes[IDSize:])
+	if err != nil {
+		t.Fatal(err)
+	}
+
 	arn, wrapped := "arn:aws:kms:x", []byte("wrapped")
 	h, oc := testObject(t, r, ObjectHeader{Object: NewID(), Part: 7, PlainSize: 1 << 33, KeyARN: arn, WrappedKey: wrapped})
 	raw := marshalObject(t, h)
@@ -147,6 +156,8 @@ func samples(t *testing.T) map[string]sample {
 		"blockAD": {s.ad[:], map[string][]byte{
 			"version 1": {0, 1}, "file id": id[:], "block index": number(8, 0x0102030405), "selector": selector,
 		}},
+		"attributes": {attributes, map[string][]byte{"file id": id[:], "version 1": {1}}},
+		"inode":      {inner, map[string][]byte{"mode": {0x81, 0xa0}, "uid": {0, 0, 3, 0xe9}, "gid": {0, 0, 3, 0xe8}}},
 		"object-header": {raw, map[string][]byte{
 			"magic": []byte(objectMagic), "version 1": {0, 1}, "suite": {1}, "reserved": nil, "part": number(4, 7),
 			"plain size": number(8, 1<<33), "object id": h.Object[:], "key id": h.Key[:], "salt": h.Salt[:],

@@ -131,6 +131,32 @@ func FuzzOpenXattr(f *testing.F) {
 	})
 }
 
+func FuzzOpenAttributes(f *testing.F) {
+	r := seeds(f, "attributes", func(v vector) { f.Add(v.Sealed, false); f.Add(v.Sealed, true) })
+	f.Fuzz(func(t *testing.T, value []byte, sealed bool) {
+		if sealed { // what is behind the authentication is read as strictly
+			id := FileID([]byte("file-id-00000001"))
+			under, err := r.SealXattr(id, IDAttribute, value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			value = append(id[:], under...)
+		}
+		id, a, err := r.OpenAttributes(value)
+		known(t, err)
+		if err != nil {
+			if a != (Attributes{}) {
+				t.Fatalf("%+v with %v", a, err)
+			}
+			return
+		}
+		again, err := r.SealAttributes(id, a)
+		if err != nil || len(again) != len(value) {
+			t.Fatalf("%+v seals to %d bytes instead of %d, %v", a, len(again), len(value), err)
+		}
+	})
+}
+
 func FuzzOpenMeta(f *testing.F) {
 	r := seeds(f, "meta", func(v vector) { f.Add(v.Place, string(v.Sealed)) })
 	f.Fuzz(func(t *testing.T, place, text string) {
@@ -146,6 +172,7 @@ func FuzzOpenMeta(f *testing.F) {
 
 func FuzzParseVolumeHeader(f *testing.F) {
 	seeds(f, "volumes", func(v vector) { f.Add(v.Sealed) })
+	seeds(f, "owned-volumes", func(v vector) { f.Add(v.Sealed) })
 	f.Fuzz(func(t *testing.T, text []byte) {
 		h, err := ParseVolumeHeader(text)
 		known(t, err)

@@ -49,7 +49,7 @@ func writeMissingVectors(t *testing.T) {
 
 func generators() map[string]func(t *testing.T, r *Root) []vector {
 	return map[string]func(t *testing.T, r *Root) []vector{
-		"blocks": makeBlocks, "names": makeNames, "symlinks": makeSymlinks, "xattrs": makeXattrs,
+		"blocks": makeBlocks, "names": makeNames, "symlinks": makeSymlinks, "xattrs": makeXattrs, "attributes": makeAttributes, "owned-volumes": makeOwnedVolumes,
 		"meta": makeMeta, "volumes": makeVolumes, "headers": makeHeaders, "segments": makeSegments,
 		"keyrings": makeKeyrings,
 		"packed":   makePacked,
@@ -163,6 +163,44 @@ func makeXattrs(t *testing.T, r *Root) []vector {
 	}
 }
 
+func makeAttributes(t *testing.T, r *Root) []vector {
+	attributes := func(name string, a Attributes) vector {
+		sealed, err := r.SealAttributes(FileID([]byte("file-id-00000001")), a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return vector{Name: name, Plain: fmt.Appendf(nil, "%o %d %d %d", a.Mode, a.UID, a.GID, a.Rdev), Sealed: sealed}
+	}
+	bad := func(name, plain string) vector {
+		id := FileID([]byte("file-id-00000001"))
+		sealed, err := r.SealXattr(id, IDAttribute, []byte(plain))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return vector{Name: name, Error: "tampered", Sealed: append(id[:], sealed...)}
+	}
+	file := attributes("file", Attributes{Mode: typeFile | 0o4751, UID: 1001, GID: 1<<32 - 2})
+	return []vector{
+		file,
+		attributes("directory", Attributes{Mode: typeDir | 0o3777, UID: 1000, GID: 7}),
+		attributes("symlink", Attributes{Mode: typeLink | 0o777}),
+		attributes("pipe", Attributes{Mode: typeFIFO | 0o600, UID: 1}),
+		attributes("socket", Attributes{Mode: typeSock | 0o755, GID: 2}),
+		attributes("device", Attributes{Mode: typeChar | 0o666, Rdev: 0x103}),
+		attributes("block device", Attributes{Mode: typeBlock | 0o660, GID: 6, Rdev: 0x801}),
+		file.changed("another file", "tampered", flip(0)),
+		file.changed("version flipped", "unknown version", flip(16)),
+		file.changed("flipped", "tampered", flip(40)),
+		file.changed("without attributes", "truncated", func(v *vector) { v.Sealed = v.Sealed[:16] }),
+		file.changed("without an id", "truncated", func(v *vector) { v.Sealed = v.Sealed[:15] }),
+		bad("empty", ""),
+		bad("short", "\x81\xa40000000"),
+		bad("no type", "\x01\xa400000000"),
+		bad("device without a number", "\x21\xa400000000"),
+		bad("file with a device's number", "\x81\xa4000000000000"),
+	}
+}
+
 func makeMeta(t *testing.T, r *Root) []vector {
 	meta := func(place, plain string) vector {
 		sealed, err := r.SealMeta(place, []byte(plain))
@@ -179,6 +217,33 @@ func makeMeta(t *testing.T, r *Root) []vector {
 		report.changed("flipped", "tampered", flip(60)),
 		report.changed("truncated", "truncated", func(v *vector) { v.Sealed = v.Sealed[:40] }),
 		report.changed("foreign", "not sealed", func(v *vector) { v.Sealed = []byte("name=report.pdf") }),
+	}
+}
+
+func makeOwnedVolumes(t *testing.T, r *Root) []vector {
+	volume := func(name string, next *KeyForm) vector {
+		h, err := r.SignVolumeHeader(VolumeHeader{Volume: r.ID(), Generation: 1, SealedOwnership: true, KeyARN: "k", WrappedRoot: []byte("w"), Next: next})
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := vector{Name: name, Sealed: marshalVolume(t, h)}
+		if v.Plain, err = openVolumeVector(r, v); err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	replace := func(old, new string) func(v *vector) {
+		return func(v *vector) { v.Sealed = bytes.Replace(v.Sealed, []byte(old), []byte(new), 1) }
+	}
+	owned := volume("sealed ownership", nil)
+	return []vector{
+		owned,
+		volume("moving to another key", &KeyForm{KeyARN: "k2", WrappedRoot: []byte("w2")}),
+		owned.changed("line removed", "tampered", replace("ownership: sealed\n", "")),
+		owned.changed("line moved", "tampered", replace("generation: 1\nownership: sealed\n", "ownership: sealed\ngeneration: 1\n")),
+		owned.changed("line twice", "tampered", replace("ownership: sealed\n", "ownership: sealed\nownership: sealed\n")),
+		owned.changed("another ownership", "unknown version", replace("sealed", "shared")),
+		owned.changed("truncated", "truncated", func(v *vector) { v.Sealed = v.Sealed[:bytes.Index(v.Sealed, []byte("mac:"))] }),
 	}
 }
 

@@ -62,12 +62,17 @@ func kinds() map[string]func(r *Root, v vector) ([]byte, error) {
 			}
 			return r.OpenXattr(id, v.Place, v.Sealed)
 		},
-		"meta":     func(r *Root, v vector) ([]byte, error) { return r.OpenMeta(v.Place, string(v.Sealed)) },
-		"volumes":  openVolumeVector,
-		"headers":  openHeaderVector,
-		"segments": openSegmentVector,
-		"keyrings": openKeyringVector,
-		"packed":   openPackedVector,
+		"meta": func(r *Root, v vector) ([]byte, error) { return r.OpenMeta(v.Place, string(v.Sealed)) },
+		"attributes": func(r *Root, v vector) ([]byte, error) {
+			_, a, err := r.OpenAttributes(v.Sealed)
+			return fmt.Appendf(nil, "%o %d %d %d", a.Mode, a.UID, a.GID, a.Rdev), err
+		},
+		"volumes":       openVolumeVector,
+		"owned-volumes": openVolumeVector,
+		"headers":       openHeaderVector,
+		"segments":      openSegmentVector,
+		"keyrings":      openKeyringVector,
+		"packed":        openPackedVector,
 	}
 }
 
@@ -99,6 +104,9 @@ func openVolumeVector(r *Root, v vector) ([]byte, error) {
 		return nil, err
 	}
 	plain := fmt.Appendf(nil, "%s generation %d key %s binding %v root %q probe %q", h.Volume, h.Generation, h.KeyARN, h.Binding, h.WrappedRoot, h.Probe)
+	if h.SealedOwnership {
+		plain = append(plain, " ownership sealed"...)
+	}
 	if h.Next != nil {
 		plain = fmt.Appendf(plain, " next %s root %q probe %q", h.Next.KeyARN, h.Next.WrappedRoot, h.Next.Probe)
 	}

@@ -24,6 +24,8 @@ const (
 	volumeMagic   = "byokd volume "
 	volumeVersion = 1
 
+	ownershipSealed = "sealed" // the one value of its line, which is not there otherwise
+
 	maxARN      = 256
 	maxBindings = 16
 	maxBinding  = 1024 // bytes of one binding's key and value
@@ -35,15 +37,16 @@ const (
 // in clear at the lower root as a few lines of text. It is authenticated under
 // the root key that it wraps, so not before that was unwrapped.
 type VolumeHeader struct {
-	Version     int               // format; 0 stands for the current one
-	Volume      VolumeID          // also the id of the root key: NewRoot(h.Volume, …)
-	Generation  uint64            // grows with each change of the header
-	KeyARN      string            // the KMS key that wraps the root key
-	Binding     map[string]string // KMS encryption context of WrappedRoot and Probe
-	WrappedRoot []byte            // the root key as KMS returned it
-	Probe       []byte            // ciphertext for asking KMS whether the key may be used
-	Next        *KeyForm          // the same under the KMS key that the volume moves to; nil between moves
-	MAC         []byte            // set by SignVolumeHeader
+	Version         int               // format; 0 stands for the current one
+	Volume          VolumeID          // also the id of the root key: NewRoot(h.Volume, …)
+	Generation      uint64            // grows with each change of the header
+	SealedOwnership bool              // owners and modes are Attributes; else those of the lower inodes
+	KeyARN          string            // the KMS key that wraps the root key
+	Binding         map[string]string // KMS encryption context of WrappedRoot and Probe
+	WrappedRoot     []byte            // the root key as KMS returned it
+	Probe           []byte            // ciphertext for asking KMS whether the key may be used
+	Next            *KeyForm          // the same under the KMS key that the volume moves to; nil between moves
+	MAC             []byte            // set by SignVolumeHeader
 }
 
 // KeyForm is a volume's root key as one KMS key wraps it.
@@ -129,6 +132,9 @@ func (h VolumeHeader) body() ([]byte, error) {
 	b := []byte(volumeMagic + strconv.Itoa(volumeVersion) + "\n")
 	b = appendField(b, "volume", h.Volume.String())
 	b = appendField(b, "generation", strconv.FormatUint(h.Generation, 10))
+	if h.SealedOwnership {
+		b = appendField(b, "ownership", ownershipSealed)
+	}
 	b = appendField(b, "key", h.KeyARN)
 	for _, k := range slices.Sorted(maps.Keys(h.Binding)) {
 		b = appendField(b, "binding", k+"="+h.Binding[k])
@@ -250,6 +256,11 @@ func (h *VolumeHeader) set(name, value string) (err error) {
 		h.Volume, err = ParseID(value)
 	case "generation":
 		h.Generation, err = strconv.ParseUint(value, 10, 64)
+	case "ownership":
+		if value != ownershipSealed {
+			return fmt.Errorf("%w: ownership %.20q in the volume header", ErrUnknownVersion, value)
+		}
+		h.SealedOwnership = true
 	case "key":
 		h.KeyARN = value
 	case "binding":

@@ -53,7 +53,7 @@ func (w *walk) file(fd int, e *Entry) error {
 // identify takes the file's id from its attribute or block 0.
 func (f *File) identify() error {
 	raw, err := attribute(func(b []byte) (int, error) { return unix.Fgetxattr(f.fd, idAttribute, b) })
-	if err == nil && len(raw) == len(f.id) {
+	if err == nil && (len(raw) == len(f.id) || f.walk.volume.header.SealedOwnership && len(raw) > len(f.id)) {
 		f.id, f.known = seal.FileID(raw), true
 	}
 	if f.lower == 0 {

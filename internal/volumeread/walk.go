@@ -15,11 +15,11 @@ import (
 
 // Entry is one inode by one of its names.
 type Entry struct {
-	Path   string // plain, relative to the volume; "." is its root
-	Lower  string // lower path, relative to the lower directory
-	Stat   unix.Stat_t
-	Target string // of a symlink; empty when a Fault was told instead
-	Attrs  []Attr // extended attributes that the application set, of files and directories
+	Path   string      // plain, relative to the volume; "." is its root
+	Lower  string      // lower path, relative to the lower directory
+	Stat   unix.Stat_t // of the lower inode; type, permissions, owner, group and device as they are above
+	Target string      // of a symlink; empty when a Fault was told instead
+	Attrs  []Attr      // extended attributes that the application set, of files and directories
 }
 
 // Attr is a plain extended attribute.
@@ -55,6 +55,7 @@ const (
 	IDMismatch Reason = "id_mismatch"
 	Foreign    Reason = "foreign"    // a name that byokd has not written
 	Unreadable Reason = "unreadable" // the disk fails
+	NoOwner    Reason = "no_owner"   // owner and mode are lost, or not authentic; the content is not
 )
 
 // Fault is one thing that is wrong. Offset and Length are plain bytes; Length 0
@@ -87,13 +88,18 @@ type walk struct {
 	volume *Volume
 	visit  Visitor
 	ctx    context.Context
+	root   seal.Attributes // of the volume's root, with sealed ownership
 }
 
 // directory visits a directory, whose descriptor becomes its own.
 func (w *walk) directory(fd int, e *Entry) error {
 	dir := os.NewFile(uintptr(fd), e.Lower)
 	defer dir.Close()
-	if err := w.attributes(fd, e, seal.FileID{}); err != nil {
+	id, err := w.ownership(fd, e)
+	if err != nil {
+		return err
+	}
+	if err := w.attributes(fd, e, id); err != nil {
 		return err
 	}
 	if err := w.visit.Enter(e); err != nil {
@@ -136,7 +142,11 @@ func (w *walk) name(dir int, parent *Entry, sealed string) error {
 	if err := unix.Fstatat(dir, sealed, &child.Stat, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return w.unreadable(child, err)
 	}
-	switch child.Stat.Mode & unix.S_IFMT {
+	kind := child.Stat.Mode & unix.S_IFMT
+	if w.volume.header.SealedOwnership && kind != unix.S_IFDIR && kind != unix.S_IFREG {
+		return w.visit.Fault(Fault{Path: child.Path, Lower: child.Lower, Reason: Foreign, Detail: "neither a file nor a directory, and byokd makes nothing else in a volume with sealed ownership"})
+	}
+	switch kind {
 	case unix.S_IFDIR:
 		fd, err := openAt(dir, sealed, unix.O_DIRECTORY)
 		if err != nil {
@@ -156,7 +166,7 @@ func (w *walk) name(dir int, parent *Entry, sealed string) error {
 			w.volume.changed++
 			return nil
 		}
-		return w.file(fd, child)
+		return w.regular(fd, child)
 	case unix.S_IFLNK:
 		if there, err := w.target(dir, sealed, child); err != nil || !there {
 			return err
@@ -206,7 +216,7 @@ func (w *walk) target(dir int, sealed string, e *Entry) (there bool, err error) 
 }
 
 const (
-	idAttribute = "user.byokd.id" // docs/FORMAT.md, "Files"
+	idAttribute = seal.IDAttribute
 	userPrefix  = "user."
 	ownPrefix   = "user.byokd."
 )

@@ -132,7 +132,7 @@ func (s sealed) create(lower string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	_, err := fs.CreateVolume(ctx, below(lower), s.key.guard, binding)
+	_, err := fs.CreateVolume(ctx, below(lower), s.key.guard, binding, fs.OwnershipLower)
 	return err
 }
 
