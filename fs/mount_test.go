@@ -33,6 +33,12 @@ func TestPosix(t *testing.T) {
 	})
 }
 
+// TestPosixWithSealedOwners runs where owners and modes are attributes.
+func TestPosixWithSealedOwners(t *testing.T) {
+	t.Setenv(ownershipVariable, OwnershipSealed.String())
+	TestPosix(t)
+}
+
 // TestPosixOnTmpfs runs on a lower filesystem whose file handles do not fit a
 // node id, so that inodes are held in a table.
 func TestPosixOnTmpfs(t *testing.T) {

@@ -34,6 +34,12 @@ var semantics = map[string]func(say func(what string, results ...any)) error{
 	"copy-range":       copiedRanges,
 }
 
+// TestSemanticsWithSealedOwners is the same where owners and modes are attributes.
+func TestSemanticsWithSealedOwners(t *testing.T) {
+	t.Setenv(ownershipVariable, OwnershipSealed.String())
+	TestSemantics(t)
+}
+
 func TestSemantics(t *testing.T) {
 	cacheModes(t, func(t *testing.T, o Options) {
 		v := newVolume(t, o)

@@ -31,9 +31,12 @@ import (
 // it needs.
 const unprivilegedVariable = "BYOKD_TEST_UNPRIVILEGED"
 
-const nobody = 65534
+const (
+	nobody  = 65534
+	fsGroup = 2000
+)
 
-// serveUnprivileged serves until SIGTERM, and says on standard output what becomes of
+// serveUnprivileged makes the volume if need be, serves it until SIGTERM, and says on standard output what becomes of
 // the gate.
 func serveUnprivileged(dir string) int {
 	signals := make(chan os.Signal, 1)
@@ -66,6 +69,11 @@ func serveUnprivileged(dir string) int {
 			return err
 		}
 		go client.Stay(ctx)
+		if _, err := ReadHeader(dir + "/lower"); errors.Is(err, ErrNotInitialised) {
+			if _, err := CreateVolume(ctx, dir+"/lower", guard, testBinding, OwnershipSealed); err != nil {
+				return err
+			}
+		}
 		if err := f.Unlock(ctx, testBinding); err != nil {
 			return err
 		}
@@ -127,7 +135,6 @@ func newUnprivileged(t *testing.T, cache CacheMode) *unprivileged {
 	for _, d := range []string{"lower", "mount", "kms"} {
 		must(os.Mkdir(filepath.Join(u.dir, d), 0o755))
 	}
-	u.create()
 	m := newMounter(t, u.mount)
 	u.socket = m.socket
 	must(os.Chmod(filepath.Dir(filepath.Dir(u.socket)), 0o755))
@@ -138,29 +145,14 @@ func newUnprivileged(t *testing.T, cache CacheMode) *unprivileged {
 		}
 		return errors.Join(err, os.Chown(path, nobody, nobody))
 	}))
+	// As kubelet leaves a claim: root's, and writable by a group that the process is given.
+	lower := filepath.Join(u.dir, "lower")
+	must(errors.Join(os.Chown(lower, 0, fsGroup), os.Chmod(lower, 0o777|os.ModeSetgid)))
 	u.start()
 	t.Cleanup(u.stop)
 	v := &volume{t: t, mount: u.mount}
 	v.settlePoll()
 	return u
-}
-
-// create makes the volume, as root: of the directory's owner and mode are the root's.
-func (u *unprivileged) create() {
-	u.t.Helper()
-	guard, err := keyguard.New(fileKMS{u.dir + "/kms"}, keyguard.Options{Name: "test", ProbeBinding: testBinding})
-	if err != nil {
-		u.t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	ended := make(chan struct{})
-	go func() { defer close(ended); _ = guard.Run(ctx) }()
-	_, err = CreateVolume(ctx, u.dir+"/lower", guard, testBinding, OwnershipSealed)
-	stop()
-	<-ended
-	if err != nil {
-		u.t.Fatal(err)
-	}
 }
 
 func (u *unprivileged) start() {
@@ -169,7 +161,7 @@ func (u *unprivileged) start() {
 	u.cmd.Dir = u.dir
 	u.cmd.Env = append(os.Environ(), unprivilegedVariable+"="+u.dir, unprivilegedVariable+"_SOCKET="+u.socket, unprivilegedVariable+"_CACHE="+u.cache.String())
 	u.cmd.Stderr = os.Stderr
-	u.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	u.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody, Groups: []uint32{fsGroup}}}
 	out, err := u.cmd.StdoutPipe()
 	if err != nil {
 		u.t.Fatal(err)
@@ -246,9 +238,9 @@ func (u *unprivileged) freeze() {
 // over a byokd that has no privilege: what a plain directory refuses them, and what
 // owner, group and mode it gives their files, is right.
 //
-// BYOKD_OPS and BYOKD_SEED are those of TestDifferential; without, it is short.
+// BYOKD_OPS and BYOKD_SEED are those of TestDifferential.
 func TestDifferentialUsers(t *testing.T) {
-	seed, ops := numberFrom(seedEnv, rand.Uint64()), numberFrom(opsEnv, 4000)
+	seed, ops := numberFrom(seedEnv, rand.Uint64()), numberFrom(opsEnv, 10_000)
 	t.Logf("%s=%d %s=%d", seedEnv, seed, opsEnv, ops)
 	t.Setenv(seedEnv, strconv.FormatUint(seed, 10))
 	t.Setenv(opsEnv, strconv.FormatUint(ops, 10))
@@ -302,8 +294,8 @@ func (u *unprivileged) onlyOurs() {
 			return err
 		}
 		kind, mode := st.Mode&unix.S_IFMT, st.Mode&0o7777
-		right := kind == unix.S_IFDIR && mode == lowerDirMode || kind == unix.S_IFREG && mode&^lowerSpecial == lowerMode || path == lower
-		if !right || st.Uid != nobody || st.Gid != nobody {
+		right := kind == unix.S_IFDIR && mode&^unix.S_ISGID == lowerDirMode || kind == unix.S_IFREG && mode&^lowerSpecial == lowerMode
+		if path != lower && (!right || st.Uid != nobody || st.Gid != fsGroup) {
 			u.t.Errorf("%s: mode %o of %d:%d", path, st.Mode, st.Uid, st.Gid)
 		}
 		return nil

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# `make conformance-fs`: public POSIX suites on a byokd mount in both cache modes and, for comparison, on plain
-# ext4; all on ext4 images of their own, in memory. Needs root, /dev/fuse, cargo and Debian's stress-ng. What is
+# `make conformance-fs`: public POSIX suites on a byokd mount in both cache modes, on one of a byokd without privileges
+# (sealed owners, CAP_SYS_ADMIN alone), and, for comparison, on plain ext4; all on ext4 images of their own, in memory. Needs root, /dev/fuse, cargo and Debian's stress-ng. What is
 # expected stands in docs/CONFORMANCE.md. OPS sets the operations of fsx (20000), SECONDS_EACH how long each of
 # stress-ng's stressors runs (3).
 # shellcheck disable=SC2317 # some functions are called by traps only
@@ -26,7 +26,7 @@ cleanup() {
     [[ -e $pid ]] && kill "$(cat "$pid")" 2>/dev/null
     while [[ $pid == */byokd.pid && -e $pid ]] && kill -0 "$(cat "$pid")" 2>/dev/null; do sleep 0.1; done
   done
-  for name in plain writeback writethrough; do
+  for name in plain writeback writethrough sealed; do
     umount -l "$dir/$name/disk" 2>/dev/null
   done
   umount -l "$dir" && rmdir "$dir"
@@ -57,8 +57,8 @@ background() {
   echo $! >"$name.pid"
 }
 
-mount_byokd() { # mount_byokd CACHE PORT: a mount at $dir/CACHE/mount
-  local at=$dir/$1 port=$2 arn
+mount_byokd() { # mount_byokd NAME PORT CACHE OWNERSHIP [LAUNCHER...]: a mount at $dir/NAME/mount
+  local at=$dir/$1 port=$2 cache=$3 ownership=$4 arn
   disk "$1"
   mkdir -p "$at/mount" "$at/cloud"
   background "$at/devcloud" bin/devcloud serve --dir "$at/cloud" --listen "127.0.0.1:$port"
@@ -71,11 +71,11 @@ mount_byokd() { # mount_byokd CACHE PORT: a mount at $dir/CACHE/mount
   cat >"$at/byokd.yaml" <<YAML
 cluster: {id: conformance, region: eu-central-1}
 keys: {primary: {arn: "$arn", endpoint: "http://127.0.0.1:$port"}}
-volume: {role: conformance, lower: "$at/disk", mount: "$at/mount", key: primary, cache: $1}
+volume: {role: conformance, lower: "$at/disk", mount: "$at/mount", key: primary, cache: $cache, ownership: $ownership}
 admin: {listen: "127.0.0.1:$((port + 1))"}
 YAML
   background "$at/byokd" env AWS_ACCESS_KEY_ID=byokd-tenant AWS_SECRET_ACCESS_KEY=byokd-tenant-secret AWS_REGION=eu-central-1 \
-    AWS_EC2_METADATA_DISABLED=true bin/byokd run --config "$at/byokd.yaml"
+    AWS_EC2_METADATA_DISABLED=true "${@:5}" bin/byokd run --config "$at/byokd.yaml"
   until grep -qF " $at/mount fuse.byokd " /proc/self/mounts; do
     ((SECONDS < deadline)) || die "byokd does not mount: $(tail -n 5 "$at/byokd.log")"
     sleep 0.1
@@ -104,7 +104,9 @@ install_tools
 port=$((20000 + RANDOM % 20000))
 disk plain
 suites plain "$dir/plain/disk"
-mount_byokd writeback "$port"
+mount_byokd writeback "$port" writeback lower
 suites writeback "$dir/writeback/mount"
-mount_byokd writethrough "$((port + 2))"
+mount_byokd writethrough "$((port + 2))" writethrough lower
 suites writethrough "$dir/writethrough/mount"
+mount_byokd sealed "$((port + 4))" writeback sealed setpriv --no-new-privs --inh-caps=-all --bounding-set=-all,+sys_admin
+suites sealed "$dir/sealed/mount"
