@@ -135,7 +135,11 @@ func (p *Proxy) putObjectTagging(ctx context.Context, c *call) error {
 	if err := refuseOwnTag(keys); err != nil {
 		return err
 	}
-	if own := c.bucket.presentOwnTag(ctx, c.ref()); own != nil && len(tags) < maxTags {
+	own, err := c.bucket.presentOwnTag(ctx, c.ref())
+	if err != nil {
+		return err
+	}
+	if own != nil && len(tags) < maxTags {
 		tags = append(tags, *own)
 	}
 	version, err := c.bucket.Upstream.PutTags(ctx, c.ref(), tags)
@@ -148,9 +152,12 @@ func (p *Proxy) putObjectTagging(ctx context.Context, c *call) error {
 
 // deleteObjectTagging answers DeleteObjectTagging.
 func (p *Proxy) deleteObjectTagging(ctx context.Context, c *call) error {
+	own, err := c.bucket.presentOwnTag(ctx, c.ref())
+	if err != nil {
+		return err
+	}
 	var version string
-	var err error
-	if own := c.bucket.presentOwnTag(ctx, c.ref()); own != nil {
+	if own != nil {
 		version, err = c.bucket.Upstream.PutTags(ctx, c.ref(), []Tag{*own})
 	} else {
 		version, err = c.bucket.Upstream.DeleteTags(ctx, c.ref())

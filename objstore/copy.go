@@ -33,15 +33,15 @@ func (p *Proxy) sourceOf(ctx context.Context, c *call) (*copySource, error) {
 	switch {
 	case !validBucketName(name):
 		return nil, invalidArgument("x-amz-copy-source", given, "Invalid copy source bucket name")
-	case err != nil, key == "":
+	case err != nil, key == "", climbs(key):
 		return nil, invalidArgument("x-amz-copy-source", given, "Invalid copy source object key")
 	}
 	b := p.buckets[name]
 	if b == nil {
 		return nil, noSuchBucket()
 	}
-	if hidden(key) {
-		return nil, refuse(http.StatusForbidden, "AccessDenied", "Keys that begin with %s are byokd's own.", hiddenPrefix)
+	if err := checkKey(key); err != nil {
+		return nil, err
 	}
 	if b != c.bucket {
 		other := &call{bucket: b, lane: c.lane}

@@ -68,8 +68,9 @@ func (p *Proxy) deleteObjects(ctx context.Context, c *call) error {
 	var refs []Ref
 	var result xmlDeleteResult
 	for _, o := range doc.Objects {
-		if hidden(o.Key) {
-			result.Errors = append(result.Errors, xmlDeleteError{Key: o.Key, Code: "AccessDenied", Message: "Keys that begin with " + hiddenPrefix + " are byokd's own."})
+		if err := checkKey(o.Key); err != nil {
+			refused := errorOf(err)
+			result.Errors = append(result.Errors, xmlDeleteError{Key: o.Key, VersionID: o.VersionID, Code: refused.Code, Message: refused.Message})
 			continue
 		}
 		refs = append(refs, Ref{Key: o.Key, VersionID: o.VersionID})

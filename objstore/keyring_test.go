@@ -129,6 +129,39 @@ func TestKeyringIsHidden(t *testing.T) {
 	}
 }
 
+// TestKeysThatLeadElsewhere: no operation reaches the keyring or another bucket through a
+// key that only a store on a filesystem would resolve.
+func TestKeysThatLeadElsewhere(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	w.put("visible", []byte("x"))
+	before := w.up.Calls("GET") + w.up.Calls("PUT") + w.up.Calls("HEAD") + w.up.Calls("DELETE") + w.up.Calls("POST")
+	for key, status := range map[string]int{"a/../" + objstore.KeyringObject: http.StatusForbidden, "./" + objstore.KeyringObject: http.StatusForbidden, "../acme-backups/x": http.StatusBadRequest} {
+		for _, method := range []string{"GET", "HEAD", "PUT", "DELETE", "POST"} {
+			path := "/documents/" + key
+			if method == "POST" {
+				path += "?uploads"
+			}
+			response, err := http.DefaultClient.Do(w.request(method, path, nil, 0))
+			if err != nil {
+				t.Fatal(err)
+			}
+			response.Body.Close()
+			if response.StatusCode != status {
+				t.Errorf("%s %s: %d", method, key, response.StatusCode)
+			}
+		}
+		_, err := w.client.CopyObject(t.Context(), &s3.CopyObjectInput{Bucket: documents, Key: aws.String("c"), CopySource: aws.String("documents/" + key)})
+		wantCode(t, err, status, "")
+		many, err := w.client.DeleteObjects(t.Context(), &s3.DeleteObjectsInput{Bucket: documents, Delete: &types.Delete{Objects: []types.ObjectIdentifier{{Key: &key}}}})
+		if err != nil || len(many.Errors) != 1 {
+			t.Errorf("deleting %s among others: %+v %v", key, many, err)
+		}
+	}
+	if after := w.up.Calls("GET") + w.up.Calls("PUT") + w.up.Calls("HEAD") + w.up.Calls("DELETE") + w.up.Calls("POST"); after != before {
+		t.Errorf("%d requests reached the upstream", after-before)
+	}
+}
+
 // TestKeyringOfTwoDaemons: two proxies make data keys at the same time, while
 // writes of the keyring fail before and after the fact. No key is lost.
 func TestKeyringOfTwoDaemons(t *testing.T) {

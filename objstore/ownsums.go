@@ -161,15 +161,16 @@ func (b *bucket) openOwnTag(ctx context.Context, lane uint32, lay *layout, text 
 	}
 }
 
-// presentOwnTag is byokd's tag of an object, or nil; also where tags cannot be read,
-// which then is for the operation itself to say.
-func (b *bucket) presentOwnTag(ctx context.Context, ref Ref) *Tag {
+// presentOwnTag is byokd's tag of an object, or nil, also where tags may not be read. It
+// comes before tags are set: an upstream whose answer is none that could be read may not
+// know of tags, and would take what sets them for the object itself.
+func (b *bucket) presentOwnTag(ctx context.Context, ref Ref) (*Tag, error) {
 	tags, _, err := b.Upstream.GetTags(ctx, ref)
-	if err != nil {
-		return nil
+	if up, ok := asUpstream(err); ok && up.Status >= http.StatusBadRequest {
+		return nil, nil // which the operation itself will say, or not mind
 	}
 	_, own := splitOwnTag(tags)
-	return own
+	return own, err
 }
 
 // withSums is stored metadata with checksums added.

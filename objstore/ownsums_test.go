@@ -272,6 +272,23 @@ func TestUploadsWhoseTagsAreRefused(t *testing.T) {
 	}
 }
 
+// TestUpstreamThatKnowsNoTags: a service that overlooks the word tagging would replace an
+// object by the document that sets its tags; nothing is set there.
+func TestUpstreamThatKnowsNoTags(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	w.put("o", []byte("as it was"))
+	sealed := w.up.Object("acme-documents", "o").Data
+	w.up.Inject(&s3test.Fault{Match: func(r *http.Request) bool { return r.Method == http.MethodGet && r.URL.Query().Has("tagging") }, Change: func([]byte) []byte { return sealed }})
+	before := w.up.Calls(http.MethodPut)
+	set := &types.Tagging{TagSet: []types.Tag{{Key: aws.String("k"), Value: aws.String("v")}}}
+	if _, err := w.client.PutObjectTagging(t.Context(), &s3.PutObjectTaggingInput{Bucket: documents, Key: aws.String("o"), Tagging: set}); err == nil {
+		t.Error("tags were set")
+	}
+	if after := w.up.Calls(http.MethodPut); after != before {
+		t.Errorf("%d requests were sent that would replace the object", after-before)
+	}
+}
+
 // TestChecksumsThatAnUploadWasBegunWith: parts and the request to complete agree with how
 // an upload was begun, or are refused before there is an object.
 func TestChecksumsThatAnUploadWasBegunWith(t *testing.T) {

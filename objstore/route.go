@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -227,11 +228,10 @@ func subresourceOf(query url.Values) (string, error) {
 
 // splitTarget finds bucket and key in host and path.
 func (p *Proxy) splitTarget(r *http.Request) (name, key string, err error) {
-	path := strings.TrimPrefix(r.URL.Path, "/")
 	name = p.bucketOfHost(r.Host)
-	key = path
+	key = strings.TrimPrefix(r.URL.Path, "/")
 	if name == "" {
-		name, key, _ = strings.Cut(path, "/")
+		name, key, _ = strings.Cut(key, "/")
 	}
 	switch {
 	case len(key) > maxKeyBytes:
@@ -266,8 +266,17 @@ func (p *Proxy) resolveBucket(c *call) error {
 		}
 		return noSuchBucket()
 	}
-	if hidden(c.key) {
+	return checkKey(c.key)
+}
+
+// checkKey refuses keys that are byokd's own, and those that climb out of their bucket,
+// as S3 does.
+func checkKey(key string) error {
+	switch {
+	case hidden(key):
 		return refuse(http.StatusForbidden, "AccessDenied", "Keys that begin with %s are byokd's own.", hiddenPrefix)
+	case climbs(key):
+		return refuse(http.StatusBadRequest, "400", "Bad Request").hint("The key leads out of its bucket.")
 	}
 	return nil
 }
@@ -283,7 +292,31 @@ func validBucketName(name string) bool {
 // hiddenPrefix begins the keys that byokd keeps for itself in each bucket.
 const hiddenPrefix = ".byokd/"
 
-func hidden(key string) bool { return strings.HasPrefix(key, hiddenPrefix) }
+// hidden reports whether a key begins so, or would for an upstream that resolves dots
+// and double slashes as in a path: S3 does not, but stores on a filesystem do.
+func hidden(key string) bool {
+	at := strings.Index(key, hiddenPrefix)
+	return at == 0 || at > 0 && strings.HasPrefix(path.Clean("/"+key)+"/", "/"+hiddenPrefix)
+}
+
+// climbs reports whether a key, taken for a path, leads out of the directory it
+// begins in.
+func climbs(key string) bool {
+	depth := 0
+	for name := range strings.SplitSeq(key, "/") {
+		switch name {
+		case "", ".":
+		case "..":
+			depth--
+		default:
+			depth++
+		}
+		if depth < 0 {
+			return true
+		}
+	}
+	return false
+}
 
 // refusedHeaders carry promises that byokd would break by ignoring them.
 var refusedHeaders = []string{
