@@ -32,6 +32,7 @@ import (
 const (
 	sidecarImage = "ghcr.io/byokd/byokd:test"
 	sidecarUser  = 65532
+	appUser      = 1001 // Camunda's
 )
 
 // pod is an injected pod on this machine.
@@ -72,7 +73,7 @@ func inPod(p *pod, mode string) option {
 func (p *pod) inject() {
 	t := p.s.t
 	t.Helper()
-	user, no, yes := int64(sidecarUser), false, true
+	user, no, yes := int64(appUser), false, true
 	given := &corev1.PodSpec{
 		Volumes: []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}}},
 		Containers: []corev1.Container{{

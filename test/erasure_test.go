@@ -28,7 +28,7 @@ func TestFreezeOverAndOver(t *testing.T) {
 	if err != nil || rounds < 1 {
 		t.Skipf("for soak tests: %s gives the number of freezes", freezesVariable)
 	}
-	s := newStack(t, shipped)
+	s := newStack(t, shipped, sealedOwners)
 	l := s.startLoad()
 	s.awaitProgress(l)
 	root, data := s.secrets()

@@ -26,6 +26,7 @@ import (
 	"unsafe"
 
 	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"golang.org/x/sys/unix"
 
 	"github.com/byokd/byokd/internal/seal"
 	"github.com/byokd/byokd/keyguard"
@@ -184,6 +185,10 @@ func (n *needles) addFiles(s secret, lower string) (files int, err error) {
 	err = filepath.WalkDir(lower, func(path string, d iofs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() || d.Name() == seal.VolumeHeaderName {
 			return ignoreGone(err)
+		}
+		var value [seal.AttributesMax]byte
+		if size, err := unix.Lgetxattr(path, seal.IDAttribute, value[:]); err == nil && size > seal.IDSize+3 {
+			n.addCipher("key of owners and modes", s.derive(32, "byokd/v1/attributes", string(value[seal.IDSize+1:][:2])))
 		}
 		text, err := os.ReadFile(path)
 		if err != nil || len(text) < seal.BlockSize || seal.IsHole(text[:seal.BlockSize]) {

@@ -38,6 +38,9 @@ func confined(names ...string) option {
 // lowerOwners has the volume keep owners on its lower files, which takes privileges.
 func lowerOwners(s *stack) { s.ownership = "lower" }
 
+// sealedOwners has it keep them in attributes, which takes none.
+func sealedOwners(s *stack) { s.ownership = "sealed" }
+
 // needing runs the calls in the mount and returns the names of those that fail.
 func (s *stack) needing() (failed []string) {
 	s.t.Helper()

@@ -16,7 +16,10 @@ const (
 
 	// AttributesMax is the longest value of IDAttribute: that of a device. With its name
 	// it fits beside an ext4 inode of 256 bytes, so that it takes no block of its own.
-	AttributesMax = IDSize + XattrOverhead + attributesSize + rdevSize
+	AttributesMax = attributesHead + nonceSize + attributesSize + rdevSize + tagSize
+
+	attributesVersion = 1
+	attributesHead    = IDSize + 1 + selectorSize // id, version, selector: in clear, and authenticated
 
 	attributesSize = 10 // mode 2, uid 4, gid 4
 	rdevSize       = 4
@@ -61,45 +64,100 @@ func (a Attributes) check() error {
 }
 
 // SealAttributes returns the value of IDAttribute of the inode with this id.
-// Attributes that no inode can have are a fault of the caller.
+// Attributes that no inode can have are a fault of the caller. Errors: ErrWiped.
 func (r *Root) SealAttributes(id FileID, a Attributes) ([]byte, error) {
 	if err := a.check(); err != nil {
 		return nil, err
 	}
-	plain := make([]byte, attributesSize, attributesSize+rdevSize)
-	binary.BigEndian.PutUint16(plain, uint16(a.Mode))
-	binary.BigEndian.PutUint32(plain[2:], a.UID)
-	binary.BigEndian.PutUint32(plain[6:], a.GID)
-	if a.IsDevice() {
-		plain = binary.BigEndian.AppendUint32(plain, a.Rdev)
+	keys, err := r.inodeKeys()
+	if err != nil {
+		return nil, err
 	}
-	sealed, err := r.SealXattr(id, IDAttribute, plain)
-	return append(id[:], sealed...), err
+	key := keys.sealer(1)
+	value := make([]byte, attributesHead, AttributesMax)
+	copy(value, id[:])
+	value[IDSize] = attributesVersion
+	binary.BigEndian.PutUint16(value[IDSize+1:], key.selector)
+	var plain [attributesSize + rdevSize]byte
+	return key.aead.Seal(value, nil, a.put(&plain), value), nil
+}
+
+// put writes the attributes as they are sealed.
+func (a Attributes) put(b *[attributesSize + rdevSize]byte) []byte {
+	binary.BigEndian.PutUint16(b[0:], uint16(a.Mode))
+	binary.BigEndian.PutUint32(b[2:], a.UID)
+	binary.BigEndian.PutUint32(b[6:], a.GID)
+	binary.BigEndian.PutUint32(b[10:], a.Rdev)
+	if a.IsDevice() {
+		return b[:]
+	}
+	return b[:attributesSize]
 }
 
 // OpenAttributes opens what SealAttributes returned. The id is returned also where
-// the rest does not open; it is authentic where the error is nil.
+// the rest does not open; it is authentic where the error is nil. Errors:
+// ErrTruncated, ErrUnknownVersion, ErrTampered, ErrWiped.
 func (r *Root) OpenAttributes(value []byte) (id FileID, a Attributes, err error) {
 	if len(value) < len(id) {
 		return id, a, fmt.Errorf("%w: attributes of %d bytes", ErrTruncated, len(value))
 	}
 	id = FileID(value)
-	plain, err := r.OpenXattr(id, IDAttribute, value[len(id):])
+	if len(value) < attributesHead {
+		return id, a, fmt.Errorf("%w: attributes of %d bytes", ErrTruncated, len(value))
+	}
+	if v := value[IDSize]; v != attributesVersion {
+		return id, a, fmt.Errorf("%w: attributes of format %d", ErrUnknownVersion, v)
+	}
+	keys, err := r.inodeKeys()
 	if err != nil {
 		return id, a, err
 	}
-	if len(plain) != attributesSize && len(plain) != attributesSize+rdevSize {
-		return id, a, fmt.Errorf("%w: attributes of %d bytes", ErrTampered, len(plain))
+	key, err := keys.opener(binary.BigEndian.Uint16(value[IDSize+1:]))
+	if err != nil {
+		return id, a, err
 	}
-	a = Attributes{Mode: uint32(binary.BigEndian.Uint16(plain)), UID: binary.BigEndian.Uint32(plain[2:]), GID: binary.BigEndian.Uint32(plain[6:])}
-	if a.IsDevice() != (len(plain) > attributesSize) {
-		return id, Attributes{}, fmt.Errorf("%w: attributes of %d bytes", ErrTampered, len(plain))
+	var room [attributesSize + rdevSize + tagSize]byte
+	plain, err := key.aead.Open(room[:0], nil, value[attributesHead:], value[:attributesHead])
+	if err != nil {
+		return id, a, ErrTampered
+	}
+	keys.keep(key)
+	a, err = parseAttributes(plain)
+	return id, a, err
+}
+
+// parseAttributes reads what put wrote, and only that.
+func parseAttributes(b []byte) (a Attributes, err error) {
+	if len(b) != attributesSize && len(b) != attributesSize+rdevSize {
+		return a, fmt.Errorf("%w: attributes of %d bytes", ErrTampered, len(b))
+	}
+	a = Attributes{Mode: uint32(binary.BigEndian.Uint16(b)), UID: binary.BigEndian.Uint32(b[2:]), GID: binary.BigEndian.Uint32(b[6:])}
+	if a.IsDevice() != (len(b) > attributesSize) {
+		return Attributes{}, fmt.Errorf("%w: attributes of %d bytes", ErrTampered, len(b))
 	}
 	if a.IsDevice() {
-		a.Rdev = binary.BigEndian.Uint32(plain[attributesSize:])
+		a.Rdev = binary.BigEndian.Uint32(b[attributesSize:])
 	}
 	if err := a.check(); err != nil {
-		return id, Attributes{}, err
+		return Attributes{}, err
 	}
-	return id, a, nil
+	return a, nil
+}
+
+// inodeKeys are the keys of attributes.
+func (r *Root) inodeKeys() (*blockKeys, error) {
+	if keys := r.inodes.Load(); keys != nil {
+		return keys, nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.prk == nil {
+		return nil, ErrWiped
+	}
+	keys := r.inodes.Load()
+	if keys == nil {
+		keys = &blockKeys{root: r, label: labelAttributes}
+		r.inodes.Store(keys)
+	}
+	return keys, nil
 }

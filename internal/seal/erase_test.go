@@ -114,6 +114,13 @@ func useEverything(t *testing.T, n *needles) (root *Root, sealed []string) {
 			panic(err)
 		}
 		sealed = useNames(r, n)
+		attributes, err := r.SealAttributes(file, Attributes{Mode: typeFile | 0o600})
+		if err != nil {
+			panic(err)
+		}
+		if _, _, err := r.OpenAttributes(attributes); err != nil {
+			panic(err)
+		}
 		h, segments, err := r.NewObject(ObjectHeader{PlainSize: memoFrom}) // long enough to be remembered
 		if err != nil {
 			panic(err)
@@ -126,6 +133,7 @@ func useEverything(t *testing.T, n *needles) (root *Root, sealed []string) {
 		n.add("root key", secret)
 		for name, info := range map[string]string{
 			"block key":  labelBlock + string(block[:selectorSize]),
+			"inode key":  labelAttributes + string(attributes[IDSize+1:][:selectorSize]),
 			"name key":   labelName,
 			"object key": labelObject + string(h.Salt[:]),
 		} {

@@ -26,11 +26,12 @@ const (
 	openSlots = 4096
 )
 
-// blockKeys are the keys of file blocks, by selector. All files share them: what
-// binds a block to its file is the associated data. It is safe for concurrent
+// blockKeys are the keys of file blocks, or of the attributes of inodes, by selector.
+// All files share them: what binds a block to its file is the associated data. It is safe for concurrent
 // use, belongs to the Root it came from, and must be used inside Do.
 type blockKeys struct {
 	root   *Root
+	label  string                              // of their derivation
 	writer atomic.Pointer[blockKey]            // the key to seal with; nil before the first seal
 	reader [openSlots]atomic.Pointer[blockKey] // keys that have opened a block, by selector modulo openSlots
 	mu     sync.Mutex                          // serialises replacing the writer
@@ -312,7 +313,7 @@ func (k *blockKeys) keep(key *blockKey) {
 func (k *blockKeys) derive(selector uint16) (*blockKey, error) {
 	var key [keySize]byte
 	defer clear(key[:])
-	if err := k.root.derive(key[:], labelBlock, []byte{byte(selector >> 8), byte(selector)}); err != nil {
+	if err := k.root.derive(key[:], k.label, []byte{byte(selector >> 8), byte(selector)}); err != nil {
 		return nil, err
 	}
 	aead, err := newGCM(key[:])

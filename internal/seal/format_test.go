@@ -73,7 +73,7 @@ func TestFormatLabels(t *testing.T) {
 	for _, row := range checkedTable(t, "labels") {
 		lengths[row[0]] = row[2]
 	}
-	labels := []string{labelBlock, labelName, labelTarget, labelXattr, labelMeta, labelVolume, labelMark, labelObject, labelObjectCommit, labelObjectHeader, labelKeyring, labelKeyringCheck}
+	labels := []string{labelBlock, labelAttributes, labelName, labelTarget, labelXattr, labelMeta, labelVolume, labelMark, labelObject, labelObjectCommit, labelObjectHeader, labelKeyring, labelKeyringCheck}
 	for _, label := range labels {
 		want := keySize
 		if label == labelName {
@@ -137,10 +137,8 @@ func samples(t *testing.T) map[string]sample {
 	if err != nil {
 		t.Fatal(err)
 	}
-	inner, err := r.OpenXattr(id, IDAttribute, attributes[IDSize:])
-	if err != nil {
-		t.Fatal(err)
-	}
+	var inode [attributesSize + rdevSize]byte
+	inner := Attributes{Mode: typeFile | 0o640, UID: 1001, GID: 1000}.put(&inode)
 
 	arn, wrapped := "arn:aws:kms:x", []byte("wrapped")
 	h, oc := testObject(t, r, ObjectHeader{Object: NewID(), Part: 7, PlainSize: 1 << 33, KeyARN: arn, WrappedKey: wrapped})
@@ -156,7 +154,7 @@ func samples(t *testing.T) map[string]sample {
 		"blockAD": {s.ad[:], map[string][]byte{
 			"version 1": {0, 1}, "file id": id[:], "block index": number(8, 0x0102030405), "selector": selector,
 		}},
-		"attributes": {attributes, map[string][]byte{"file id": id[:], "version 1": {1}}},
+		"attributes": {attributes, map[string][]byte{"file id": id[:], "version 1": {1}, "selector": attributes[IDSize+1:][:selectorSize]}},
 		"inode":      {inner, map[string][]byte{"mode": {0x81, 0xa0}, "uid": {0, 0, 3, 0xe9}, "gid": {0, 0, 3, 0xe8}}},
 		"object-header": {raw, map[string][]byte{
 			"magic": []byte(objectMagic), "version 1": {0, 1}, "suite": {1}, "reserved": nil, "part": number(4, 7),

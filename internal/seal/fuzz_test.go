@@ -135,12 +135,7 @@ func FuzzOpenAttributes(f *testing.F) {
 	r := seeds(f, "attributes", func(v vector) { f.Add(v.Sealed, false); f.Add(v.Sealed, true) })
 	f.Fuzz(func(t *testing.T, value []byte, sealed bool) {
 		if sealed { // what is behind the authentication is read as strictly
-			id := FileID([]byte("file-id-00000001"))
-			under, err := r.SealXattr(id, IDAttribute, value)
-			if err != nil {
-				t.Fatal(err)
-			}
-			value = append(id[:], under...)
+			value = sealInode(t, r, value)
 		}
 		id, a, err := r.OpenAttributes(value)
 		known(t, err)

@@ -17,6 +17,7 @@ const RootSize = 32
 // two; none is a prefix of another, since ids, salts and selectors follow.
 const (
 	labelBlock        = "byokd/v1/block"
+	labelAttributes   = "byokd/v1/attributes"
 	labelName         = "byokd/v1/name"
 	labelTarget       = "byokd/v1/symlink"
 	labelXattr        = "byokd/v1/xattr"
@@ -42,6 +43,7 @@ const (
 type Root struct {
 	id     KeyID
 	blocks atomic.Pointer[blockKeys] // nil after Wipe
+	inodes atomic.Pointer[blockKeys] // of attributes; built at first use, nil after Wipe
 
 	// Ciphers for texts, built at first use; nil after Wipe. That of names holds the
 	// names remembered.
@@ -68,7 +70,7 @@ func NewRoot(id KeyID, secret []byte) (*Root, error) {
 		return nil, fmt.Errorf("seal: %w", err)
 	}
 	r := &Root{id: id, prk: prk}
-	r.blocks.Store(&blockKeys{root: r})
+	r.blocks.Store(&blockKeys{root: r, label: labelBlock})
 	return r, nil
 }
 
@@ -88,6 +90,7 @@ func (r *Root) Wipe() {
 	r.meta.Store(nil)
 	r.objects.forget()
 	r.blocks.Store(nil)
+	r.inodes.Store(nil)
 }
 
 // derive fills key, of at most derivedMax bytes, with HKDF-Expand(extract, label

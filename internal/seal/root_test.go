@@ -38,7 +38,7 @@ func TestDeriveIsHKDF(t *testing.T) {
 // What follows a label has a fixed length, so different purposes get different
 // keys as long as no label begins another.
 func TestLabelsAreDistinct(t *testing.T) {
-	labels := []string{labelBlock, labelName, labelTarget, labelXattr, labelMeta, labelVolume, labelObject, labelObjectCommit, labelObjectHeader, labelUpload}
+	labels := []string{labelBlock, labelAttributes, labelName, labelTarget, labelXattr, labelMeta, labelVolume, labelObject, labelObjectCommit, labelObjectHeader, labelUpload}
 	for i, a := range labels {
 		for j, b := range labels {
 			if i != j && strings.HasPrefix(a, b) {

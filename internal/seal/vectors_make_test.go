@@ -172,12 +172,7 @@ func makeAttributes(t *testing.T, r *Root) []vector {
 		return vector{Name: name, Plain: fmt.Appendf(nil, "%o %d %d %d", a.Mode, a.UID, a.GID, a.Rdev), Sealed: sealed}
 	}
 	bad := func(name, plain string) vector {
-		id := FileID([]byte("file-id-00000001"))
-		sealed, err := r.SealXattr(id, IDAttribute, []byte(plain))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return vector{Name: name, Error: "tampered", Sealed: append(id[:], sealed...)}
+		return vector{Name: name, Error: "tampered", Sealed: sealInode(t, r, []byte(plain))}
 	}
 	file := attributes("file", Attributes{Mode: typeFile | 0o4751, UID: 1001, GID: 1<<32 - 2})
 	return []vector{
@@ -190,6 +185,7 @@ func makeAttributes(t *testing.T, r *Root) []vector {
 		attributes("block device", Attributes{Mode: typeBlock | 0o660, GID: 6, Rdev: 0x801}),
 		file.changed("another file", "tampered", flip(0)),
 		file.changed("version flipped", "unknown version", flip(16)),
+		file.changed("another selector", "tampered", flip(18)),
 		file.changed("flipped", "tampered", flip(40)),
 		file.changed("without attributes", "truncated", func(v *vector) { v.Sealed = v.Sealed[:16] }),
 		file.changed("without an id", "truncated", func(v *vector) { v.Sealed = v.Sealed[:15] }),
@@ -199,6 +195,18 @@ func makeAttributes(t *testing.T, r *Root) []vector {
 		bad("device without a number", "\x21\xa400000000"),
 		bad("file with a device's number", "\x81\xa4000000000000"),
 	}
+}
+
+// sealInode seals what need not be attributes as if it were.
+func sealInode(t *testing.T, r *Root, plain []byte) []byte {
+	t.Helper()
+	keys, err := r.inodeKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := keys.sealer(1)
+	head := append([]byte("file-id-00000001"), attributesVersion, byte(key.selector>>8), byte(key.selector))
+	return key.aead.Seal(head, nil, plain, head)
 }
 
 func makeMeta(t *testing.T, r *Root) []vector {
