@@ -20,10 +20,10 @@ type uploadSums struct {
 
 // mismatch refuses a part with another checksum than its upload was begun with.
 func (u uploadSums) mismatch(actual string) error {
-	if actual == "" {
+	if actual = strings.ToUpper(actual); actual == "" {
 		actual = "null"
 	}
-	return refuse(http.StatusBadRequest, "InvalidRequest", "Checksum Type mismatch occurred, expected checksum Type: %s, actual checksum Type: %s", u.algorithm, actual)
+	return refuse(http.StatusBadRequest, "InvalidRequest", "Checksum Type mismatch occurred, expected checksum Type: %s, actual checksum Type: %s", strings.ToUpper(u.algorithm), actual)
 }
 
 // sumPart prepares the body of a part for the checksum that its upload was begun with:

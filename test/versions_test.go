@@ -10,15 +10,19 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"math/big"
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -188,8 +192,57 @@ func TestVersionedBucketOverTLS(t *testing.T) {
 	if err := json.Unmarshal([]byte(text), &report); err != nil || code != 0 || report.Objects != 1 {
 		t.Errorf("byokd check --current ends with %d, %v:\n%s", code, err, text)
 	}
+	s.summedVersions(t, client)
 	s.settings(t, client)
 	s.renewed(t)
+}
+
+// summedVersions uploads two versions of an object in parts: each keeps its checksum,
+// which the SDK compares with what it downloads, and the tags that the client gave it.
+func (s *secure) summedVersions(t *testing.T, client *s3.Client) {
+	ctx, bucket, key := t.Context(), aws.String("documents"), aws.String("in parts")
+	type version struct {
+		id, crc string
+		body    []byte
+	}
+	var versions []version
+	for i := range 2 {
+		body := bytes.Repeat([]byte(s.canary), (5<<20+1000*(i+1))/len(s.canary))
+		created, err := client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{Bucket: bucket, Key: key, Tagging: aws.String("round=" + strconv.Itoa(i)),
+			ChecksumAlgorithm: types.ChecksumAlgorithmCrc32, ChecksumType: types.ChecksumTypeFullObject})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var parts []types.CompletedPart
+		for n, part := range [][]byte{body[:5<<20], body[5<<20:]} {
+			number := aws.Int32(int32(n + 1))
+			out, err := client.UploadPart(ctx, &s3.UploadPartInput{Bucket: bucket, Key: key, UploadId: created.UploadId, PartNumber: number, Body: bytes.NewReader(part), ChecksumAlgorithm: types.ChecksumAlgorithmCrc32})
+			if err != nil {
+				t.Fatal(err)
+			}
+			parts = append(parts, types.CompletedPart{PartNumber: number, ETag: out.ETag, ChecksumCRC32: out.ChecksumCRC32})
+		}
+		done, err := client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{Bucket: bucket, Key: key, UploadId: created.UploadId, MultipartUpload: &types.CompletedMultipartUpload{Parts: parts}})
+		crc := base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, crc32.ChecksumIEEE(body)))
+		if err != nil || aws.ToString(done.ChecksumCRC32) != crc || done.VersionId == nil {
+			t.Fatalf("%+v %v", done, err)
+		}
+		versions = append(versions, version{*done.VersionId, crc, body})
+	}
+	for i, v := range versions {
+		out, err := client.GetObject(ctx, &s3.GetObjectInput{Bucket: bucket, Key: key, VersionId: &v.id, ChecksumMode: types.ChecksumModeEnabled})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(out.Body)
+		if err != nil || !bytes.Equal(got, v.body) || aws.ToString(out.ChecksumCRC32) != v.crc || out.ChecksumType != types.ChecksumTypeFullObject || aws.ToInt32(out.TagCount) != 1 {
+			t.Errorf("version %d: %d bytes, checksum %v %s, %v tags, %v", i, len(got), out.ChecksumCRC32, out.ChecksumType, out.TagCount, err)
+		}
+		tags, err := client.GetObjectTagging(ctx, &s3.GetObjectTaggingInput{Bucket: bucket, Key: key, VersionId: &v.id})
+		if err != nil || len(tags.TagSet) != 1 || *tags.TagSet[0].Value != strconv.Itoa(i) {
+			t.Errorf("version %d: %+v %v", i, tags, err)
+		}
+	}
 }
 
 // settings sets and reads rules of the bucket and of an object through byokd, and
