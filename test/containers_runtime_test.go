@@ -3,6 +3,7 @@
 package test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -123,8 +124,8 @@ func (p *pod) bundle(c *corev1.Container) (dir string) {
 		spec.Linux.MaskedPaths = []string{"/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware"}
 		spec.Linux.ReadonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 		spec.Linux.Resources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}}
-		spec.Linux.Seccomp = p.seccomp(spec, c)
 	}
+	spec.Linux.Seccomp = p.seccomp(spec, c)
 	spec.Mounts = []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc"},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
@@ -174,14 +175,40 @@ func (p *pod) process(c *corev1.Container) *specs.Process {
 	return proc
 }
 
-// seccomp is the container's profile: the runtime's default, or the pod's own of the
-// test.
+// seccomp is the container's profile: the runtime's default, or byokd's own. Of that
+// one, what is refused kills: refused softly, it might not be noticed.
 func (p *pod) seccomp(spec *specs.Spec, c *corev1.Container) *specs.LinuxSeccomp {
+	t := p.s.t
+	t.Helper()
+	if wanted := c.SecurityContext.SeccompProfile; p.localhostProfile != "" && (wanted != nil && wanted.Type == corev1.SeccompProfileTypeLocalhost || privileged(c)) {
+		profile := readProfile(t, p.localhostProfile)
+		profile.DefaultAction, profile.DefaultErrnoRet = specs.ActKillProcess, nil
+		return profile
+	}
+	if privileged(c) {
+		return nil
+	}
 	profile, err := seccomp.GetDefaultProfile(spec)
 	if err != nil {
-		p.s.t.Fatal(err)
+		t.Fatal(err)
 	}
 	return profile
+}
+
+// readProfile reads a seccomp profile as containerd does.
+func readProfile(t *testing.T, file string) *specs.LinuxSeccomp {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var profile specs.LinuxSeccomp
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&profile); err != nil {
+		t.Fatal(err)
+	}
+	return &profile
 }
 
 // image puts into a container what its image has: byokd's has byokd, the workload's

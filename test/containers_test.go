@@ -20,6 +20,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"github.com/byokd/byokd/deploy/seccomp"
 	"github.com/byokd/byokd/internal/inject"
 	"github.com/byokd/byokd/keyguard"
 	"github.com/byokd/byokd/keyguard/kmstest"
@@ -45,6 +46,10 @@ type pod struct {
 	volumes map[string]string // directory of each volume
 	app     *process
 	begins  int // processes begun in it
+
+	// localhostProfile is the file of byokd's own seccomp profile, "" for the runtime's
+	// default. A privileged sidecar, which would have none, gets it, too.
+	localhostProfile string
 }
 
 // inPod runs byokd as the sidecar of a pod.
@@ -59,6 +64,9 @@ func inPod(p *pod, mode string) option {
 			s.prepare = func() {
 				p.shareKubelet(p.node.kubelet)
 				prepare()
+				if p.localhostProfile != "" {
+					p.localhostProfile = filepath.Join(p.node.kubelet, "seccomp", seccomp.Path)
+				}
 				p.volumes[inject.RunVolume], p.volumes[inject.MountVolume] = p.node.run, p.node.target
 			}
 		} else {
@@ -84,8 +92,11 @@ func (p *pod) inject() {
 		}},
 	}
 	annotations := map[string]string{inject.AnnotationMountMode: p.mode}
-	result, err := inject.Mutate(inject.Pod{Annotations: annotations, Spec: given},
-		inject.Settings{Version: "test", Image: sidecarImage, CPU: resource.MustParse("100m"), Memory: resource.MustParse("384Mi")})
+	settings := inject.Settings{Version: "test", Image: sidecarImage, CPU: resource.MustParse("100m"), Memory: resource.MustParse("384Mi")}
+	if p.localhostProfile != "" {
+		settings.LocalhostSeccomp = seccomp.Path
+	}
+	result, err := inject.Mutate(inject.Pod{Annotations: annotations, Spec: given}, settings)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -282,15 +293,32 @@ const (
 	checkSome = "sha256sum -c sums"
 )
 
-// TestPodUnprivileged is a pod in mode csi: neither of its containers has a
-// privilege, and each is in namespaces of its own.
-func TestPodUnprivileged(t *testing.T) {
+// TestPodDefaultSeccomp is a pod in mode csi as it is by default.
+func TestPodDefaultSeccomp(t *testing.T) {
 	requireContainers(t)
 	var p pod
 	s := newStack(t, shipped, inPod(&p, inject.ModeCSI))
 	p.startApp()
 	p.assertUnprivileged()
 	p.shell(writeSome)
+	p.freeze()
+	p.thaw()
+	p.shell(checkSome)
+	s.assertObjects("under the default profile")
+	p.stopped()
+}
+
+// TestPodUnprivileged is a pod in mode csi: neither of its containers has a
+// privilege, and each is in namespaces of its own. The sidecar's seccomp profile is
+// byokd's own, from where the node driver puts it.
+func TestPodUnprivileged(t *testing.T) {
+	requireContainers(t)
+	p := pod{localhostProfile: "installed by the node driver"}
+	s := newStack(t, shipped, inPod(&p, inject.ModeCSI))
+	p.startApp()
+	p.assertUnprivileged()
+	p.shell(writeSome)
+	s.assertObjects("under byokd's profile")
 	p.killsReader()
 	p.shell(checkSome)
 
@@ -488,12 +516,23 @@ func (p *pod) stopped() {
 // TestPodPrivileged is a pod in mode privileged: the sidecar mounts into a directory
 // that the workload sees. It cannot see who calls, in another PID namespace, so a killed
 // caller of a frozen mount goes with the sidecar or at the thaw.
+//
+// It has a keeper, and the seccomp profile, which kubelet would not apply here, for
+// what a sidecar without privilege never does: mount, and replace its worker.
 func TestPodPrivileged(t *testing.T) {
 	requireContainers(t)
-	var p pod
-	s := newStack(t, shipped, inPod(&p, inject.ModePrivileged))
+	p := pod{localhostProfile: "../deploy/seccomp/byokd.json"}
+	s := newStack(t, shipped, inPod(&p, inject.ModePrivileged), withKeeper)
 	p.startApp()
 	p.shell(writeSome)
+	s.assertObjects("under byokd's profile")
+	if text, err := p.runc("exec", inject.SidecarName, "/usr/bin/byokd", "upgrade", "--socket", "/run/byokd/control.sock"); err != nil {
+		t.Errorf("upgrade: %v: %s", err, text)
+	}
+	p.shell(checkSome)
+	if text, err := p.runc("exec", inject.SidecarName, "/usr/bin/byokd", "check", "--config", "/etc/byokd/byokd.yaml"); err != nil {
+		t.Errorf("check: %v: %s", err, text)
+	}
 	p.deletedFrozen([]string{inject.SidecarName, "app"}, nil)
 
 	// The sidecar dies, and the mount with it: nobody waits, and the pod starts anew.

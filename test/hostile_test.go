@@ -67,20 +67,26 @@ func (s *stack) flood(endpoint string, count int, text string) {
 // assertServes checks that honest clients of either listener and of the mount are answered.
 func (s *stack) assertServes(when string) {
 	s.t.Helper()
-	honest := s.newClient("honest")
-	o := object{1 << 50, 100_000}
-	if err := honest.put(s.t.Context(), "honest", o); err != nil {
-		s.t.Errorf("%s: %v", when, err)
-	}
-	if err := honest.get(s.t.Context(), "honest", o, 0, o.size); err != nil {
-		s.t.Errorf("%s: %v", when, err)
-	}
+	s.assertObjects(when)
 	for _, path := range []string{"/livez", "/readyz", "/metrics", "/v1/status"} {
 		if code, _ := s.get(path); code != http.StatusOK {
 			s.t.Errorf("%s: %s answers %d", when, path, code)
 		}
 	}
 	if err := os.WriteFile(s.mount+"/honest", []byte(when), 0o600); err != nil {
+		s.t.Errorf("%s: %v", when, err)
+	}
+}
+
+// assertObjects puts an object and gets it.
+func (s *stack) assertObjects(when string) {
+	s.t.Helper()
+	honest := s.newClient("honest")
+	o := object{1 << 50, 100_000}
+	if err := honest.put(s.t.Context(), "honest", o); err != nil {
+		s.t.Errorf("%s: %v", when, err)
+	}
+	if err := honest.get(s.t.Context(), "honest", o, 0, o.size); err != nil {
 		s.t.Errorf("%s: %v", when, err)
 	}
 }

@@ -41,7 +41,7 @@ var arrows = map[string][]string{
 	"internal/inject":     {},
 	"cmd/byokd": {"metrics", "fs", "objstore", "keyguard", "keyguard/awskms", "keyguard/fleet", "internal/seal", "internal/durable", "internal/control",
 		"internal/keypolicy", "internal/awskey", "internal/volumeread", "internal/connlimit", "internal/inject", "internal/keeper",
-		"internal/fusemount", "internal/handover", "internal/csinode"},
+		"internal/fusemount", "internal/handover", "internal/csinode", "deploy/seccomp"},
 	"cmd/devcloud":       {"keyguard/kmstest", "internal/durable"},
 	"bench":              {anything},
 	"test":               {anything},
@@ -50,6 +50,7 @@ var arrows = map[string][]string{
 	"test/clients/minio": {anything},
 	"test/chart":         {anything}, // a module of its own
 	"deploy/image":       {anything}, // the same
+	"deploy/seccomp":     {},
 	"test/kube":          {anything},
 }
 

@@ -14,12 +14,14 @@ import (
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/byokd/byokd/deploy/seccomp"
 	"github.com/byokd/byokd/internal/inject"
 	"github.com/byokd/byokd/metrics"
 )
@@ -181,6 +183,7 @@ type sidecarFlags struct {
 	image, cpu, memory string
 	repositories       []string
 	restartAll         string
+	seccomp            string
 }
 
 // defaultSidecarImage is that of this release; other builds have none.
@@ -203,12 +206,25 @@ func (f *sidecarFlags) add(flags *pflag.FlagSet, restartAll string) {
 		allowed = "on, off, or auto: from Kubernetes 1.36 on"
 	}
 	flags.StringVar(&f.restartAll, "restart-all-containers", restartAll, "whether, in mount mode privileged, the death of the sidecar restarts the pod's containers in place; nodes have to know it, too ("+allowed+")")
+	flags.StringVar(&f.seccomp, "sidecar-seccomp", seccompDefault, "seccomp profile of the sidecar in mount mode csi: RuntimeDefault, or Localhost for byokd's own, which byokd node puts onto every node")
 }
+
+const (
+	seccompDefault   = string(corev1.SeccompProfileTypeRuntimeDefault)
+	seccompLocalhost = string(corev1.SeccompProfileTypeLocalhost)
+)
 
 func (f *sidecarFlags) settings() (inject.Settings, error) {
 	s := inject.Settings{Version: buildVersion(), Image: f.image, Repositories: f.repositories, RestartAll: f.restartAll == "on"}
 	if f.restartAll != "on" && f.restartAll != "off" && f.restartAll != "auto" {
 		return s, fmt.Errorf("--restart-all-containers: %q is neither on, off nor auto", f.restartAll)
+	}
+	switch f.seccomp {
+	case seccompDefault:
+	case seccompLocalhost:
+		s.LocalhostSeccomp = seccomp.Path
+	default:
+		return s, fmt.Errorf("--sidecar-seccomp: %q is neither %s nor %s", f.seccomp, seccompDefault, seccompLocalhost)
 	}
 	if f.image == "" {
 		return s, errors.New("--image: this is no release of byokd, so the sidecar's image has to be named")

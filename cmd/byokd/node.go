@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -14,7 +15,9 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/byokd/byokd/deploy/seccomp"
 	"github.com/byokd/byokd/internal/csinode"
+	"github.com/byokd/byokd/internal/durable"
 	"github.com/byokd/byokd/metrics"
 )
 
@@ -81,6 +84,9 @@ func (f *nodeFlags) serve(ctx context.Context, log *zap.Logger) error {
 		return exitWith(exitUsage, err)
 	}
 	observer.Follow(driver.Mounts)
+	if err := installSeccomp(f.kubeletDir); err != nil { // only sidecars that ask for it need it
+		log.Warn("the seccomp profile is not on this node: sidecars with --sidecar-seccomp=Localhost do not start", zap.Error(err))
+	}
 	admin, err := listen("admin", f.adminListen)
 	if err != nil {
 		return exitWith(exitListen, err)
@@ -96,6 +102,15 @@ func (f *nodeFlags) serve(ctx context.Context, log *zap.Logger) error {
 		err = errors.Join(err, stopped)
 	}
 	return err
+}
+
+// installSeccomp puts the sidecars' seccomp profile where kubelet looks for profiles.
+func installSeccomp(kubeletDir string) error {
+	path := filepath.Join(kubeletDir, "seccomp", seccomp.Path)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return durable.WriteFile(path, seccomp.Profile(), 0o644)
 }
 
 // nodeHealth answers kubelet and Prometheus.

@@ -434,6 +434,16 @@ func TestRestartOfAllContainers(t *testing.T) {
 	}
 }
 
+func TestLocalhostSeccomp(t *testing.T) {
+	s := settings()
+	s.LocalhostSeccomp = "byokd/byokd.json"
+	out, _ := mutated(t, podOf(), s)
+	profile := out.Spec.InitContainers[0].SecurityContext.SeccompProfile
+	if profile.Type != corev1.SeccompProfileTypeLocalhost || profile.LocalhostProfile == nil || *profile.LocalhostProfile != s.LocalhostSeccomp {
+		t.Errorf("%+v", profile)
+	}
+}
+
 func TestWarningsFitTheAPI(t *testing.T) {
 	p := podOf(annotated(AnnotationProfile, "zeebe"), func(p *corev1.Pod) {
 		c := &p.Spec.Containers[0]

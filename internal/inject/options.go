@@ -23,6 +23,9 @@ type Settings struct {
 	// RestartAll makes the death of a sidecar in ModePrivileged restart the pod's containers in place. The API knows
 	// that since Kubernetes 1.36.
 	RestartAll bool
+	// LocalhostSeccomp is the sidecar's seccomp profile in ModeCSI, a path below kubelet's directory of them; empty for
+	// the runtime's default.
+	LocalhostSeccomp string
 }
 
 // MinMemory is the least that a sidecar can work with: below, it would be killed under load.

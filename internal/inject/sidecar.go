@@ -197,10 +197,14 @@ func (m *mutation) security() *corev1.SecurityContext {
 		// The API takes a Bidirectional mount from privileged containers only.
 		return &corev1.SecurityContext{Privileged: &yes, RunAsUser: &root, RunAsGroup: &root, RunAsNonRoot: &no, ReadOnlyRootFilesystem: &yes}
 	}
+	profile := &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}
+	if path := m.options.settings.LocalhostSeccomp; path != "" {
+		profile = &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeLocalhost, LocalhostProfile: &path}
+	}
 	return &corev1.SecurityContext{
 		RunAsNonRoot: &yes, RunAsUser: &id, RunAsGroup: &id, AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,
 		Capabilities:   &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
-		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		SeccompProfile: profile,
 	}
 }
 
