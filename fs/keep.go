@@ -37,7 +37,15 @@ type Keep struct {
 	// each time it is served.
 	Refused func(op string)
 
-	forgetful bool // in tests: requests are done again as if nothing was known of them
+	forgetful bool   // in tests: requests are done again as if nothing was known of them
+	stall     func() // in tests: called between the steps of a request and of taking over
+}
+
+// between is called where a death leaves another state than a moment before.
+func (k *Keep) between() {
+	if k != nil && k.stall != nil {
+		k.stall()
+	}
 }
 
 // resumes says that there is a mount to go on with.
@@ -70,9 +78,13 @@ func (f *Filesystem) takeOver() (*loop, error) {
 		}
 		l.agreed(request, reply)
 	}
+	k.between()
 	l.forgetUnfinished()
+	k.between()
 	f.nodes.recover(j)
+	k.between()
 	f.handles.recover(j, f.nodes)
+	k.between()
 	return l, nil
 }
 
@@ -150,6 +162,7 @@ func (l *loop) redoOne(s *slot, request []byte) {
 	case phaseAnswered:
 		if reply := r.replyOf(); reply != nil {
 			l.reply(s, reply) // ENOENT where the kernel has it already
+			k.between()
 		}
 		return
 	case phaseServing:

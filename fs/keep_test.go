@@ -120,6 +120,17 @@ func serveKept(dir string) int {
 		Deposit: func(device, journal int) error {
 			return errors.Join(w.Deposit("device", device), w.Deposit("journal", journal))
 		}}}
+	if text := os.Getenv(keptVariable + "_STALLS"); text != "" {
+		seed, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			return fail(err)
+		}
+		generation := uint64(0)
+		for _, n := range w.Restarts {
+			generation += n
+		}
+		o.Keep.stall = stalls(seed, generation)
+	}
 	o.Keep.forgetful = os.Getenv(keptVariable+"_FORGETFUL") != ""
 	if os.Getenv(keptVariable+"_CACHE") == Writethrough.String() {
 		o.Cache = Writethrough

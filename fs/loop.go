@@ -139,8 +139,10 @@ func (l *loop) serve() {
 		default: // always leave one behind to read
 			l.readOn()
 		}
+		l.fs.options.Keep.between()
 		l.answer(s, s.in[:n])
 		if s.kept != nil {
+			l.fs.options.Keep.between()
 			s.kept.settle(n)
 		}
 		if flush {
@@ -225,7 +227,9 @@ func (l *loop) answer(s *slot, request []byte) {
 	s.call.begin(header)
 	if reply := l.handle(s, rule, request); len(reply) > 0 {
 		if s.kept != nil && isLogged(header.Opcode) {
+			l.fs.options.Keep.between()
 			s.kept.record.answer(reply)
+			l.fs.options.Keep.between()
 		}
 		l.reply(s, reply)
 	}
@@ -247,6 +251,7 @@ func (l *loop) handle(s *slot, rule rule, request []byte) []byte {
 		}
 		if s.kept != nil {
 			s.kept.record.serve()
+			l.fs.options.Keep.between()
 		}
 		reply := l.operate(s, request)
 		if rule.plain && s.call.inside && s.call.pass.Err() != nil {

@@ -367,11 +367,51 @@ func TestTortureControl(t *testing.T) {
 	t.Errorf("%d kills without a log broke nothing: the torture tests nothing", most)
 }
 
+// stalls returns what the worker does between the steps of a request: mostly
+// nothing, now and then it waits, so that the moments in which a death leaves
+// something half done are as likely as any other.
+func stalls(seed, generation uint64) func() {
+	var mu sync.Mutex
+	r := rand.New(rand.NewPCG(seed, generation))
+	return func() {
+		mu.Lock()
+		var wait time.Duration
+		switch n := r.IntN(100); {
+		case n == 0:
+			wait = time.Duration(r.IntN(30)) * time.Millisecond
+		case n < 10:
+			wait = time.Duration(r.IntN(3000)) * time.Microsecond
+		}
+		mu.Unlock()
+		if wait > 0 {
+			time.Sleep(wait) // what the seed says
+		}
+	}
+}
+
 // TestTorture kills the worker at random moments.
 func TestTorture(t *testing.T) {
-	for _, cache := range []CacheMode{Writeback, Writethrough} {
-		t.Run(cache.String(), func(t *testing.T) {
-			k := newKeptVolume(t, keptVariable+"_CACHE="+cache.String())
+	for _, c := range []struct {
+		name    string
+		cache   CacheMode
+		stalled bool // the moments between two steps of a request are drawn out
+		again   int  // each how manieth kill is followed by one in the recovery
+	}{
+		{"writeback", Writeback, false, 5},
+		{"write-through", Writethrough, false, 5},
+		{"writeback, drawn out", Writeback, true, 2},
+		{"write-through, drawn out", Writethrough, true, 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			env := []string{keptVariable + "_CACHE=" + c.cache.String()}
+			recovery := 15
+			if c.stalled {
+				seed := rand.Uint64()
+				t.Logf("seed %d", seed)
+				env = append(env, fmt.Sprintf("%s_STALLS=%d", keptVariable, seed))
+				recovery = 60
+			}
+			k := newKeptVolume(t, env...)
 			s := newStorm(k)
 			defer s.finish()
 			var took []time.Duration
@@ -379,8 +419,8 @@ func TestTorture(t *testing.T) {
 				time.Sleep(time.Duration(5+rand.IntN(150)) * time.Millisecond) // the random moment
 				began := time.Now()
 				k.kill(unix.SIGKILL)
-				if kill%5 == 4 { // in the middle of the recovery
-					time.Sleep(time.Duration(rand.IntN(15)) * time.Millisecond)
+				if kill%c.again == c.again-1 { // in the middle of the recovery
+					time.Sleep(time.Duration(rand.IntN(recovery)) * time.Millisecond)
 					k.kill(unix.SIGKILL)
 				}
 				if err := k.firstReply(); err != nil {

@@ -57,25 +57,7 @@ var gateCycles = []struct {
 // one moment, again and again, in each state of the gate: what they had
 // acknowledged is there when all is started anew.
 func TestEverythingKilled(t *testing.T) {
-	requireProgram(t, "db_bench")
-	requireProgram(t, "ldb")
-	requireProgram(t, "stdbuf")
-	requireProgram(t, "setpriv")
-	lite := requireProgram(t, "sqlite3")
-	bin := filepath.Dir(requireDatabase(t, "PostgreSQL", findPostgres))
-	if _, err := user.Lookup("postgres"); err != nil {
-		t.Skip("there is no user postgres")
-	}
-	d := newDatabase(t, withGrace(time.Minute)) // longer than it takes to kill them after an outage was noticed
-	k := &killed{database: d,
-		lite: &sqlite{database: d, program: lite, file: d.mount + "/bank.db", journal: "WAL"},
-		pg:   &postgres{database: d, bin: bin},
-	}
-	k.lite.setUp()
-	k.pg.setUp()
-	k.pg.start()
-	k.pg.run("pgbench", "-i", "-q", "-s", fmt.Sprint(pgScale), "bank")
-	k.pg.sql("CREATE TABLE acknowledged(client int, run int, n int, PRIMARY KEY(client, run, n))")
+	k := newKilled(t, withGrace(time.Minute)) // longer than it takes to kill them after an outage was noticed
 	for cycle := range killCycles(t) {
 		k.cycle(cycle)
 	}
@@ -90,6 +72,31 @@ type killed struct {
 	lite *sqlite
 	pg   *postgres
 	sums [3]int
+}
+
+// newKilled sets the databases up.
+func newKilled(t *testing.T, options ...option) *killed {
+	t.Helper()
+	requireProgram(t, "db_bench")
+	requireProgram(t, "ldb")
+	requireProgram(t, "stdbuf")
+	requireProgram(t, "setpriv")
+	lite := requireProgram(t, "sqlite3")
+	bin := filepath.Dir(requireDatabase(t, "PostgreSQL", findPostgres))
+	if _, err := user.Lookup("postgres"); err != nil {
+		t.Skip("there is no user postgres")
+	}
+	d := newDatabase(t, options...)
+	k := &killed{database: d,
+		lite: &sqlite{database: d, program: lite, file: d.mount + "/bank.db", journal: "WAL"},
+		pg:   &postgres{database: d, bin: bin},
+	}
+	k.lite.setUp()
+	k.pg.setUp()
+	k.pg.start()
+	k.pg.run("pgbench", "-i", "-q", "-s", fmt.Sprint(pgScale), "bank")
+	k.pg.sql("CREATE TABLE acknowledged(client int, run int, n int, PRIMARY KEY(client, run, n))")
+	return k
 }
 
 // cycle starts the load, kills all, starts all anew and verifies.

@@ -35,6 +35,7 @@ var roles = map[string]func(*worker) error{
 	"call":      (*worker).call,
 	"registers": (*worker).threadRegisters,
 	"signalled": (*worker).signalled,
+	"hog":       (*worker).hog,
 }
 
 // readers and writers are all of them that a revocation has to stop.

@@ -2,7 +2,6 @@ package keeper
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -17,8 +16,9 @@ import (
 
 // Options of a keeper.
 type Options struct {
-	// Program is the worker's binary, with Args (the first is its name) and Env. It
-	// is started again by this path, so that an upgrade puts another file there.
+	// Program is the path of the worker's binary, with Args (the first is its name)
+	// and Env. What lies there when the keeper starts is started again until an
+	// upgrade is asked for, which takes what lies there then.
 	Program string
 	Args    []string
 	Env     []string
@@ -27,7 +27,7 @@ type Options struct {
 	// Signals are passed on to the worker, but for SIGHUP, which is an upgrade.
 	Signals <-chan os.Signal
 	// Suits says whether a binary can be this keeper's worker, before the present
-	// one is stopped for it.
+	// one is stopped for it. It is called in a goroutine of its own; may be nil.
 	Suits func(program string) error
 	// CannotTakeOver is the exit code of a worker that finds a mount which it cannot go
 	// on with: after an upgrade, the binary before is tried again.
@@ -55,7 +55,8 @@ const (
 type keeper struct {
 	Options
 	log      *zap.Logger
-	program  string // Options.Program, or the binary that this process runs
+	program  program
+	proven   program // the last one that has served, to go back to
 	history  History
 	deposits map[string]*os.File
 	held     map[uint64]int
@@ -66,6 +67,7 @@ type keeper struct {
 	stopping  os.Signal     // the first signal to stop, nil while there is none
 	upgrading bool          // the present worker is being replaced
 	unproven  bool          // the program is new, and has not served yet
+	asked     chan error    // gets what Suits says of the installed binary; nil while it is not asked
 	present   *child        // nil between two
 	messages  chan message  // of the present child
 	ended     chan struct{} // closed when the present child can do nothing any more
@@ -86,13 +88,17 @@ type child struct {
 func Run(o Options) (code int, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	k := &keeper{Options: o, log: o.Log, program: o.Program, deposits: map[string]*os.File{}, held: map[uint64]int{},
+	k := &keeper{Options: o, log: o.Log, deposits: map[string]*os.File{}, held: map[uint64]int{},
 		history: History{Version: Version, Restarts: map[Cause]uint64{}, OOMScore: ownOOMScore()}}
+	if k.program, err = openProgram(o.Program); err != nil {
+		return 0, err
+	}
+	k.proven = k.program
 	k.spareMe()
 	defer k.letGo()
 	k.oomKills = oomKills()
 	for {
-		if err := k.start(); err != nil {
+		if err := k.startProven(); err != nil {
 			return 0, err
 		}
 		k.attend()
@@ -109,6 +115,18 @@ func (k *keeper) spareMe() {
 		k.log.Info("the keeper may be ended for want of memory, and the mount with it: oom_score_adj cannot be lowered (CAP_SYS_RESOURCE)", zap.Error(err))
 		k.history.OOMScore = ""
 	}
+}
+
+// startProven starts a worker: of the binary before where the new one cannot even be
+// run.
+func (k *keeper) startProven() error {
+	err := k.start()
+	if err == nil || !k.unproven {
+		return err
+	}
+	k.log.Error("the new binary cannot be run: back to the one before", zap.Error(err))
+	k.goBack()
+	return k.start()
 }
 
 // start starts a worker and a goroutine that reads what it says.
@@ -129,7 +147,7 @@ func (k *keeper) start() error {
 		unix.Close(pair[0])
 		return err
 	}
-	process, err := os.StartProcess(k.program, k.Args, &os.ProcAttr{Env: append(slices.Clone(k.Env), word), Files: files,
+	process, err := os.StartProcess(k.program.link(), k.Args, &os.ProcAttr{Env: append(slices.Clone(k.Env), word), Files: files,
 		Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}}) // a Ctrl-C is passed on, once
 	if err != nil {
 		unix.Close(pair[0])
@@ -148,9 +166,12 @@ func (k *keeper) start() error {
 	return nil
 }
 
+// listen passes messages on until the other end is gone. Two buffers suffice: when
+// a message is taken, whoever takes it is done with the one before.
 func listen(socket int, messages chan<- message, ended chan<- struct{}) {
-	for {
-		m, ok := receive(socket)
+	var boxes [2]inbox
+	for i := 0; ; i++ {
+		m, ok := boxes[i%2].receive(socket)
 		if !ok {
 			break
 		}
@@ -168,6 +189,8 @@ func (k *keeper) attend() {
 			k.heed(m)
 		case s := <-k.Signals:
 			k.signal(s)
+		case err := <-k.asked:
+			k.replace(err)
 		case <-k.ended:
 			return
 		}
@@ -207,9 +230,13 @@ func (k *keeper) heed(m message) {
 			_ = k.present.process.Signal(k.stopping)
 		}
 	case serving:
-		k.quick, k.unproven = 0, false
+		k.unproven = false
+		if k.proven != k.program {
+			k.proven.close()
+			k.proven = k.program
+		}
 	case upgrade:
-		k.replace()
+		k.consider()
 	case farewell:
 		if len(m.body) == 1 {
 			k.present.code = int(m.body[0])
@@ -234,31 +261,61 @@ func (k *keeper) watch(dir string) {
 
 func (k *keeper) signal(s os.Signal) {
 	if s == syscall.SIGHUP {
-		k.replace()
+		k.consider()
 		return
 	}
 	if k.stopping == nil {
 		k.stopping = s
 	}
-	if k.present.ready { // else it gets it when it is
+	if k.present != nil && k.present.ready { // else it gets it when it is
 		_ = k.present.process.Signal(s)
 	}
 }
 
-// replace ends the worker for one of the binary that is installed now.
-func (k *keeper) replace() {
-	if k.stopping != nil || k.upgrading {
+// consider asks the installed binary whether it suits. Meanwhile the worker is
+// attended to: it may take as long as a program takes to start.
+func (k *keeper) consider() {
+	if k.stopping != nil || k.upgrading || k.asked != nil {
 		return
 	}
-	if k.Suits != nil {
-		if err := k.Suits(k.Program); err != nil {
-			k.log.Error("no upgrade: the installed binary does not suit, the worker goes on", zap.String("binary", k.Program), zap.Error(err))
-			return
-		}
+	answer := make(chan error, 1)
+	k.asked = answer
+	if k.Suits == nil {
+		answer <- nil
+		return
+	}
+	go func() { answer <- k.Suits(k.Program) }()
+}
+
+// replace ends the worker for one of the binary that is installed now, if that suits.
+func (k *keeper) replace(unsuited error) {
+	k.asked = nil
+	if k.stopping != nil {
+		return
+	}
+	installed, err := program{}, unsuited
+	if err == nil {
+		installed, err = openProgram(k.Program)
+	}
+	if err != nil {
+		k.log.Error("no upgrade: the installed binary does not suit, the worker goes on", zap.String("binary", k.Program), zap.Error(err))
+		return
 	}
 	k.log.Info("upgrade: the worker is replaced", zap.String("binary", k.Program))
-	k.program, k.upgrading, k.unproven = k.Program, true, true
-	_ = k.present.process.Kill()
+	k.setProgram(installed)
+	k.unproven = true
+	if k.present != nil {
+		k.upgrading = true
+		_ = k.present.process.Kill()
+	}
+}
+
+// setProgram has the next worker run p.
+func (k *keeper) setProgram(p program) {
+	if k.program != k.proven {
+		k.program.close()
+	}
+	k.program = p
 }
 
 // bury takes note of how the worker ended, and says whether another is to follow,
@@ -277,7 +334,7 @@ func (k *keeper) bury() (code int, goOn bool) {
 			return c.code, false
 		}
 	}
-	if k.stopping != nil && cause != Killed {
+	if k.stopping != nil && cause == Fault {
 		k.log.Error("the worker ended while it was stopping", zap.Stringer("cause", cause))
 		return 1, false
 	}
@@ -294,8 +351,11 @@ func (k *keeper) bury() (code int, goOn bool) {
 	return 0, true
 }
 
-// goBack makes this process's own binary the worker's again.
-func (k *keeper) goBack() { k.program, k.unproven = "/proc/self/exe", false }
+// goBack makes the last binary that has served the worker's again.
+func (k *keeper) goBack() {
+	k.setProgram(k.proven)
+	k.unproven = false
+}
 
 // rest pauses where worker after worker ends by itself, and takes the binary before
 // where that began with a new one.
@@ -311,7 +371,27 @@ func (k *keeper) rest(ran time.Duration) {
 		k.log.Error("the new binary does not come to serve: back to the one before")
 		k.goBack()
 	}
-	time.Sleep(min(longPause, firstPause<<min(k.quick-2, 10)))
+	k.pause(min(longPause, firstPause<<min(k.quick-2, 10)))
+}
+
+// pause waits, but for a signal to stop, for which the next worker has to end the
+// mount in order, and for an upgrade, which may be the remedy.
+func (k *keeper) pause(length time.Duration) {
+	timer := time.NewTimer(length)
+	defer timer.Stop()
+	for k.stopping == nil {
+		select {
+		case s := <-k.Signals:
+			k.signal(s)
+		case err := <-k.asked:
+			k.replace(err)
+			if k.unproven {
+				return
+			}
+		case <-timer.C:
+			return
+		}
+	}
 }
 
 // causeOf reads the exit status of a worker, if it comes.
@@ -355,7 +435,6 @@ func (k *keeper) letGo() {
 	if k.stopped != nil {
 		k.stopped()
 	}
+	k.setProgram(k.proven)
+	k.proven.close()
 }
-
-// ErrNoWorker says that a process which only makes sense below a keeper has none.
-var ErrNoWorker = errors.New("this command is run by `byokd run`")

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -54,32 +55,45 @@ type message struct {
 	fd   int
 }
 
-// receive waits for a message; ok is false when the other end is gone.
-func receive(socket int) (m message, ok bool) {
-	body, control := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(4))
+// inbox is room for one message, so that receiving takes no memory: the keeper has
+// none to ask for when it runs out.
+type inbox struct {
+	body    [maxMessage]byte
+	control [controlRoom]byte
+}
+
+const controlRoom = 24 // unix.CmsgSpace(4): one descriptor
+
+// receive waits for a message, which is valid until the next one; ok is false when
+// the other end is gone. unix.Recvmsg would take memory for an address.
+func (b *inbox) receive(socket int) (m message, ok bool) {
+	iov := unix.Iovec{Base: &b.body[0]}
+	iov.SetLen(len(b.body))
+	header := unix.Msghdr{Iov: &iov, Control: &b.control[0]}
+	header.SetIovlen(1)
 	for {
-		n, c, _, _, err := unix.Recvmsg(socket, body, control, unix.MSG_CMSG_CLOEXEC)
-		if errors.Is(err, unix.EINTR) {
+		header.SetControllen(len(b.control))
+		n, _, errno := unix.Syscall(unix.SYS_RECVMSG, uintptr(socket), uintptr(unsafe.Pointer(&header)), unix.MSG_CMSG_CLOEXEC)
+		if errno == unix.EINTR {
 			continue
 		}
-		if err != nil || n == 0 {
+		if errno != 0 || n == 0 {
 			return message{}, false
 		}
-		return message{kind(body[0]), body[1:n], rightIn(control[:c])}, true
+		return message{kind(b.body[0]), b.body[1:n], rightIn(b.control[:header.Controllen])}, true
 	}
 }
 
 // rightIn returns the descriptor in a control message, -1 without.
 func rightIn(control []byte) int {
-	messages, err := unix.ParseSocketControlMessage(control)
-	if err != nil || len(messages) == 0 {
+	if len(control) < unix.CmsgLen(4) {
 		return -1
 	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) == 0 {
+	header, data, _, err := unix.ParseOneSocketControlMessage(control)
+	if err != nil || header.Level != unix.SOL_SOCKET || header.Type != unix.SCM_RIGHTS || len(data) < 4 {
 		return -1
 	}
-	return fds[0]
+	return int(int32(binary.NativeEndian.Uint32(data)))
 }
 
 func number(n uint64) []byte { return binary.NativeEndian.AppendUint64(nil, n) }

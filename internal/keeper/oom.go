@@ -14,19 +14,39 @@ func oomKills() uint64 {
 	if err != nil {
 		return 0
 	}
-	path, ok := strings.CutPrefix(strings.TrimSpace(string(text)), "0::") // cgroup v2 only
-	if !ok {
-		return 0
-	}
-	events, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", path, "memory.events.local"))
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(events)) {
-		if value, ok := strings.CutPrefix(line, "oom_kill "); ok {
-			n, _ := strconv.ParseUint(strings.TrimSpace(value), 10, 64)
+	for line := range strings.Lines(string(text)) {
+		_, controllers, _ := strings.Cut(strings.TrimSpace(line), ":")
+		controllers, path, _ := strings.Cut(controllers, ":")
+		if n, ok := oomKillsIn("/sys/fs/cgroup", controllers, path); ok {
 			return n
 		}
 	}
 	return 0
+}
+
+// oomKillsIn reads the count of one line of /proc/self/cgroup: of version 2, which
+// has no names of controllers, or of version 1's memory. In a container without a
+// cgroup namespace the path is the host's, and its own cgroup the root of the mount.
+func oomKillsIn(root, controllers, path string) (uint64, bool) {
+	dir, file := root, "memory.events.local"
+	switch controllers {
+	case "":
+	case "memory":
+		dir, file = filepath.Join(root, "memory"), "memory.oom_control"
+	default:
+		return 0, false
+	}
+	for _, own := range []string{path, "/"} {
+		text, err := os.ReadFile(filepath.Join(dir, own, file))
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(text)) {
+			if value, ok := strings.CutPrefix(line, "oom_kill "); ok {
+				n, err := strconv.ParseUint(strings.TrimSpace(value), 10, 64)
+				return n, err == nil
+			}
+		}
+	}
+	return 0, false
 }

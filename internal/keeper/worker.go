@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -71,6 +72,7 @@ func Connect(environ []string) (w *Worker, rest []string, err error) {
 	if w.Version != Version {
 		return nil, rest, fmt.Errorf("the keeper speaks version %d, this byokd version %d", w.Version, Version)
 	}
+	_ = os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0) // it was started by a descriptor, which is no name
 	unix.CloseOnExec(socketFD)
 	for i, name := range w.Names {
 		unix.CloseOnExec(socketFD + 1 + i)

@@ -1,0 +1,69 @@
+// Package oomtest makes memory cgroups in which the kernel really ends processes for
+// want of memory.
+package oomtest
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// Group is a memory cgroup with a limit.
+type Group struct{ dir string }
+
+var number atomic.Uint64 // tells the groups of one process apart
+
+// New makes a group of the cgroup version that this machine has, for the test. It
+// skips where none can be made, and fails where BYOKD_REQUIRE names fuse: the tests
+// that mount are run as root, who can.
+func New(t testing.TB, limit int) Group {
+	t.Helper()
+	name := fmt.Sprintf("byokd-test-%d-%d", os.Getpid(), number.Add(1))
+	var last error
+	for _, v := range []struct{ root, limit string }{
+		{"/sys/fs/cgroup", "memory.max"},
+		{"/sys/fs/cgroup/memory", "memory.limit_in_bytes"},
+	} {
+		g := Group{filepath.Join(v.root, name)}
+		if last = os.Mkdir(g.dir, 0o755); last != nil {
+			continue
+		}
+		t.Cleanup(func() { g.remove(t) })
+		if last = os.WriteFile(filepath.Join(g.dir, v.limit), []byte(strconv.Itoa(limit)), 0); last != nil {
+			continue
+		}
+		_ = os.WriteFile(filepath.Join(g.dir, "memory.oom.group"), []byte("1"), 0) // version 2: as kubelet does
+		return g
+	}
+	if strings.Contains(os.Getenv("BYOKD_REQUIRE"), "fuse") {
+		t.Fatalf("BYOKD_REQUIRE names fuse, but no memory cgroup can be made: %v", last)
+	}
+	t.Skipf("needs root and memory cgroups: %v", last)
+	return Group{}
+}
+
+// Add moves a process into the group, and with it the children that it starts from
+// now on.
+func (g Group) Add(t testing.TB, pid int) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(g.dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// remove waits for the group's last processes to be taken down.
+func (g Group) remove(t testing.TB) {
+	deadline := time.Now().Add(10 * time.Second)
+	for err := os.Remove(g.dir); err != nil && !os.IsNotExist(err); err = os.Remove(g.dir) {
+		if time.Now().After(deadline) {
+			t.Error(err)
+			return
+		}
+		time.Sleep(10 * time.Millisecond) // the pace of looking
+	}
+}

@@ -1,0 +1,178 @@
+package keeper
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// The workers of these tests are this test binary. What one does is told by the
+// name under which the binary lies, so that an upgrade can bring another behaviour.
+
+// childVariable tells the test binary that it is a worker (its value is of no
+// interest), or a keeper of a worker of that name.
+const childVariable = "BYOKD_KEEPER_TEST"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childVariable) == "" {
+		os.Exit(m.Run())
+	}
+	w, _, err := Connect(os.Environ())
+	if err != nil {
+		say("refused: %v", err)
+		os.Exit(1)
+	}
+	if w == nil {
+		os.Exit(keeperMain())
+	}
+	program, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	role, known := roles[strings.TrimSuffix(filepath.Base(program), " (deleted)")]
+	if !known {
+		panic("a worker named " + program)
+	}
+	os.Exit(role(w))
+}
+
+// say writes a line to standard output, in one piece.
+func say(format string, args ...any) {
+	_, _ = fmt.Fprintf(os.Stdout, format+"\n", args...)
+}
+
+const cannotTakeOver = 19
+
+var roles = map[string]func(*Worker) int{
+	"serves": serves,
+	"newer":  serves,
+	// mute dies before it is ready.
+	"mute": func(*Worker) int { return 0 },
+	// crashes serves, and ends by itself.
+	"crashes": func(w *Worker) int {
+		start(w)
+		die(syscall.SIGABRT)
+		return 0
+	},
+	// refuses finds that it cannot go on.
+	"refuses": func(w *Worker) int {
+		must(w.Ready())
+		must(w.Farewell(cannotTakeOver))
+		return cannotTakeOver
+	},
+	// ends does so in order, at once.
+	"ends": func(w *Worker) int {
+		start(w)
+		must(w.Farewell(7))
+		return 7
+	},
+	// dies when it is told to stop, twice; then it stops.
+	"dies": func(w *Worker) int {
+		signals := start(w)
+		<-signals
+		if w.Restarts[Killed] < 2 {
+			die(syscall.SIGKILL)
+		}
+		must(w.Farewell(0))
+		return 0
+	},
+	// panics when it is told to stop.
+	"panics": func(w *Worker) int {
+		<-start(w)
+		panic("as the test wants")
+	},
+	// eats takes memory until there is no more.
+	"eats": func(w *Worker) int {
+		if w.Restarts[OOM] == 3 {
+			return serves(w)
+		}
+		start(w)
+		for {
+			if _, err := unix.Mmap(-1, 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE); err != nil {
+				panic(err)
+			}
+		}
+	},
+}
+
+// start tells the keeper and the test that this worker serves.
+func start(w *Worker) <-chan os.Signal {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	must(w.Ready())
+	must(w.Serving())
+	text := ""
+	if fd := w.Take("device"); fd >= 0 {
+		b := make([]byte, 100)
+		n, err := unix.Pread(fd, b, 0)
+		must(err)
+		text = string(b[:n])
+	}
+	score, err := os.ReadFile("/proc/self/oom_score_adj")
+	must(err)
+	comm, err := os.ReadFile("/proc/self/comm")
+	must(err)
+	program, err := os.Executable()
+	must(err)
+	say("%s pid=%d cause=%s killed=%d fault=%d upgraded=%d oom=%d text=%q score=%s comm=%s", filepath.Base(program), os.Getpid(),
+		w.Cause, w.Restarts[Killed], w.Restarts[Fault], w.Restarts[Upgraded], w.Restarts[OOM], text, strings.TrimSpace(string(score)), strings.TrimSpace(string(comm)))
+	return signals
+}
+
+// serves leaves with the keeper what the next one reads, and obeys what the test
+// writes to its standard input until it is told to stop.
+func serves(w *Worker) int {
+	signals := start(w)
+	fd, err := unix.MemfdCreate("text", unix.MFD_CLOEXEC)
+	must(err)
+	_, err = unix.Write(fd, fmt.Appendf(nil, "from %d", os.Getpid()))
+	must(err)
+	must(w.Deposit("device", fd))
+	must(w.Mounted("/nowhere"))
+	go obey(w)
+	s := <-signals
+	say("told %v", s)
+	must(w.Farewell(0))
+	return 0
+}
+
+func obey(w *Worker) {
+	lines := bufio.NewScanner(os.Stdin)
+	for lines.Scan() {
+		switch lines.Text() {
+		case "upgrade":
+			must(w.Upgrade())
+		case "hold":
+			r, wr, err := os.Pipe()
+			must(err)
+			must(w.Hold(1, int(wr.Fd())))
+			wr.Close()
+			go func() { // the end of the file comes when the keeper lets go
+				_, err := io.ReadAll(r)
+				say("released %v", err)
+			}()
+		case "release":
+			must(w.Release(1))
+		}
+	}
+}
+
+func die(s syscall.Signal) {
+	must(unix.Kill(os.Getpid(), s))
+	select {}
+}
+
+func must(err error) {
+	if err != nil && !errors.Is(err, unix.EPIPE) { // the keeper is gone, and this process is about to be
+		panic(err)
+	}
+}
