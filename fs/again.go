@@ -50,6 +50,18 @@ func (c *call) exchanged(dir int, sealed string) bool {
 	return c.again && was != inode()
 }
 
+// tookBefore returns the failure that an earlier process has taken from the handle, to
+// tell it in its answer to this call.
+func (c *call) tookBefore() error {
+	if c.record == nil || !c.again {
+		return nil
+	}
+	if errno := unix.Errno(c.record.before.Load() &^ beforeStored); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
 // hadAttribute reports whether the attribute was there before the call, if that
 // matters to it and there is a journal that tells; otherwise where not.
 func (c *call) hadAttribute(path, name string, matters, otherwise bool) bool {

@@ -438,7 +438,7 @@ func (c *call) shrink(n *node, size int64) error {
 		if err := c.writeBlock(n, last, c.plain[:length]); err != nil {
 			return err
 		}
-		if err := n.sync(true); err != nil {
+		if err := c.fs.sync(n, true); err != nil {
 			return err
 		}
 	}

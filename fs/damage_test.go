@@ -409,24 +409,24 @@ func TestFailureTold(t *testing.T) {
 	table := newHandleTable()
 	n := &node{}
 	early := openIn(table, n)
-	n.failures.record(syscall.EIO)
+	table.record(n, syscall.EIO)
 	late := openIn(table, n)
-	if err := table.failed(early); !errors.Is(err, syscall.EIO) {
+	if err := table.failed(early, nil); !errors.Is(err, syscall.EIO) {
 		t.Errorf("the handle that was open: %v", err)
 	}
-	if err := table.failed(early); err != nil {
+	if err := table.failed(early, nil); err != nil {
 		t.Errorf("told twice: %v", err)
 	}
-	if err := table.failed(late); err != nil {
+	if err := table.failed(late, nil); err != nil {
 		t.Errorf("a handle opened afterwards: %v", err)
 	}
-	n.failures.record(syscall.ENOSPC)
+	table.record(n, syscall.ENOSPC)
 	for _, fh := range []uint64{early, late} {
-		if err := table.failed(fh); !errors.Is(err, syscall.ENOSPC) {
+		if err := table.failed(fh, nil); !errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("handle %d: %v", fh, err)
 		}
 	}
-	if err := table.failed(99); !errors.Is(err, syscall.EBADF) {
+	if err := table.failed(99, nil); !errors.Is(err, syscall.EBADF) {
 		t.Error(err)
 	}
 }

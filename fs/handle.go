@@ -12,7 +12,7 @@ type handle struct {
 	node   *node
 	writes bool // opened for writing
 
-	seen uint64 // failures this handle was told of; guarded by handleTable.mu
+	untold unix.Errno // of a lower sync that failed, 0 for none; guarded by handleTable.mu
 
 	stream dirStream // of a directory
 }
@@ -81,7 +81,6 @@ func (t *handleTable) add(h *handle, r *record) (uint64, error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	h.seen, _ = h.node.failures.since(0)
 	if t.journal == nil {
 		t.next++
 		fh = t.next
@@ -117,15 +116,37 @@ func (t *handleTable) close() {
 	clear(t.byFh)
 }
 
-// failed returns the failure below that the handle has not been told of.
-func (t *handleTable) failed(fh uint64) error {
+// record has every handle of a node told once of a lower sync that failed, as the
+// kernel does for its own filesystems (lib/errseq.c), also over our death.
+func (t *handleTable) record(n *node, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n.failures.record(err)
+	for fh, h := range t.byFh {
+		if h.node == n {
+			h.untold = errnoOf(err)
+			t.journal.markHandle(fh, h.untold)
+		}
+	}
+}
+
+// failed returns the failure below that the handle has not been told of. r is the
+// record of the request in whose answer it will be.
+func (t *handleTable) failed(fh uint64, r *record) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	h := t.byFh[fh]
 	if h == nil {
 		return unix.EBADF
 	}
-	var err error
-	h.seen, err = h.node.failures.since(h.seen)
+	if h.untold == 0 {
+		return nil
+	}
+	err := h.untold
+	if r != nil {
+		r.before.Store(uint64(err) | beforeStored)
+	}
+	h.untold = 0
+	t.journal.markHandle(fh, 0)
 	return err
 }

@@ -37,14 +37,25 @@ type Keep struct {
 	// each time it is served.
 	Refused func(op string)
 
-	forgetful bool   // in tests: requests are done again as if nothing was known of them
-	stall     func() // in tests: called between the steps of a request and of taking over
+	forgetful bool       // in tests: requests are done again as if nothing was known of them
+	stall     func(step) // in tests: called between the steps of a request and of taking over
 }
 
-// between is called where a death leaves another state than a moment before.
-func (k *Keep) between() {
+// step is a moment after which a death leaves another state than a moment before.
+type step int
+
+const (
+	stepRead     step = iota // a request was handed over
+	stepServing              // it may have effects
+	stepDone                 // it has had them
+	stepAnswered             // its reply is recorded
+	stepReplied              // the kernel has the reply
+	stepTakeOver             // something of a mount was taken over
+)
+
+func (k *Keep) after(s step) {
 	if k != nil && k.stall != nil {
-		k.stall()
+		k.stall(s)
 	}
 }
 
@@ -78,13 +89,13 @@ func (f *Filesystem) takeOver() (*loop, error) {
 		}
 		l.agreed(request, reply)
 	}
-	k.between()
+	k.after(stepTakeOver)
 	l.forgetUnfinished()
-	k.between()
+	k.after(stepTakeOver)
 	f.nodes.recover(j)
-	k.between()
+	k.after(stepTakeOver)
 	f.handles.recover(j, f.nodes)
-	k.between()
+	k.after(stepTakeOver)
 	return l, nil
 }
 
@@ -162,7 +173,7 @@ func (l *loop) redoOne(s *slot, request []byte) {
 	case phaseAnswered:
 		if reply := r.replyOf(); reply != nil {
 			l.reply(s, reply) // ENOENT where the kernel has it already
-			k.between()
+			k.after(stepReplied)
 		}
 		return
 	case phaseServing:

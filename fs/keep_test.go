@@ -131,6 +131,14 @@ func serveKept(dir string) int {
 		}
 		o.Keep.stall = stalls(seed, generation)
 	}
+	if os.Getenv(keptVariable+"_DIES") != "" { // having done what it was asked to, before it can say so
+		o.Keep.stall = func(at step) {
+			if at == stepDone && os.Remove(dir+"/die") == nil {
+				_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+				select {} // until it has
+			}
+		}
+	}
 	o.Keep.forgetful = os.Getenv(keptVariable+"_FORGETFUL") != ""
 	if os.Getenv(keptVariable+"_CACHE") == Writethrough.String() {
 		o.Cache = Writethrough
@@ -147,6 +155,14 @@ func serveKept(dir string) int {
 			}
 			return length, nil
 		}
+	}
+	if os.Getenv(keptVariable+"_FAILS") != "" {
+		f.nodes.fault = faultFunc("sync", func() error {
+			if _, err := os.Stat(dir + "/fail"); err == nil {
+				return unix.EIO
+			}
+			return nil
+		})
 	}
 	if !o.Keep.resumes() {
 		if err := f.Unlock(ctx, testBinding); err != nil {
@@ -480,4 +496,66 @@ func TestKeyAwayAtRestart(t *testing.T) {
 	if err := <-ended; err != nil || out.String() != "cached" {
 		t.Errorf("after the key's return: %v, %q", err, out.String())
 	}
+}
+
+// put makes a file beside the volume, which tells the worker what to do, or takes it
+// away.
+func (k *keptVolume) put(name string, there bool) {
+	k.t.Helper()
+	err := os.Remove(filepath.Join(k.dir, name))
+	if there {
+		err = os.WriteFile(filepath.Join(k.dir, name), nil, 0o600)
+	}
+	if err != nil {
+		k.t.Fatal(err)
+	}
+}
+
+// TestFailedSyncToldOverDeaths: a sync that failed below is told once to each handle
+// that was open, whichever worker was told of it, and whichever is asked.
+func TestFailedSyncToldOverDeaths(t *testing.T) {
+	k := newKeptVolume(t, keptVariable+"_FAILS=1", keptVariable+"_DIES=1", keptVariable+"_CACHE=writethrough")
+	var open []*os.File
+	for range 3 {
+		f, err := os.OpenFile(k.path("f"), os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		open = append(open, f)
+	}
+	sync := func(i int, want error) {
+		t.Helper()
+		if err := open[i].Sync(); !errors.Is(err, want) || (want == nil) != (err == nil) {
+			t.Errorf("fsync by handle %d: %v, want %v", i, err, want)
+		}
+	}
+	if _, err := open[0].WriteString("lost"); err != nil {
+		t.Fatal(err)
+	}
+	k.put("fail", true)
+	sync(0, unix.EIO)
+	k.put("fail", false)
+	k.kill(unix.SIGKILL)
+	sync(0, nil)
+	before := k.count.Load()
+	k.put("die", true)
+	sync(1, unix.EIO) // the worker that was to tell it has died over it
+	if k.count.Load() == before {
+		t.Error("the worker did not die")
+	}
+	sync(1, nil)
+	k.kill(unix.SIGKILL)
+	k.kill(unix.SIGKILL)
+	sync(2, unix.EIO)
+	for i := range open {
+		sync(i, nil)
+	}
+	late, err := os.OpenFile(k.path("f"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer late.Close()
+	open = append(open, late)
+	sync(3, nil)
 }

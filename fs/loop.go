@@ -139,10 +139,10 @@ func (l *loop) serve() {
 		default: // always leave one behind to read
 			l.readOn()
 		}
-		l.fs.options.Keep.between()
+		l.fs.options.Keep.after(stepRead)
 		l.answer(s, s.in[:n])
 		if s.kept != nil {
-			l.fs.options.Keep.between()
+			l.fs.options.Keep.after(stepReplied)
 			s.kept.settle(n)
 		}
 		if flush {
@@ -227,9 +227,8 @@ func (l *loop) answer(s *slot, request []byte) {
 	s.call.begin(header)
 	if reply := l.handle(s, rule, request); len(reply) > 0 {
 		if s.kept != nil && isLogged(header.Opcode) {
-			l.fs.options.Keep.between()
 			s.kept.record.answer(reply)
-			l.fs.options.Keep.between()
+			l.fs.options.Keep.after(stepAnswered)
 		}
 		l.reply(s, reply)
 	}
@@ -251,9 +250,10 @@ func (l *loop) handle(s *slot, rule rule, request []byte) []byte {
 		}
 		if s.kept != nil {
 			s.kept.record.serve()
-			l.fs.options.Keep.between()
+			l.fs.options.Keep.after(stepServing)
 		}
 		reply := l.operate(s, request)
+		l.fs.options.Keep.after(stepDone)
 		if rule.plain && s.call.inside && s.call.pass.Err() != nil {
 			clear(reply) // the epoch ended under us: nothing read in it may leave
 			s.call.undo()

@@ -244,12 +244,40 @@ func kernelAtLeast(major, minor int) bool {
 	return x > major || x == major && y >= minor
 }
 
+// sync makes the lower file of a node durable; with dataOnly, its data and what is
+// needed to find them. The kernel tells a failure once to a descriptor, and all share
+// ours: so it is recorded for every handle, whoever asked, and a sync fails also
+// by what another was told that ran beside it (settleLower).
+func (f *Filesystem) sync(n *node, dataOnly bool) error {
+	tells := n.dirty.begin()
+	seen, _ := n.failures.since(0)
+	n.syncs.Add(1)
+	n.syncing.RLock()
+	err := n.file.sync(dataOnly)
+	if err != nil {
+		f.handles.record(n, err)
+	}
+	n.syncing.RUnlock()
+	if n.syncs.Add(-1) > 0 && err == nil {
+		n.syncing.Lock() // waits for those under way
+		//lint:ignore SA2001 waiting is all that is wanted
+		n.syncing.Unlock()
+	}
+	if err == nil {
+		_, err = n.failures.since(seen)
+	}
+	if tells {
+		n.dirty.end(err == nil)
+	}
+	return err
+}
+
 // settleLower makes the lower file of a node durable, apart, so that it is known
 // again what of it is clean.
 func (f *Filesystem) settleLower(n *node) {
 	n.using.Add(1)
 	f.background.Go(func() {
-		_ = n.sync(true) // its failure is recorded
+		_ = f.sync(n, true) // its failure is recorded
 		f.nodes.done(n)
 	})
 }

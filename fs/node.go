@@ -63,36 +63,7 @@ type node struct {
 	syncing  sync.RWMutex // held shared from a lower sync to the record of its failure
 }
 
-// sync makes the lower file durable; with dataOnly, its data and what is needed
-// to find them. The kernel tells a failure once to a descriptor, and all share
-// ours: so it is recorded for every handle, whoever asked, and a sync fails also
-// by what another was told that ran beside it (settleLower).
-func (n *node) sync(dataOnly bool) error {
-	tells := n.dirty.begin()
-	seen, _ := n.failures.since(0)
-	n.syncs.Add(1)
-	n.syncing.RLock()
-	err := n.file.sync(dataOnly)
-	if err != nil {
-		n.failures.record(err)
-	}
-	n.syncing.RUnlock()
-	if n.syncs.Add(-1) > 0 && err == nil {
-		n.syncing.Lock() // waits for those under way
-		//lint:ignore SA2001 waiting is all that is wanted
-		n.syncing.Unlock()
-	}
-	if err == nil {
-		_, err = n.failures.since(seen)
-	}
-	if tells {
-		n.dirty.end(err == nil)
-	}
-	return err
-}
-
-// failures counts lower fsyncs that failed, so that each handle is told once
-// (errseq_t in the kernel, lib/errseq.c).
+// failures counts lower fsyncs that failed.
 type failures struct {
 	mu    sync.Mutex
 	seq   uint64

@@ -103,7 +103,7 @@ func (t *handleTable) recover(j *journal, nodes *nodeTable) {
 		nodes.opened(n)
 		nodes.done(n)
 		state := e.state.Load()
-		h := &handle{node: n, writes: state&handleWrites != 0}
+		h := &handle{node: n, writes: state&handleWrites != 0, untold: untold(state)}
 		if state&handleDir != 0 {
 			h.stream.opened, h.stream.fd = true, -1
 			if fd, err := nodes.ids.open(n.id, unix.O_RDONLY|unix.O_DIRECTORY); err == nil {

@@ -227,9 +227,13 @@ func (c *call) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	}); err != nil {
 		return c.fail(err)
 	}
+	told := c.tookBefore()
 	// Its failure is recorded, for this handle too.
-	_ = n.sync(in.FsyncFlags&dataOnly != 0)
-	return c.fail(c.fs.handles.failed(in.Fh))
+	_ = c.fs.sync(n, in.FsyncFlags&dataOnly != 0)
+	if err := c.fs.handles.failed(in.Fh, c.record); err != nil {
+		return c.fail(err)
+	}
+	return c.fail(told)
 }
 
 // FLUSH, which would come with each close(2), is not implemented: the kernel

@@ -202,8 +202,24 @@ func (s *journalSlot) shrink(n int) {
 const (
 	handleWrites = 1 << 0
 	handleDir    = 1 << 1
-	handleFlags  = 1<<8 - 1
+	handleUntold = 8 // shift of the errno that it is to be told, 12 bits
 )
+
+// untold reads that errno from an entry's state.
+func untold(state uint64) unix.Errno { return unix.Errno(state >> handleUntold & (1<<12 - 1)) }
+
+// markHandle records what an open handle is to be told. Its callers hold the lock of
+// the handles.
+func (j *journal) markHandle(fh uint64, errno unix.Errno) {
+	if j == nil {
+		return
+	}
+	e := j.opened.at(uint32(fh) - 1)
+	if e == nil || e.state.Load()>>32 != fh>>32 {
+		return
+	}
+	e.state.Store(e.state.Load()&^(uint64(1<<12-1)<<handleUntold) | uint64(errno)<<handleUntold)
+}
 
 // addHandle records an open handle of a node and returns its number, which is in
 // the request's record before the handle counts.

@@ -370,10 +370,10 @@ func TestTortureControl(t *testing.T) {
 // stalls returns what the worker does between the steps of a request: mostly
 // nothing, now and then it waits, so that the moments in which a death leaves
 // something half done are as likely as any other.
-func stalls(seed, generation uint64) func() {
+func stalls(seed, generation uint64) func(step) {
 	var mu sync.Mutex
 	r := rand.New(rand.NewPCG(seed, generation))
-	return func() {
+	return func(step) {
 		mu.Lock()
 		var wait time.Duration
 		switch n := r.IntN(100); {
