@@ -230,6 +230,9 @@ func (k *keeper) heed(m message) {
 			_ = k.present.process.Signal(k.stopping)
 		}
 	case serving:
+		if k.upgrading { // the one before said so, whose end is on its way
+			break
+		}
 		k.unproven = false
 		if k.proven != k.program {
 			k.proven.close()

@@ -428,7 +428,7 @@ func TestWorkerAttendedToWhileAsking(t *testing.T) {
 // TestUpgradeInThePause: a better binary ends a row of crashes at once.
 func TestUpgradeInThePause(t *testing.T) {
 	w := keep(t, "mute")
-	w.await("seven workers", func() bool { return w.starts.Load() >= 7 }) // the pause is a second from now on
+	w.await("seven deaths", func() bool { return w.logs.FilterMessage("the worker has ended and is started again").Len() >= 7 }) // the pause is a second from now on
 	w.point("serves")
 	w.hangUp()
 	w.hears("serves ", "cause=fault")
