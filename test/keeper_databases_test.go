@@ -20,14 +20,14 @@ func TestDatabasesOverWorkerKills(t *testing.T) {
 	seconds := keeperKills(t)/3 + 1
 	k.lite.ledgers = []*ledger{k.lite.ledger(0), k.lite.ledger(1)}
 	rocks := k.mount + "/rocks"
-	bench := k.startBench(rocks, "fillseq", 4_000_000, "--use_existing_db=0", "--sync=1", "--stats_interval=10", fmt.Sprint("--duration=", seconds))
+	bench := k.startBench(rocks, "fillseq", 4_000_000, "--use_existing_db=0", "--sync=1", "--stats_interval=10")
 	client := k.pg.load(seconds)
 	k.awaitProgress(bench, client)
 	var took []time.Duration
-	for !client.ended() || !bench.ended() {
+	for !client.ended() {
 		time.Sleep(rand.N(300 * time.Millisecond)) // the random moment
 		took = append(took, k.killWorker(syscall.SIGKILL))
-		for _, c := range k.lite.ledgers {
+		for _, c := range []*process{bench, k.lite.ledgers[0].process, k.lite.ledgers[1].process} {
 			if c.ended() {
 				t.Fatalf("%s has ended: %s", c.name, c.tail())
 			}
@@ -36,7 +36,8 @@ func TestDatabasesOverWorkerKills(t *testing.T) {
 	if text := k.finish(client); !strings.Contains(text, "number of failed transactions: 0 (0.000%)") {
 		t.Errorf("transactions failed:\n%s", text)
 	}
-	k.finish(bench)
+	bench.signal(syscall.SIGKILL)
+	bench.wait(patience)
 	k.lite.awaitProgress(k.lite.ledgers...)
 	k.lite.end(k.lite.ledgers...)
 	acknowledged := operations(bench)

@@ -16,13 +16,15 @@ import (
 	"github.com/byokd/byokd/internal/keeper/oomtest"
 )
 
+const hogged = 4 << 20 // bytes at a time
+
 // hog takes memory while it is told to go, and gives it back when not.
 func (w *worker) hog() error {
 	var taken [][]byte
 	for !w.stopped() {
 		w.end()
-		if w.Go.Load() != 0 {
-			memory, err := unix.Mmap(-1, 0, 4<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+		if w.Go.Load() != 0 && len(taken) < 1<<30/hogged { // should the limit not hold, the machine is not to suffer
+			memory, err := unix.Mmap(-1, 0, hogged, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
 			if err != nil {
 				return err
 			}

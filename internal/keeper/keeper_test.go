@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -34,7 +35,7 @@ type watched struct {
 	logs    *observer.ObservedLogs
 	starts  atomic.Int64
 	stops   atomic.Int64 // of the sentinel
-	pid     atomic.Int64
+	pid     int          // of the last one heard
 	done    chan struct{}
 	code    int   // after done
 	err     error // after done
@@ -86,7 +87,7 @@ func keep(t *testing.T, role string, change ...func(*Options)) *watched {
 	o := Options{Program: w.program, Args: []string{"worker"}, Env: append(os.Environ(), childVariable+"=worker"),
 		Files: [3]*os.File{stdin, stdout, os.Stderr}, Signals: w.signals, CannotTakeOver: cannotTakeOver, Log: zap.New(core),
 		Sentinel: func(string) (func(), error) { return func() { w.stops.Add(1) }, nil },
-		Started:  func(pid int) { w.pid.Store(int64(pid)); w.starts.Add(1) }}
+		Started:  func(int) { w.starts.Add(1) }}
 	for _, c := range change {
 		c(&o)
 	}
@@ -136,6 +137,13 @@ func (w *watched) hear() string {
 		if !ok {
 			w.t.Fatal("the workers say nothing any more")
 		}
+		if _, rest, ok := strings.Cut(line, " pid="); ok {
+			pid, err := strconv.Atoi(strings.Fields(rest)[0])
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			w.pid = pid
+		}
 		return line
 	case <-time.After(patience):
 		w.t.Fatal("no worker says anything")
@@ -162,9 +170,17 @@ func (w *watched) tell(command string) {
 	}
 }
 
+// settled returns when the keeper has heeded all that the worker has said so far.
+func (w *watched) settled() {
+	w.t.Helper()
+	w.tell("hold")
+	w.tell("release")
+	w.hears("released")
+}
+
 func (w *watched) kill(s syscall.Signal) {
 	w.t.Helper()
-	if err := unix.Kill(int(w.pid.Load()), s); err != nil {
+	if err := unix.Kill(w.pid, s); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -213,7 +229,7 @@ func TestRespawn(t *testing.T) {
 		t.Run(c.signal.String(), func(t *testing.T) {
 			w := keep(t, "serves", silent)
 			w.hears("cause= killed=0 fault=0", `text=""`, "comm=worker")
-			first := w.pid.Load()
+			first := w.pid
 			w.await("the deposit", func() bool { return w.heldByKeeper("memfd:text") })
 			w.kill(c.signal)
 			w.hears(c.says, fmt.Sprintf("text=%q", fmt.Sprint("from ", first)), "comm=worker")
@@ -404,6 +420,7 @@ func TestUpgradeThatFails(t *testing.T) {
 		w.point("newer")
 		w.hangUp()
 		w.hears("newer ")
+		w.settled()
 		w.point("refuses")
 		w.hangUp()
 		w.hears("newer ", "cause=upgraded", "upgraded=3")

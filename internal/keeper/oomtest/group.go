@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Group is a memory cgroup with a limit.
@@ -25,10 +27,20 @@ func New(t testing.TB, limit int) Group {
 	t.Helper()
 	name := fmt.Sprintf("byokd-test-%d-%d", os.Getpid(), number.Add(1))
 	var last error
-	for _, v := range []struct{ root, limit string }{
-		{"/sys/fs/cgroup", "memory.max"},
-		{"/sys/fs/cgroup/memory", "memory.limit_in_bytes"},
+	for _, v := range []struct {
+		root, limit string
+		magic       int64
+	}{
+		{"/sys/fs/cgroup", "memory.max", unix.CGROUP2_SUPER_MAGIC},
+		{"/sys/fs/cgroup/memory", "memory.limit_in_bytes", unix.CGROUP_SUPER_MAGIC},
 	} {
+		var fs unix.Statfs_t
+		if last = unix.Statfs(v.root, &fs); last == nil && int64(fs.Type) != v.magic { // a tmpfs with those of version 1 below
+			last = fmt.Errorf("%s is no cgroup of that version", v.root)
+		}
+		if last != nil {
+			continue
+		}
 		g := Group{filepath.Join(v.root, name)}
 		if last = os.Mkdir(g.dir, 0o755); last != nil {
 			continue
