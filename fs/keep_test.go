@@ -287,7 +287,7 @@ func (k *keptVolume) create() {
 	defer stop()
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = guard.Run(ctx) }()
-	if _, err := CreateVolume(ctx, k.dir+"/lower", guard, testBinding, OwnershipLower); err != nil {
+	if _, err := CreateVolume(ctx, k.dir+"/lower", guard, testBinding, ownershipUnderTest()); err != nil {
 		k.t.Fatal(err)
 	}
 	stop()

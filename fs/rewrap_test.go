@@ -79,7 +79,7 @@ var rewrapBinding = keyguard.Binding{Cluster: "acme", Resource: "volume/orchestr
 func (k *keys) volume() string {
 	k.Helper()
 	lower := k.TempDir()
-	if _, err := CreateVolume(k.Context(), lower, k.guard(k.a), rewrapBinding, OwnershipLower); err != nil {
+	if _, err := CreateVolume(k.Context(), lower, k.guard(k.a), rewrapBinding, OwnershipSealed); err != nil {
 		k.Fatal(err)
 	}
 	return lower
@@ -101,6 +101,9 @@ func (k *keys) opens(lower string, kms keyguard.KMS) {
 	if err != nil {
 		k.Errorf("under %s: %v", kms.ARN(), err)
 		return
+	}
+	if got := OwnershipOf(f.Header()); got != OwnershipSealed {
+		k.Errorf("under %s the volume has ownership %v", kms.ARN(), got)
 	}
 	f.Close()
 }

@@ -145,10 +145,7 @@ func newVolume(t testing.TB, o Options) *volume {
 
 func newVolumeIn(t testing.TB, dir string, o Options) *volume {
 	t.Helper()
-	v := &volume{t: t, kms: newMemoryKMS(), lower: filepath.Join(dir, "lower"), mount: filepath.Join(dir, "mount"), option: o}
-	if os.Getenv(ownershipVariable) == OwnershipSealed.String() {
-		v.ownership = OwnershipSealed
-	}
+	v := &volume{t: t, kms: newMemoryKMS(), lower: filepath.Join(dir, "lower"), mount: filepath.Join(dir, "mount"), option: o, ownership: ownershipUnderTest()}
 	for _, d := range []string{v.lower, v.mount} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			t.Fatal(err)
@@ -192,6 +189,13 @@ const journalVariable = "BYOKD_TEST_JOURNAL"
 
 // ownershipVariable has every volume under test made with that ownership.
 const ownershipVariable = "BYOKD_TEST_OWNERSHIP"
+
+func ownershipUnderTest() Ownership {
+	if os.Getenv(ownershipVariable) == OwnershipSealed.String() {
+		return OwnershipSealed
+	}
+	return OwnershipLower
+}
 
 // open mounts the volume.
 func (v *volume) open() {

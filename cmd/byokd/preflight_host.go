@@ -123,18 +123,20 @@ func volumeGroup(cfg Config) checkGroup {
 	lower := cfg.Volume.Lower
 	g := checkGroup{Name: "volume", About: lower}
 	header, err := fs.ReadHeader(lower)
+	v := &volume{cfg: cfg}
+	ownership := v.ownership()
 	switch {
 	case errors.Is(err, fs.ErrNotInitialised):
-		g.Checks = append(g.Checks, awskey.Check{Name: "lower directory", Result: awskey.Pass, Detail: "empty: a new volume will be made"})
+		g.Checks = append(g.Checks, awskey.Check{Name: "lower directory", Result: awskey.Pass, Detail: fmt.Sprintf("empty: a new volume will be made, with ownership %s", ownership)})
 	case err != nil:
 		g.Checks = append(g.Checks, outcome("lower directory", "", "", err))
 		return g
 	default:
-		v := &volume{cfg: cfg}
 		v.remember(header)
+		ownership = fs.OwnershipOf(header)
 		g.Checks = append(g.Checks, outcome("lower directory", fmt.Sprintf("a volume, header generation %d", header.Generation), "", v.belongs()))
 	}
-	g.Checks = append(g.Checks, blocksCheck(lower), attributesCheck(lower))
+	g.Checks = append(g.Checks, blocksCheck(lower), attributesCheck(lower, ownership))
 	if cfg.Volume.MountSocket == "" {
 		g.Checks = append(g.Checks, mountCheck(cfg.Volume.Mount))
 	}
@@ -154,7 +156,7 @@ func blocksCheck(lower string) awskey.Check {
 }
 
 // attributesCheck tries, on a file without a name, what byokd does with each file below.
-func attributesCheck(lower string) awskey.Check {
+func attributesCheck(lower string, ownership fs.Ownership) awskey.Check {
 	const name = "lower files"
 	fd, err := unix.Open(lower, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) {
@@ -164,7 +166,11 @@ func attributesCheck(lower string) awskey.Check {
 		return outcome(name, "", "", fmt.Errorf("nothing can be written in %s: %w", lower, err))
 	}
 	defer unix.Close(fd)
-	if err := unix.Fsetxattr(fd, "user.byokd.preflight", []byte("x"), 0); err != nil {
+	err = unix.Fsetxattr(fd, "user.byokd.preflight", []byte("x"), 0)
+	if err != nil && ownership == fs.OwnershipSealed {
+		return outcome(name, "", "Use ext4 or XFS below", fmt.Errorf("no extended attributes, and owners and modes are to be sealed in them: %w", err))
+	}
+	if err != nil {
 		return awskey.Check{Name: name, Result: awskey.Warn, Detail: fmt.Sprintf("no extended attributes (%v): a file whose first block is damaged is then lost altogether", err),
 			NextStep: "Use ext4 or XFS below"}
 	}

@@ -126,13 +126,23 @@ func below(lower string) string { return lower + "/sealed" }
 
 func (s sealed) mounts() []string { return []string{s.dir} }
 
+// ownershipVariable has the volumes keep owners and modes sealed.
+const ownershipVariable = "BYOKD_TEST_OWNERSHIP"
+
+func ownership() fs.Ownership {
+	if os.Getenv(ownershipVariable) == fs.OwnershipSealed.String() {
+		return fs.OwnershipSealed
+	}
+	return fs.OwnershipLower
+}
+
 func (s sealed) create(lower string) error {
 	if err := os.Mkdir(below(lower), 0o755); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	_, err := fs.CreateVolume(ctx, below(lower), s.key.guard, binding, fs.OwnershipLower)
+	_, err := fs.CreateVolume(ctx, below(lower), s.key.guard, binding, ownership())
 	return err
 }
 
