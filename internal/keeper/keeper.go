@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"syscall"
@@ -89,7 +90,7 @@ func Run(o Options) (code int, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	k := &keeper{Options: o, log: o.Log, deposits: map[string]*os.File{}, held: map[uint64]int{},
-		history: History{Version: Version, Restarts: map[Cause]uint64{}, OOMScore: ownOOMScore()}}
+		history: History{Version: Version, Restarts: map[Cause]uint64{}, Name: filepath.Base(o.Args[0]), OOMScore: ownOOMScore()}}
 	if k.program, err = openProgram(o.Program); err != nil {
 		return 0, err
 	}

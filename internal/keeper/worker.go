@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -41,6 +40,7 @@ type History struct {
 	Died     time.Time        `json:"died"`  // the last one; zero for the first worker
 	Names    []string         `json:"names"` // of the deposits, in the order of their descriptors
 
+	Name     string `json:"name"`     // of the worker, as lists of processes show it
 	OOMScore string `json:"oomScore"` // oom_score_adj as it was before the keeper lowered its own
 }
 
@@ -72,7 +72,7 @@ func Connect(environ []string) (w *Worker, rest []string, err error) {
 	if w.Version != Version {
 		return nil, rest, fmt.Errorf("the keeper speaks version %d, this byokd version %d", w.Version, Version)
 	}
-	_ = os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0) // it was started by a descriptor, which is no name
+	_ = os.WriteFile("/proc/self/comm", []byte(w.Name), 0) // the kernel has taken the number of a descriptor for it
 	unix.CloseOnExec(socketFD)
 	for i, name := range w.Names {
 		unix.CloseOnExec(socketFD + 1 + i)
