@@ -43,7 +43,7 @@ type Observer interface {
 	// Done: op is a FUSE operation in lower case; bytes of data moved; took
 	// includes waiting at the gate; errno 0 is success.
 	Done(op string, bytes int, took time.Duration, errno syscall.Errno)
-	// Damaged: a block failed authentication and was not returned.
+	// Damaged: a block, or a sealed owner and mode, failed authentication and was not returned.
 	Damaged()
 }
 
@@ -319,7 +319,7 @@ type Stats struct {
 	Writeback      bool   // the kernel granted the writeback cache
 	Parked         int    // calls waiting at the gate
 	Requests       uint64 // served since the mount
-	DamagedBlocks  uint64 // blocks that failed authentication
+	DamagedBlocks  uint64 // blocks, and sealed owners and modes, that failed authentication
 	ForeignNames   uint64 // lower names that byokd did not write, met while listing
 	Undrained      uint64 // files of which a freeze could not take every page away in time, since the mount
 	Inodes         int    // known to the kernel

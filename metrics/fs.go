@@ -53,7 +53,7 @@ func (r *Registry) NewFS(gauges func() (g VolumeGauges, ok bool)) *FS {
 		read: bytes.WithLabelValues("read"), written: bytes.WithLabelValues("write"),
 		tampered: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "byokd_fs_tampered_blocks_total",
-			Help: "Sealed blocks that failed authentication and were answered with EIO.",
+			Help: "Sealed blocks, or owners and modes, that failed authentication; reads of blocks are answered with EIO.",
 		}),
 	}
 	r.prom.MustRegister(f.duration, f.errors, bytes, f.tampered, volumeCollector{gauges})
