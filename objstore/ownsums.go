@@ -72,27 +72,10 @@ func (p *Proxy) keepSum(ctx context.Context, c *call, stored Stored, whole whole
 }
 
 // setOwnTag adds byokd's tag to those of an object that was just completed. It names
-// the version, if there are any: without, an object that replaces this one at the same
-// moment may get its tags.
+// the version, if there are any. Without, it looks at the object again just before, since
+// another one that takes its place between would get its tags.
 func (b *bucket) setOwnTag(ctx context.Context, lane uint32, key string, stored Stored, whole wholeSum) error {
 	ref := Ref{Key: key, VersionID: stored.VersionID}
-	header, _, err := fetchHeader(ctx, b.Upstream, GetRequest{Ref: ref, Conditions: Conditions{IfMatch: stored.ETag}})
-	if err != nil {
-		return err
-	}
-	text := ""
-	for {
-		_, err = b.withKey(ctx, lane, dataKeyOf(header), func(root *seal.Root) (err error) {
-			text, err = root.SealMeta(b.ownTagPlace(header.Object), []byte(whole.algorithm+":"+whole.value))
-			return err
-		})
-		if !isFrozen(err) {
-			break
-		}
-	}
-	if err != nil {
-		return err
-	}
 	tags, _, err := b.Upstream.GetTags(ctx, ref)
 	if err != nil {
 		return err
@@ -100,8 +83,29 @@ func (b *bucket) setOwnTag(ctx context.Context, lane uint32, key string, stored 
 	if tags, _ = splitOwnTag(tags); len(tags) >= maxTags {
 		return fmt.Errorf("the object has %d tags already", len(tags))
 	}
+	header, _, err := fetchHeader(ctx, b.Upstream, GetRequest{Ref: ref, Conditions: Conditions{IfMatch: stored.ETag}})
+	if err != nil {
+		return err
+	}
+	text, err := b.sealOwnTag(ctx, lane, header, whole)
+	if err != nil {
+		return err
+	}
 	_, err = b.Upstream.PutTags(ctx, ref, append(tags, Tag{Key: ownTag, Value: text}))
 	return err
+}
+
+// sealOwnTag is the value of byokd's tag of the object that a part's header is of.
+func (b *bucket) sealOwnTag(ctx context.Context, lane uint32, header seal.ObjectHeader, whole wholeSum) (text string, err error) {
+	for {
+		_, err = b.withKey(ctx, lane, dataKeyOf(header), func(root *seal.Root) (err error) {
+			text, err = root.SealMeta(b.ownTagPlace(header.Object), []byte(whole.algorithm+":"+whole.value))
+			return err
+		})
+		if !isFrozen(err) {
+			return text, err
+		}
+	}
 }
 
 // ownTagOf returns byokd's tag of an object, or nil. It is asked for once

@@ -300,14 +300,16 @@ func hidden(key string) bool {
 }
 
 // climbs reports whether a key, taken for a path, leads out of the directory it
-// begins in.
+// begins in, or back to it.
 func climbs(key string) bool {
-	depth := 0
+	depth, dots := 0, false
 	for name := range strings.SplitSeq(key, "/") {
 		switch name {
-		case "", ".":
+		case "":
+		case ".":
+			dots = true
 		case "..":
-			depth--
+			depth, dots = depth-1, true
 		default:
 			depth++
 		}
@@ -315,7 +317,7 @@ func climbs(key string) bool {
 			return true
 		}
 	}
-	return false
+	return dots && depth == 0
 }
 
 // refusedHeaders carry promises that byokd would break by ignoring them.

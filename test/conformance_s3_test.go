@@ -11,8 +11,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -183,56 +185,88 @@ func exceptions(t *testing.T) map[string]bool {
 	return listed
 }
 
+// conformed is what the runs of the tests have found so far, by several at once.
+type conformed struct {
+	listed map[string]bool // exceptions; fixed
+
+	mu     sync.Mutex
+	seen   map[string]bool // guarded by mu: passes with versitygw alone
+	passed int             // guarded by mu: passes with byokd, too
+}
+
+// TestConformanceS3 runs the tests in as many shares at once as there are processors, each
+// with a versitygw and a byokd of its own, first without and then with versioning.
 func TestConformanceS3(t *testing.T) {
 	chosen := os.Getenv(conformanceVariable)
 	if chosen == "" {
 		t.Skip("runs with make conformance-s3")
 	}
-	listed := exceptions(t)
-	seen := map[string]bool{}
-	for _, versioned := range []bool{false, true} {
-		t.Run(map[bool]string{false: "unversioned", true: "versioned"}[versioned], func(t *testing.T) {
-			c := newConformance(t, versioned)
-			names := c.chosen(chosen)
-			passed, alone := 0, 0
-			for _, name := range names {
-				if seen[name] {
-					continue // passes without versions already
-				}
-				if ok, _ := c.try(name, c.direct); !ok {
-					continue // is for another set-up of versitygw
-				}
-				seen[name] = true
-				alone++
-				ok, why := c.try(name, c.s3)
-				if !ok && !listed[name] {
-					// Some tests want things that happen within a millisecond to be in order.
-					first := why
-					if ok, why = c.try(name, c.s3); ok {
-						t.Logf("%s passed at the second attempt; at the first: %s", name, first)
-					}
-				}
-				switch {
-				case ok && listed[name]:
-					t.Errorf("%s passes: take it out of docs/CONFORMANCE.md", name)
-				case !ok && !listed[name]:
-					t.Errorf("%s fails: %s", name, why)
-				case !ok:
-					t.Logf("%s is an exception: %s", name, why)
-				}
-				if ok {
-					passed++
-				}
-			}
-			t.Logf("of %d tests that versitygw passes, byokd passes %d", alone, passed)
-		})
+	all := &conformed{listed: exceptions(t), seen: map[string]bool{}}
+	gateway(t)
+	if _, err := shipped(); err != nil {
+		t.Fatal(err)
 	}
+	shares := runtime.GOMAXPROCS(0)
+	t.Run("share", func(t *testing.T) {
+		for share := range shares {
+			t.Run(fmt.Sprint(share+1), func(t *testing.T) {
+				t.Parallel()
+				for _, versioned := range []bool{false, true} {
+					t.Run(map[bool]string{false: "unversioned", true: "versioned"}[versioned], func(t *testing.T) {
+						c := newConformance(t, versioned)
+						for i, name := range c.chosen(chosen) {
+							if i%shares == share {
+								c.judge(t, name, all)
+							}
+						}
+					})
+				}
+			})
+		}
+	})
+	t.Logf("of %d tests that versitygw passes, byokd passes %d", len(all.seen), all.passed)
 	if chosen == "all" {
-		for _, name := range slices.Sorted(maps.Keys(listed)) {
-			if !seen[name] {
+		for _, name := range slices.Sorted(maps.Keys(all.listed)) {
+			if !all.seen[name] {
 				t.Errorf("%s is listed in docs/CONFORMANCE.md and was not run", name)
 			}
 		}
+	}
+}
+
+// judge runs one test and compares with what is documented.
+func (c *conformance) judge(t *testing.T, name string, all *conformed) {
+	all.mu.Lock()
+	before := all.seen[name]
+	all.mu.Unlock()
+	if before {
+		return // without versions already
+	}
+	if ok, _ := c.try(name, c.direct); !ok {
+		return // is for another set-up of versitygw
+	}
+	listed := all.listed[name]
+	ok, why := c.try(name, c.s3)
+	if !ok && !listed {
+		// Some tests want things that happen within a millisecond to be in order.
+		first := why
+		if ok, why = c.try(name, c.s3); ok {
+			t.Logf("%s passed at the second attempt; at the first: %s", name, first)
+		}
+	}
+	switch {
+	case ok && listed:
+		t.Errorf("%s passes: take it out of docs/CONFORMANCE.md", name)
+	case !ok && !listed:
+		t.Errorf("%s fails: %s", name, why)
+	case !ok:
+		t.Logf("%s is an exception: %s", name, why)
+	}
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	all.seen[name] = true
+	if ok {
+		all.passed++
 	}
 }
 
