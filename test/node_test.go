@@ -17,7 +17,9 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	"github.com/byokd/byokd/keyguard"
 	"github.com/byokd/byokd/keyguard/kmstest"
@@ -128,12 +130,17 @@ func (n *node) publish() error {
 	return err
 }
 
-func (n *node) unpublish() error {
+// unpublish calls the driver, and again while it says that it is busy with the volume,
+// as kubelet does.
+func (n *node) unpublish() (err error) {
 	client, end := n.client()
 	defer end()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	_, err := client.NodeUnpublishVolume(ctx, &csi.NodeUnpublishVolumeRequest{VolumeId: testVolume, TargetPath: n.target})
+	n.s.await("the driver to unpublish", n.process, func() bool {
+		_, err = client.NodeUnpublishVolume(ctx, &csi.NodeUnpublishVolumeRequest{VolumeId: testVolume, TargetPath: n.target})
+		return status.Code(err) != codes.Aborted
+	})
 	return err
 }
 
