@@ -88,17 +88,24 @@ func (c *call) ownedBy(n *node, dir bool) (seal.Attributes, error) {
 	return n.owner.attributes, nil
 }
 
-// readOwnership reads the attribute as it is below, nil when there is none.
+// readOwnership reads the attribute as it is below, nil when there is none. One that
+// is longer than any is zeros.
 func (c *call) readOwnership(n *node) ([]byte, error) {
 	fd, err := c.descriptor(n)
 	if err != nil {
 		return nil, err
 	}
-	value, err := readAttribute(procFD(fd), seal.IDAttribute)
-	if errors.Is(err, unix.ENODATA) {
+	value := make([]byte, seal.AttributesMax)
+	got, err := unix.Getxattr(procFD(fd), seal.IDAttribute, value)
+	switch {
+	case errors.Is(err, unix.ENODATA):
 		return nil, nil
+	case errors.Is(err, unix.ERANGE): // nothing was read, and zeros open to nothing
+		return value, nil
+	case err != nil:
+		return nil, err
 	}
-	return value, err
+	return value[:got], nil
 }
 
 // learn opens the attributes of an inode and keeps them; n.owner.mu is held.
