@@ -25,6 +25,10 @@ import (
 // subject is the peer that the others are compared with.
 const subject = "byokd"
 
+// kept is the same with a keeper: what its journal costs. -peers byokd,"byokd kept"
+// compares the two.
+const kept = "byokd kept"
+
 // peer is a filesystem under test.
 type peer struct {
 	name    string
@@ -47,7 +51,7 @@ func startPeers(ctx context.Context, o options, stderr io.Writer) ([]peer, error
 	var all []peer
 	for _, name := range o.peers {
 		start, ok := map[string]func(context.Context, options, *peer) error{
-			"raw": startRaw, subject: startByokd, uncrypted: startUncrypted, "loopback": startLoopback,
+			"raw": startRaw, subject: startByokd, kept: startByokd, uncrypted: startUncrypted, "loopback": startLoopback,
 			"gocryptfs": startGocryptfs, "encfs": startEncfs, "cryfs": startCryfs, "rclone": startRclone,
 		}[name]
 		if !ok {
@@ -132,8 +136,12 @@ func (p *peer) startByokd(ctx context.Context, o options, program string) error 
 		return err
 	}
 	p.admin, p.arn, p.control = "http://"+admin, arn, kmstest.Control{Endpoint: "http://" + cloud}
-	config := fmt.Sprintf("cluster: {id: bench, region: %s}\nkeys:\n  primary: {arn: %q, endpoint: %q}\nvolume: {role: orchestration, lower: %q, mount: %q}\nadmin: {listen: %s}\nlog: {level: warn}\n",
-		kmstest.DefaultRegion, arn, "http://"+cloud, lower, p.dir, admin)
+	keeper := "off"
+	if p.name == kept {
+		keeper = "on"
+	}
+	config := fmt.Sprintf("cluster: {id: bench, region: %s}\nkeys:\n  primary: {arn: %q, endpoint: %q}\nvolume: {role: orchestration, lower: %q, mount: %q, keeper: %s}\nadmin: {listen: %s}\nlog: {level: warn}\n",
+		kmstest.DefaultRegion, arn, "http://"+cloud, lower, p.dir, keeper, admin)
 	file := p.dir + ".yaml"
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return err
