@@ -66,7 +66,7 @@ func (p *Proxy) keepSum(ctx context.Context, c *call, stored Stored, whole whole
 	case err == nil:
 		c.bucket.untold.Store(false)
 	case ctx.Err() == nil && !c.bucket.untold.Swap(true):
-		p.log.Warn("the checksum of an upload in parts could not be kept with its object, so reads do not return it; byokd needs s3:GetObjectTagging and s3:PutObjectTagging for that (told once)",
+		p.log.Warn("the checksum of an upload in parts could not be kept with its object, so reads do not return it (told once; where access is denied, byokd's role lacks s3:GetObjectTagging or s3:PutObjectTagging)",
 			zap.String("bucket", c.bucket.name), zap.String("key", c.key), zap.String("request", c.id), zap.Error(err))
 	}
 }
