@@ -26,7 +26,7 @@ import (
 func requireContainers(t *testing.T) {
 	t.Helper()
 	requireFUSE(t)
-	switch text, err := trialContainer(t.TempDir()); {
+	switch text, err := trialContainer(t, t.TempDir()); {
 	case err == nil:
 	case strings.Contains(os.Getenv("BYOKD_REQUIRE"), "runc"):
 		t.Fatalf("BYOKD_REQUIRE names runc: %v: %s", err, text)
@@ -36,10 +36,11 @@ func requireContainers(t *testing.T) {
 }
 
 // trialContainer runs the least of a container.
-func trialContainer(dir string) (text []byte, err error) {
-	spec := &specs.Spec{Version: specs.Version, Process: &specs.Process{Cwd: "/", Args: []string{"/usr/bin/true"}}, Root: &specs.Root{Path: "rootfs"},
+func trialContainer(t *testing.T, dir string) (text []byte, err error) {
+	spec := &specs.Spec{Version: specs.Version, Process: &specs.Process{Cwd: "/", Args: []string{"/usr/bin/true"}, NoNewPrivileges: true}, Root: &specs.Root{Path: "rootfs"},
 		Mounts: []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}},
-		Linux:  &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}}}}
+		Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}},
+			Seccomp: readProfile(t, "../deploy/seccomp/byokd.json")}}
 	if err := errors.Join(os.Mkdir(dir+"/rootfs", 0o755), addPrograms(spec, dir+"/rootfs")); err != nil {
 		return nil, err
 	}
