@@ -17,14 +17,13 @@ import (
 // was acknowledged is there, now and after byokd was started anew.
 func TestDatabasesOverWorkerKills(t *testing.T) {
 	k := newKilled(t, withKeeper)
-	seconds := keeperKills(t)/3 + 1
+	seconds := keeperKills(t)/2 + 2
 	k.lite.ledgers = []*ledger{k.lite.ledger(0), k.lite.ledger(1)}
 	rocks := k.mount + "/rocks"
 	bench := k.startBench(rocks, "fillseq", 4_000_000, "--use_existing_db=0", "--sync=1", "--stats_interval=10")
 	client := k.pg.load(seconds)
-	k.awaitProgress(bench, client)
 	var took []time.Duration
-	for !client.ended() {
+	for !client.ended() || len(took) < keeperKills(t) {
 		time.Sleep(rand.N(300 * time.Millisecond)) // the random moment
 		took = append(took, k.killWorker(syscall.SIGKILL))
 		for _, c := range []*process{bench, k.lite.ledgers[0].process, k.lite.ledgers[1].process} {
@@ -36,6 +35,7 @@ func TestDatabasesOverWorkerKills(t *testing.T) {
 	if text := k.finish(client); !strings.Contains(text, "number of failed transactions: 0 (0.000%)") {
 		t.Errorf("transactions failed:\n%s", text)
 	}
+	k.await("db_bench to sync", bench, func() bool { return operations(bench) >= 100 })
 	bench.signal(syscall.SIGKILL)
 	bench.wait(patience)
 	k.lite.awaitProgress(k.lite.ledgers...)

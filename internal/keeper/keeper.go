@@ -414,6 +414,9 @@ func (k *keeper) causeOf(c *child) Cause {
 	before := k.oomKills
 	k.oomKills = oomKills()
 	if state == nil {
+		if k.oomKills > before {
+			return OOM // taking a large process down takes time
+		}
 		return Killed
 	}
 	status, ok := state.Sys().(syscall.WaitStatus)
