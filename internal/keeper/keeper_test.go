@@ -479,13 +479,13 @@ func TestWorkerAttendedToWhileAsking(t *testing.T) {
 	w.hears("newer ", "cause=upgraded")
 }
 
-// TestUpgradeInThePause: a better binary ends a row of crashes at once.
-func TestUpgradeInThePause(t *testing.T) {
+// TestUpgradeAmidCrashes: a better binary ends a row of crashes.
+func TestUpgradeAmidCrashes(t *testing.T) {
 	w := keep(t, "mute")
-	w.await("seven deaths", func() bool { return w.logs.FilterMessage("the worker has ended and is started again").Len() >= 7 }) // the pause is a second from now on
+	w.await("three deaths", func() bool { return w.logs.FilterMessage("the worker has ended and is started again").Len() >= 3 })
 	w.point("serves")
 	w.hangUp()
-	w.hears("serves ", "cause=fault")
+	w.hears("serves ")
 }
 
 // TestWorkerOfAnotherVersion: a keeper and a worker that do not understand each other
