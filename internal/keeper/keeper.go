@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"maps"
@@ -38,11 +39,13 @@ type Options struct {
 	Sentinel func(dir string) (stop func(), err error)
 	// Started is told of each worker; may be nil.
 	Started func(pid int)
-	Log     *zap.Logger
+	// StatusWithin is how long a dead worker's exit status is waited for; 0 is 50 ms. It
+	// tells the cause, and comes late where a thread hangs in the kernel.
+	StatusWithin time.Duration
+	Log          *zap.Logger
 }
 
-// statusWithin is how long a dead worker's exit status is waited for: it tells the
-// cause, and comes late only where a thread hangs in the kernel.
+// statusWithin is the default of Options.StatusWithin.
 const statusWithin = 50 * time.Millisecond
 
 // The pause before a worker is started that follows ones which ended by themselves:
@@ -409,7 +412,7 @@ func (k *keeper) causeOf(c *child) Cause {
 	var state *os.ProcessState
 	select {
 	case state = <-c.status:
-	case <-time.After(statusWithin): // a thread of it hangs
+	case <-time.After(cmp.Or(k.StatusWithin, statusWithin)): // a thread of it hangs
 	}
 	before := k.oomKills
 	k.oomKills = oomKills()

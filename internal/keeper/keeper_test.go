@@ -85,7 +85,7 @@ func keep(t *testing.T, role string, change ...func(*Options)) *watched {
 	core, logs := observer.New(zapcore.InfoLevel)
 	w.logs = logs
 	o := Options{Program: w.program, Args: []string{"worker"}, Env: append(os.Environ(), childVariable+"=worker"),
-		Files: [3]*os.File{stdin, stdout, os.Stderr}, Signals: w.signals, CannotTakeOver: cannotTakeOver, Log: zap.New(core),
+		Files: [3]*os.File{stdin, stdout, os.Stderr}, Signals: w.signals, CannotTakeOver: cannotTakeOver, StatusWithin: patience, Log: zap.New(core),
 		Sentinel: func(string) (func(), error) { return func() { w.stops.Add(1) }, nil },
 		Started:  func(int) { w.starts.Add(1) }}
 	for _, c := range change {

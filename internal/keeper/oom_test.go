@@ -26,7 +26,7 @@ func keeperMain() int {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM)
 	code, err := Run(Options{Program: os.Getenv(childVariable), Args: []string{"worker"}, Env: os.Environ(),
-		Files: [3]*os.File{nil, os.Stdout, os.Stderr}, Signals: signals, Log: zap.NewNop()})
+		Files: [3]*os.File{nil, os.Stdout, os.Stderr}, Signals: signals, StatusWithin: patience, Log: zap.NewNop()})
 	if err != nil {
 		say("keeper: %v", err)
 		return 1
