@@ -88,7 +88,7 @@ micro: ## run the Go benchmarks with their allocation counts
 e2e: build ## run the whole-system tests, telling their figures, S3 clients of every kind, and a Kubernetes API server
 	BYOKD_E2E=1 test/prepare.sh
 	BYOKD_E2E=1 BYOKD_REQUIRE=s3clients $(GO) test -count=1 -v -timeout 30m -run 'TestRealClients|TestSDKs|TestLinks|TestLong' ./objstore
-	BYOKD_E2E=1 BYOKD_REQUIRE=fuse,runc $(GO) test -count=1 -v -timeout 60m ./test/...
+	BYOKD_E2E=1 BYOKD_REQUIRE=fuse,runc,cgroups $(GO) test -count=1 -v -timeout 60m ./test/...
 	cd deploy/image && BYOKD_E2E=1 $(GO) test -count=1 -v -timeout 30m -run TestReproducible .
 	test/kube/prepare.sh
 	cd test/kube && $(GO) test -count=1 -v -timeout 20m .
