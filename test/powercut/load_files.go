@@ -210,7 +210,14 @@ func holes(f *openFile) error {
 
 // groupCommit appends in one thread and syncs in two others, so that a block is
 // sealed anew while it is on its way to the disk.
-type groupCommit struct{ fileLoad }
+type groupCommit struct {
+	fileLoad
+	// one is what the kernel does on a FUSE mount (inode_lock in fuse_fsync and
+	// fuse_do_setattr): one fsync or truncate of a file at a time. So the control on
+	// the bare filesystem has what byokd asks of it, and no more: syncs of a
+	// growing file side by side lose on XFS, without byokd (docs/RELIABILITY.md).
+	one sync.Mutex
+}
 
 func (*groupCommit) name() string { return "group-commit" }
 
@@ -227,10 +234,12 @@ func (l *groupCommit) run(ctx context.Context, w *world) error {
 	for i := range 2 {
 		syncing.Go(func() {
 			for ctx.Err() == nil && failed[i] == nil {
+				l.one.Lock()
 				covers := l.returned()
 				if failed[i] = unix.Fdatasync(fd); failed[i] == nil {
 					l.acknowledge(w.now(), covers)
 				}
+				l.one.Unlock()
 			}
 		})
 	}
@@ -238,7 +247,9 @@ func (l *groupCommit) run(ctx context.Context, w *world) error {
 	const longest = 256 << 10
 	for ctx.Err() == nil && failed[2] == nil {
 		if f.size > longest {
+			l.one.Lock()
 			failed[2] = f.truncate(0)
+			l.one.Unlock()
 		} else {
 			failed[2] = f.write(f.size, f.upTo(400))
 		}

@@ -205,7 +205,7 @@ func (b bench) verify(r *recording, points int, keepDir string) ([]loss, error) 
 			return lost, err
 		}
 		if err := b.point(r, m, cut); err != nil {
-			lost = append(lost, loss{r.seed, i, cut, len(r.events), errors.Join(err, b.again(r, cut, kept))})
+			lost = append(lost, loss{r.seed, i, cut, len(r.events), errors.Join(b.again(r, cut, kept), err)})
 		} else if image != "" {
 			_ = os.Remove(image)
 		}
