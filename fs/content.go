@@ -380,7 +380,7 @@ func (c *call) storeRun(n *node, run []byte, index int64, dirty bool) error {
 // anew.
 func (c *call) withdraw(n *node, err error) error {
 	n.known = false
-	return errors.Join(err, n.file.truncate(n.lower))
+	return errors.Join(err, n.truncateLower(n.lower))
 }
 
 func (c *call) rewrite(n *node, sealed []byte, at int64) error {
@@ -412,7 +412,7 @@ func (c *call) truncate(n *node, size int64) error {
 		return nil
 	case size == 0:
 		c.fs.hot.drop(n.serial, 0, math.MaxInt64)
-		if err := n.file.truncate(0); err != nil {
+		if err := n.truncateLower(0); err != nil {
 			return err
 		}
 		n.size, n.lower = 0, 0
@@ -443,7 +443,7 @@ func (c *call) shrink(n *node, size int64) error {
 		}
 	}
 	c.fs.hot.drop(n.serial, last+1, math.MaxInt64)
-	if err := n.file.truncate((last + 1) * block); err != nil {
+	if err := n.truncateLower((last + 1) * block); err != nil {
 		return err
 	}
 	n.size, n.lower, n.known = size, (last+1)*block, true
@@ -463,7 +463,7 @@ func (c *call) grow(n *node, size int64) error {
 		return err
 	}
 	if length == seal.PayloadOf(last) && was == 0 && last*block >= n.lower {
-		if err := n.file.truncate((last + 1) * block); err != nil { // a hole as the last block counts as full
+		if err := n.truncateLower((last + 1) * block); err != nil { // a hole as the last block counts as full
 			return err
 		}
 		n.lower = (last + 1) * block

@@ -40,8 +40,7 @@ type dirtyBlocks struct {
 	// that is under way began.
 	written, flushing map[int64]uint64
 
-	syncing  bool // a sync is under way that tells what is clean
-	learning bool // it will tell: what was written since it began is all in written
+	learning bool // a sync is under way that will tell: what was written since it began is all in written
 }
 
 // dirtyKeys bounds the sets: about 0.7 MB, and 64 MiB of the most scattered
@@ -109,20 +108,15 @@ func (d *dirtyBlocks) lose() {
 	d.known, d.learning, d.written, d.flushing = false, false, nil, nil
 }
 
-// begin is called before a sync of the lower file and returns whether end must
-// follow it: one sync at a time tells what is clean.
-func (d *dirtyBlocks) begin() bool {
+// begin is called before a sync of the lower file, and end after it. They come one
+// at a time (node.settling).
+func (d *dirtyBlocks) begin() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.syncing {
-		return false
-	}
-	d.syncing, d.learning = true, true
+	d.learning = true
 	d.written, d.flushing = nil, d.written
-	return true
 }
 
-// end follows a sync for which begin returned true.
 func (d *dirtyBlocks) end(succeeded bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -132,7 +126,6 @@ func (d *dirtyBlocks) end(succeeded bool) {
 	case d.learning:
 		d.known, d.learning, d.flushing = true, false, nil
 	}
-	d.syncing = false
 }
 
 // fresh says that the lower file was just made: all of it is clean.

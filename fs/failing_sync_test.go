@@ -79,40 +79,45 @@ func TestTruncateTellsFailedSync(t *testing.T) {
 
 // TestSyncBesideOursFails: the kernel has one fsync of a file at a time, but a
 // sync of our own may come beside it, and a failure is told to one of the two
-// system calls only, for both use our descriptor. The fsync must not be answered
-// with success while ours is on its way back with it.
+// system calls only, for both use our descriptor. They come one after the other, and
+// an fsync that waited for ours is not answered with success when that was told a failure.
 func TestSyncBesideOursFails(t *testing.T) {
 	v := newVolume(t, Options{Cache: Writethrough})
-	var calls atomic.Int32
-	told, answered := make(chan struct{}), make(chan struct{}) // the failure, to ours; the fsync
+	var calls, below, most atomic.Int32
+	fail := make(chan struct{})
 	v.fs.nodes.fault = faultFunc("sync", func() error {
-		switch calls.Add(1) {
-		case 1: // the fsync: succeeds once ours has been told
-			<-told
-		case 2: // ours, which is late to return
-			close(told)
-			select {
-			case <-answered:
-			case <-time.After(200 * time.Millisecond): // it waits for us
-			}
+		most.Store(max(most.Load(), below.Add(1)))
+		defer below.Add(-1)
+		if calls.Add(1) == 1 { // ours, which is late to return
+			<-fail
 			return unix.EIO
 		}
 		return nil
 	})
 	f, _ := openTwice(t, v, make([]byte, 100))
-	result := make(chan error)
-	go func() {
-		err := f.Sync()
-		close(answered)
-		result <- err
-	}()
-	await(t, func() string { return "the fsync does not reach the disk" }, func() bool { return calls.Load() == 1 })
+	var open *node
 	for _, n := range v.fs.nodes.all() {
 		if n.file.isOpen() {
-			v.fs.settleLower(n)
+			open = n
 		}
 	}
+	v.fs.settleLower(open)
+	await(t, func() string { return "our sync does not reach the disk" }, func() bool { return calls.Load() == 1 })
+	result := make(chan error)
+	go func() { result <- f.Sync() }()
+	select { // it may not come to the disk, which shows by nothing happening
+	case err := <-result:
+		t.Fatalf("the fsync did not wait for ours: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(fail)
 	if err := <-result; !errors.Is(err, unix.EIO) {
-		t.Errorf("the fsync beside it: %v, want EIO", err)
+		t.Errorf("the fsync that waited for ours: %v, want EIO", err)
+	}
+	if err := f.Sync(); err != nil {
+		t.Errorf("told twice: %v", err)
+	}
+	if most.Load() != 1 {
+		t.Errorf("%d syncs of one file at a time", most.Load())
 	}
 }

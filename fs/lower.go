@@ -246,30 +246,30 @@ func kernelAtLeast(major, minor int) bool {
 
 // sync makes the lower file of a node durable; with dataOnly, its data and what is
 // needed to find them. The kernel tells a failure once to a descriptor, and all share
-// ours: so it is recorded for every handle, whoever asked, and a sync fails also
-// by what another was told that ran beside it (settleLower).
+// ours: so it is recorded for every handle, whoever asked, and a sync fails also by
+// what another was told while it waited for that (settleLower). They come one at a
+// time because XFS (Linux 6.18) loses sizes it has called durable where two threads
+// sync a file that is cut short at times (docs/RELIABILITY.md).
 func (f *Filesystem) sync(n *node, dataOnly bool) error {
-	tells := n.dirty.begin()
 	seen, _ := n.failures.since(0)
-	n.syncs.Add(1)
-	n.syncing.RLock()
+	n.settling.Lock()
+	defer n.settling.Unlock()
+	n.dirty.begin()
 	err := n.file.sync(dataOnly)
 	if err != nil {
 		f.handles.record(n, err)
-	}
-	n.syncing.RUnlock()
-	if n.syncs.Add(-1) > 0 && err == nil {
-		n.syncing.Lock() // waits for those under way
-		//lint:ignore SA2001 waiting is all that is wanted
-		n.syncing.Unlock()
-	}
-	if err == nil {
+	} else {
 		_, err = n.failures.since(seen)
 	}
-	if tells {
-		n.dirty.end(err == nil)
-	}
+	n.dirty.end(err == nil)
 	return err
+}
+
+// truncateLower sets the size of a node's lower file.
+func (n *node) truncateLower(size int64) error {
+	n.settling.Lock()
+	defer n.settling.Unlock()
+	return n.file.truncate(size)
 }
 
 // settleLower makes the lower file of a node durable, apart, so that it is known

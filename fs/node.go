@@ -59,8 +59,11 @@ type node struct {
 	lower   int64 // lower bytes, a multiple of seal.BlockSize
 
 	failures failures
-	syncs    atomic.Int32 // lower syncs under way
-	syncing  sync.RWMutex // held shared from a lower sync to the record of its failure
+
+	// settling is held around a lower sync, until its failure is recorded, and
+	// around a change of the lower size. The kernel has one of a caller's at a time;
+	// ours in the background would come beside it.
+	settling sync.Mutex
 }
 
 // failures counts lower fsyncs that failed.
