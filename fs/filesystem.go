@@ -94,7 +94,6 @@ type Filesystem struct {
 	loop     atomic.Pointer[loop]
 	bdi      atomic.Pointer[bdi]
 	services atomic.Pointer[Services] // of the mount
-	rootAttr atomic.Pointer[fuse.AttrOut]
 
 	rewrapping sync.Mutex // one Rewrap at a time
 	generation uint64     // guarded by rewrapping: the header's newest generation seen
@@ -175,7 +174,6 @@ func OpenLocked(lower string, g *keyguard.Guard, o Options) (*Filesystem, error)
 		f.keepOrNot()
 	}
 	f.bdi.Store(&bdi{})
-	f.rootAttr.Store(rootAttr(&st))
 	f.closed.Store(true)
 	f.holdReads.Store(true)
 	f.serving, f.dismiss = context.WithCancel(context.Background())
@@ -210,6 +208,11 @@ func (f *Filesystem) Unlock(ctx context.Context, b keyguard.Binding) error {
 	}
 	f.guard.Pin(header.Volume, form.WrappedRoot, b)
 	f.header, f.form, f.generation, f.options.Binding = header, form, header.Generation, b
+	if f.sealsOwners() {
+		if err := withRoot(ctx, f.guard, header.Volume, form.WrappedRoot, b, f.learnRoot); err != nil {
+			return err
+		}
+	}
 	f.follow()
 	close(f.unlocked)
 	return nil
@@ -257,14 +260,6 @@ func authenticate(ctx context.Context, g *keyguard.Guard, lower string, header s
 		return err, nil
 	}
 	return nil, err
-}
-
-func rootAttr(st *unix.Stat_t) *fuse.AttrOut {
-	return &fuse.AttrOut{Attr: fuse.Attr{
-		Ino: st.Ino, Mode: st.Mode, Nlink: uint32(st.Nlink), Size: uint64(st.Size), Blocks: uint64(st.Blocks),
-		Owner: fuse.Owner{Uid: st.Uid, Gid: st.Gid}, Blksize: block,
-		Mtime: uint64(st.Mtim.Sec), Ctime: uint64(st.Ctim.Sec), Atime: uint64(st.Atim.Sec),
-	}}
 }
 
 // follow subscribes to the guard, and takes over its present state: a

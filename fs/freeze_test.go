@@ -3,6 +3,7 @@ package fs
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -88,6 +89,37 @@ func TestFreezeMatrix(t *testing.T) {
 			t.Logf("%s: %s", p.op, word)
 		}
 	})
+}
+
+// TestFrozenRoot: the root is answered for while frozen, and with the owner and mode
+// that it was given last. With older ones the kernel would refuse callers who are to
+// wait.
+func TestFrozenRoot(t *testing.T) {
+	for _, ownership := range []Ownership{OwnershipLower, OwnershipSealed} {
+		t.Run(ownership.String(), func(t *testing.T) {
+			t.Setenv(ownershipVariable, ownership.String())
+			v := newVolume(t, Options{})
+			const uid, gid, mode = 1000, 2000, 0o2750
+			if err := errors.Join(unix.Chown(v.mount, uid, gid), unix.Chmod(v.mount, mode)); err != nil {
+				t.Fatal(err)
+			}
+			check := func(when string) {
+				t.Helper()
+				v.freeze()
+				var st unix.Stat_t
+				if err := unix.Stat(v.mount, &st); err != nil {
+					t.Fatal(err)
+				}
+				if st.Uid != uid || st.Gid != gid || st.Mode&0o7777 != mode {
+					t.Errorf("%s: the root belongs to %d:%d with mode %o, was given to %d:%d with %o", when, st.Uid, st.Gid, st.Mode&0o7777, uid, gid, mode)
+				}
+				v.thaw()
+			}
+			check("just given")
+			v.remount()
+			check("before anybody has asked")
+		})
+	}
 }
 
 // TestFrozenKill: a frozen caller can be killed, and a signal it handles does

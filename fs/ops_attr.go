@@ -10,8 +10,7 @@ import (
 
 func (c *call) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
 	if !c.inside { // the root, while the gate is closed
-		*out = *c.fs.rootAttr.Load()
-		return fuse.OK
+		return c.fail(c.fs.attrOfRoot(&out.Attr)) // true only for as long as it takes to say it
 	}
 	n := c.use(in.NodeId)
 	if err := c.attr(n, &out.Attr); err != nil {
@@ -21,12 +20,25 @@ func (c *call) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut)
 		return c.fail(unix.ENOSPC)
 	}
 	out.SetTimeout(cacheFor)
-	if in.NodeId == fuse.FUSE_ROOT_ID {
-		root := *out
-		root.SetTimeout(0) // true only for as long as it takes to say it
-		c.fs.rootAttr.Store(&root)
-	}
 	return fuse.OK
+}
+
+// attrOfRoot reads the attributes of the root without a key. Where the volume has
+// sealed ownership they are the lower directory's until Unlock has read the root's
+// own.
+func (f *Filesystem) attrOfRoot(out *fuse.Attr) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(f.root, &st); err != nil {
+		return err
+	}
+	*out = lowerAttr(&st)
+	n := f.nodes.root
+	n.owner.mu.Lock()
+	defer n.owner.mu.Unlock()
+	if n.owner.known {
+		setOwnership(out, n.owner.attributes)
+	}
+	return nil
 }
 
 // attr reads the attributes of a node's inode.
@@ -51,9 +63,8 @@ func (c *call) descriptor(n *node) (int, error) {
 	return c.fs.nodes.pathFD(n)
 }
 
-// fill makes plain attributes of lower ones: all are the same but the size.
-func (c *call) fill(n *node, st *unix.Stat_t, out *fuse.Attr) error {
-	*out = fuse.Attr{
+func lowerAttr(st *unix.Stat_t) fuse.Attr {
+	return fuse.Attr{
 		Ino:    st.Ino,
 		Blocks: uint64(st.Blocks),
 		Atime:  uint64(st.Atim.Sec), Atimensec: uint32(st.Atim.Nsec),
@@ -66,6 +77,12 @@ func (c *call) fill(n *node, st *unix.Stat_t, out *fuse.Attr) error {
 		Blksize: block,
 		Size:    uint64(st.Size),
 	}
+}
+
+// fill makes plain attributes of lower ones: all are the same but the size, and with
+// sealed ownership owner, mode and device.
+func (c *call) fill(n *node, st *unix.Stat_t, out *fuse.Attr) error {
+	*out = lowerAttr(st)
 	if c.fs.sealsOwners() {
 		return c.fillSealed(n, st, out)
 	}

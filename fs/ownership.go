@@ -62,7 +62,7 @@ func (c *call) fillSealed(n *node, st *unix.Stat_t, out *fuse.Attr) error {
 	if err != nil {
 		return err
 	}
-	out.Mode, out.Owner, out.Rdev = a.Mode, fuse.Owner{Uid: a.UID, Gid: a.GID}, a.Rdev
+	setOwnership(out, a)
 	switch a.Mode & unix.S_IFMT {
 	case unix.S_IFDIR, unix.S_IFREG:
 	case unix.S_IFLNK:
@@ -71,6 +71,10 @@ func (c *call) fillSealed(n *node, st *unix.Stat_t, out *fuse.Attr) error {
 		out.Size = 0
 	}
 	return nil
+}
+
+func setOwnership(out *fuse.Attr, a seal.Attributes) {
+	out.Mode, out.Owner, out.Rdev = a.Mode, fuse.Owner{Uid: a.UID, Gid: a.GID}, a.Rdev
 }
 
 // ownedBy returns the attributes of a node's inode; n.owner.mu is held.
@@ -95,6 +99,10 @@ func (c *call) readOwnership(n *node) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return readOwnershipOf(fd)
+}
+
+func readOwnershipOf(fd int) ([]byte, error) {
 	value := make([]byte, seal.AttributesMax)
 	got, err := unix.Getxattr(procFD(fd), seal.IDAttribute, value)
 	switch {
@@ -139,6 +147,25 @@ func (c *call) learn(n *node, value []byte, dir bool) error {
 	}
 	n.owner.known, n.owner.attributes, n.owner.id, n.owner.hasID = true, o.attributes, o.id, o.hasID
 	n.owner.damaged, n.owner.target = o.damaged, o.target
+	return nil
+}
+
+// learnRoot opens the attributes of the root and keeps them, so that they can be told
+// in a freeze though nobody has asked before. What is wrong with them is told when
+// somebody asks.
+func (f *Filesystem) learnRoot(root *seal.Root) error {
+	value, err := readOwnershipOf(f.root)
+	if err != nil {
+		return err
+	}
+	id, a, err := root.OpenAttributes(value)
+	if err != nil || a.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return nil
+	}
+	o := &f.nodes.root.owner
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.known, o.attributes, o.id, o.hasID = true, a, id, true
 	return nil
 }
 
