@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -98,11 +100,14 @@ func (d *Driver) Run(ctx context.Context) error {
 // letGo ends the connections; sidecars keep their mounts and wait for the next driver.
 func (d *Driver) letGo() {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, v := range d.volumes {
-		v.close()
-	}
+	volumes := slices.Collect(maps.Values(d.volumes))
 	clear(d.volumes)
+	d.mu.Unlock()
+	var closing sync.WaitGroup
+	for _, v := range volumes {
+		closing.Go(v.close)
+	}
+	closing.Wait()
 }
 
 func listenCSI(endpoint string) (net.Listener, error) {
@@ -141,8 +146,9 @@ func (d *Driver) Ready() bool {
 // wait for one.
 func (d *Driver) Mounts() (served, waiting int) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, v := range d.volumes {
+	volumes := slices.Collect(maps.Values(d.volumes))
+	d.mu.Unlock()
+	for _, v := range volumes {
 		if now, _ := v.server.Serving(); now {
 			served++
 		} else {

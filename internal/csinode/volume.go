@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -34,6 +35,7 @@ type volume struct {
 	device   uint64 // st_dev of what is in the mount
 	log      *zap.Logger
 	serving  sync.WaitGroup
+	left     chan struct{} // a connection has ended since deserted looked; of one
 	ended    chan struct{} // closed by close
 }
 
@@ -82,21 +84,34 @@ func (d *Driver) offer(r record, run, dev int) (*volume, error) {
 	if err := fusemount.WidenReadAhead(mounted.Device); err != nil {
 		log.Warn("the read-ahead window stays small: sequential reads are slower", zap.Error(err))
 	}
-	v := &volume{record: r, log: log, server: handover.NewServer(r.Pod, mounted, dev), device: mounted.Device, ended: make(chan struct{})}
+	v := &volume{record: r, log: log, server: handover.NewServer(r.Pod, mounted, dev), device: mounted.Device,
+		left: make(chan struct{}, 1), ended: make(chan struct{})}
 	if v.listener, err = listenIn(run); err != nil {
 		v.server.Close()
 		return nil, err
 	}
-	v.serving.Go(func() { d.accept(v) })
+	v.serving.Go(v.accept)
+	v.serving.Go(func() { d.attend(v) })
 	return v, nil
 }
 
-// accept serves one sidecar after the other, and looks after the mount between them.
-func (d *Driver) accept(v *volume) {
+// connectionsMax is how many connections a mount has at a time, of which one serves it
+// and the others are being refused. More wait in the kernel.
+const connectionsMax = 8
+
+// accept serves one sidecar after the other.
+func (v *volume) accept() {
+	turns := make(chan struct{}, connectionsMax)
 	for {
 		c, err := v.listener.AcceptUnix()
 		if err != nil {
 			return // closed
+		}
+		select {
+		case turns <- struct{}{}:
+		case <-v.ended:
+			_ = c.Close()
+			return
 		}
 		v.serving.Go(func() {
 			switch err := v.server.Serve(c); {
@@ -105,17 +120,44 @@ func (d *Driver) accept(v *volume) {
 			default:
 				v.log.Info("the sidecar has gone; calls of the mount wait for the next")
 			}
-			d.deserted(v)
+			<-turns
+			select {
+			case v.left <- struct{}{}:
+			default: // it is known already
+			}
 		})
 	}
 }
+
+// attend looks after the mount between one sidecar and the next.
+func (d *Driver) attend(v *volume) {
+	for {
+		select {
+		case <-v.left:
+			d.deserted(v)
+		case <-v.ended:
+			return
+		}
+	}
+}
+
+// closeWithin is how long close waits for those who serve connections. What a sidecar
+// has passed may be such that its close waits for the sidecar itself, until the mount is
+// ended.
+const closeWithin = 5 * time.Second
 
 // close gives up the device and ends the connection of the sidecar.
 func (v *volume) close() {
 	close(v.ended)
 	_ = v.listener.Close()
 	v.server.Close()
-	v.serving.Wait()
+	done := make(chan struct{})
+	go func() { v.serving.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(closeWithin):
+		v.log.Warn("a connection of the sidecar does not end, and is left behind")
+	}
 }
 
 // unmount takes a mount away, whoever uses or serves it, and its directory.

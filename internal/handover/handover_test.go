@@ -21,8 +21,8 @@ import (
 type recorder struct{ limit atomic.Int64 }
 
 func (r *recorder) LimitDirty(bytes int64) error { r.limit.Store(bytes); return nil }
-func (r *recorder) Flush(context.Context) error  { return errors.New("no such mount") }
-func (r *recorder) Stir(context.Context) error   { return nil }
+func (r *recorder) Flush() error                 { return errors.New("no such mount") }
+func (r *recorder) Stir() error                  { return nil }
 func (r *recorder) Killed(threads []uint32) (killed []uint32) {
 	for _, tid := range threads {
 		if tid%2 == 0 {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -20,9 +21,10 @@ type Mounter interface {
 	// LimitDirty bounds what the kernel may hold dirty of the mount, in bytes.
 	LimitDirty(bytes int64) error
 	// Flush has the kernel begin to write back what it holds dirty of the mount, and
-	// Stir has it ask for STATFS once. Neither outlasts ctx.
-	Flush(ctx context.Context) error
-	Stir(ctx context.Context) error
+	// Stir has it ask for STATFS once. They wait for whoever serves the mount, until it
+	// is ended.
+	Flush() error
+	Stir() error
 	// Killed returns those of the threads that are being killed, or are gone.
 	Killed(threads []uint32) []uint32
 }
@@ -36,17 +38,27 @@ const (
 	heldMax = 1 << 16
 	nameMax = 64
 
-	// serviceTime bounds a call of the mounter: a drain ends before.
+	// serviceTime bounds the wait for the mounter, since a drain ends before, and for a
+	// client to take its answer.
 	serviceTime = 2 * time.Second
-	// servedMax is how many requests of a client are under way at a time.
-	servedMax = 64
+	// servedMax is how many requests are under way at a time, and hangingMax how many of
+	// them may wait for whoever serves the mount: each has a thread, and a process that
+	// serves nodes must not run out of them because of one mount.
+	servedMax  = 64
+	hangingMax = 4
 )
 
 // Server is one mount's end of the protocol. What it holds stays until Close, over
 // the death of clients.
+//
+// A client is not trusted: it may send what it wants, read nothing, and have
+// descriptors held whose close waits for itself. So nothing is sent and nothing is
+// closed under mu.
 type Server struct {
 	mount   string
 	mounter Mounter
+	turns   chan struct{} // servedMax; taken by requests under way
+	hanging chan struct{} // hangingMax; taken by calls of the mounter that wait
 
 	mu    sync.Mutex
 	held  map[string]int // guarded by mu
@@ -58,7 +70,7 @@ type Server struct {
 // NewServer serves a mount, which is called mount in logs. The FUSE device dev
 // becomes the server's; -1 when the client has it.
 func NewServer(mount string, mounter Mounter, dev int) *Server {
-	s := &Server{mount: mount, mounter: mounter, held: map[string]int{}}
+	s := &Server{mount: mount, mounter: mounter, held: map[string]int{}, turns: make(chan struct{}, servedMax), hanging: make(chan struct{}, hangingMax)}
 	if dev >= 0 {
 		s.held[Device] = dev
 	}
@@ -99,10 +111,9 @@ func (s *Server) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.gone = true
-	for _, fd := range s.held {
-		unix.Close(fd)
-	}
+	fds := slices.Collect(maps.Values(s.held))
 	clear(s.held)
+	go closeAll(fds)
 	if s.conn != nil {
 		_ = s.conn.Close()
 	}
@@ -123,7 +134,6 @@ func (s *Server) Serve(c *net.UnixConn) error {
 		s.conn = nil
 		s.mu.Unlock()
 	}()
-	turns := make(chan struct{}, servedMax)
 	for {
 		var r request
 		fds, err := receive(c, &r)
@@ -137,9 +147,9 @@ func (s *Server) Serve(c *net.UnixConn) error {
 			_ = s.answer(c, r, fds) // a client that is gone is seen by the next receive
 			continue
 		}
-		turns <- struct{}{}
+		s.turns <- struct{}{}
 		calls.Go(func() {
-			defer func() { <-turns }()
+			defer func() { <-s.turns }()
 			_ = s.answer(c, r, fds)
 		})
 	}
@@ -174,8 +184,6 @@ func (s *Server) admit(c *net.UnixConn) error {
 // answer carries one request out. What of fds is not kept is closed.
 func (s *Server) answer(c *net.UnixConn, r request, fds []int) error {
 	a := reply{ID: r.ID}
-	ctx, cancel := context.WithTimeout(context.Background(), serviceTime)
-	defer cancel()
 	var err error
 	switch r.Op {
 	case opHello:
@@ -194,9 +202,9 @@ func (s *Server) answer(c *net.UnixConn, r request, fds []int) error {
 	case opLimit:
 		err = s.mounter.LimitDirty(r.Bytes)
 	case opFlush:
-		err = s.mounter.Flush(ctx)
+		err = s.within(s.mounter.Flush)
 	case opStir:
-		err = s.mounter.Stir(ctx)
+		err = s.within(s.mounter.Stir)
 	case opKilled:
 		a.Threads = s.mounter.Killed(r.Threads)
 	default:
@@ -206,45 +214,97 @@ func (s *Server) answer(c *net.UnixConn, r request, fds []int) error {
 	if err != nil {
 		a.Error = err.Error()
 	}
-	return send(c, a)
+	return tell(c, a)
+}
+
+// tell sends an answer. A client that does not take it is cut off.
+func tell(c *net.UnixConn, a reply, fds ...int) error {
+	err := c.SetWriteDeadline(time.Now().Add(serviceTime))
+	if err == nil {
+		err = send(c, a, fds...)
+	}
+	if err != nil {
+		_ = c.Close()
+	}
+	return err
+}
+
+// within has the mounter do something, and leaves it behind after serviceTime.
+func (s *Server) within(call func() error) error {
+	late := time.NewTimer(serviceTime)
+	defer late.Stop()
+	done := make(chan error, 1)
+	select {
+	case s.hanging <- struct{}{}:
+		go func() {
+			err := call()
+			<-s.hanging
+			done <- err
+		}()
+	case <-late.C:
+		return errors.New("earlier calls of this mount still wait for who serves it")
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-late.C:
+		return context.DeadlineExceeded
+	}
 }
 
 // hold keeps a descriptor, which becomes the server's.
 func (s *Server) hold(name string, fds []int) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	before, known := s.held[name]
-	switch {
-	case len(fds) != 1 || name == "" || len(name) > nameMax:
+	if len(fds) != 1 || name == "" || len(name) > nameMax {
 		closeAll(fds)
 		return fmt.Errorf("%d descriptors under a name of %d bytes", len(fds), len(name))
-	case s.gone || !known && len(s.held) >= heldMax:
+	}
+	s.mu.Lock()
+	before, known := s.held[name]
+	refused := s.gone || !known && len(s.held) >= heldMax
+	if !refused {
+		s.held[name] = fds[0]
+	}
+	s.mu.Unlock()
+	switch {
+	case refused:
 		closeAll(fds)
 		return errors.New("no more descriptors are held")
 	case known:
 		unix.Close(before)
 	}
-	s.held[name] = fds[0]
 	return nil
 }
 
 func (s *Server) release(name string) {
+	if name == Device {
+		return
+	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if fd, known := s.held[name]; known && name != Device {
+	fd, known := s.held[name]
+	delete(s.held, name)
+	s.mu.Unlock()
+	if known {
 		unix.Close(fd)
-		delete(s.held, name)
 	}
 }
 
 // sendHeld sends what is held from the from-th on, the device first.
 func (s *Server) sendHeld(c *net.UnixConn, a reply, from int) error {
-	s.mu.Lock()
-	defer s.mu.Unlock() // nothing is closed before it was sent
-	var names []string
-	for name := range s.held {
-		names = append(names, name)
+	var fds []int
+	var err error
+	if a.Names, fds, a.More, err = s.heldFrom(from); err != nil {
+		a.Error = err.Error()
 	}
+	defer closeAll(fds)
+	return tell(c, a, fds...)
+}
+
+// heldFrom returns names and copies of what is held from the from-th on, as many as go
+// with a message, and whether there are more.
+func (s *Server) heldFrom(from int) (names []string, fds []int, more bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	names = slices.Collect(maps.Keys(s.held))
 	slices.SortFunc(names, func(x, y string) int {
 		if (x == Device) != (y == Device) {
 			if x == Device {
@@ -255,13 +315,16 @@ func (s *Server) sendHeld(c *net.UnixConn, a reply, from int) error {
 		return cmp.Compare(x, y)
 	})
 	names = names[min(max(from, 0), len(names)):]
-	if a.More = len(names) > fdsMax; a.More {
+	if more = len(names) > fdsMax; more {
 		names = names[:fdsMax]
 	}
-	a.Names = names
-	fds := make([]int, len(names))
-	for i, name := range names {
-		fds[i] = s.held[name]
+	for _, name := range names {
+		fd, err := duplicate(s.held[name])
+		if err != nil {
+			closeAll(fds)
+			return nil, nil, false, err
+		}
+		fds = append(fds, fd)
 	}
-	return send(c, a, fds...)
+	return names, fds, more, nil
 }
