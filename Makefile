@@ -10,7 +10,8 @@ export GOEXPERIMENT := runtimesecret
 endif
 # Stamp the commit where git may read the repository (it may not when root builds another user's clone).
 BUILDVCS := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
-BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(BUILDVCS)
+# grpcnotrace: gRPC's trace pages call methods by name, and the linker would keep every method of every type for them.
+BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(BUILDVCS) -tags grpcnotrace
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 ACTIONLINT  := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12

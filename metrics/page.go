@@ -2,36 +2,12 @@ package metrics
 
 import (
 	"fmt"
-	"html/template"
-	"io"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/byokd/byokd/keyguard"
 )
-
-// page renders the panel. All of it is made here, so that it says the same with and without JavaScript; the
-// script only exchanges what has changed and counts down.
-type page struct{ template *template.Template }
-
-func newPage() page {
-	return page{template.Must(template.New("panel.html").Funcs(template.FuncMap{
-		"stamp": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
-		"exact": func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
-		"span":  span, "rate": rate, "latency": latency, "step": stepOf, "keyState": func(k KeyReport) State { return stateOf(k.Gate, k.Key) },
-		"until": func(t, now time.Time) string { return until(t.Sub(now)) },
-		"ago":   func(t, now time.Time) string { return span(now.Sub(t)) + " ago" },
-	}).ParseFS(assets, "panel.html"))}
-}
-
-// write renders the whole document, or with the name "main" what changes in it.
-func (p page) write(w io.Writer, name string, r Report) error {
-	return p.template.ExecuteTemplate(w, name, struct {
-		Report
-		Timelines []timeline
-	}{r, timelines(r)})
-}
 
 // step is a next step with the command in it apart, ready to be copied.
 type step struct{ Text, Command, After string }

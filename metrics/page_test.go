@@ -139,11 +139,11 @@ func TestTrafficIsAMeanOfTheLastSeconds(t *testing.T) {
 func TestPanelWithSeveralKeys(t *testing.T) {
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	var page strings.Builder
-	err := newPage().write(&page, "panel.html", Report{Time: now, State: StateFrozen, Headline: "External encryption key is not ready", Keys: []KeyReport{
+	err := document(Report{Time: now, State: StateFrozen, Headline: "External encryption key is not ready", Keys: []KeyReport{
 		{Name: "primary", Gate: keyguard.Frozen, Key: keyguard.Disabled, Cause: "It is disabled & gone.", NextStep: "Enable it: aws kms enable-key",
 			MultiRegion: true, Siblings: []string{"arn:sibling"}, Operator: &OperatorReport{Pending: keyguard.ThawIntent, By: "uid 0", Since: now}},
 		{Name: "backup", Gate: keyguard.Degraded, Key: keyguard.Unreachable, Cause: "KMS is silent.", LeaseUntil: now.Add(42 * time.Second), MaterialEnds: now.Add(48 * time.Hour)},
-	}})
+	}}).Render(&page)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,7 +29,7 @@ const (
 	heartbeat    = 10 * time.Second // a stream shows that it lives, and the clock of the countdown moves; panel.js waits for two and a half
 )
 
-//go:embed panel.html panel.css panel.js
+//go:embed panel.css panel.js
 var assets embed.FS
 
 // Server is the admin listener's handler with its limits.
@@ -38,7 +38,6 @@ type Server struct {
 	registry *Registry
 	hosts    []string
 	log      *zap.Logger
-	page     page
 	traffic  *trafficMeter
 	watchers atomic.Int32
 }
@@ -51,7 +50,7 @@ func NewServer(p *Panel, r *Registry, hosts []string, log *zap.Logger) *Server {
 		known[i] = strings.ToLower(h)
 	}
 	return &Server{panel: p, registry: r, hosts: known, log: log,
-		page: newPage(), traffic: &trafficMeter{gather: r.prom, now: time.Now}}
+		traffic: &trafficMeter{gather: r.prom, now: time.Now}}
 }
 
 // Serve answers on l until ctx ends, then returns nil.
@@ -160,7 +159,7 @@ func (s *Server) report() Report {
 
 func (s *Server) index(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	if err := s.page.write(w, "panel.html", s.report()); err != nil {
+	if err := document(s.report()).Render(w); err != nil {
 		s.log.Debug("the page was not delivered", zap.Error(err))
 	}
 }
@@ -218,7 +217,7 @@ func (s *Server) panelEvents() func() (string, error) {
 	return func() (string, error) {
 		report := s.report()
 		var html strings.Builder
-		if err := s.page.write(&html, "main", report); err != nil {
+		if err := panelMarkup(report).Render(&html); err != nil {
 			return "", err
 		}
 		if html.String() == last && report.Time.Sub(sent) < heartbeat {

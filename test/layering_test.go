@@ -66,6 +66,7 @@ var outside = map[string][]string{
 	"github.com/versity":                     {"cmd/devcloud"},
 	"github.com/spf13/cobra":                 {"cmd/byokd", "cmd/devcloud"},
 	"github.com/goccy/go-yaml":               {"cmd/byokd"},
+	"maragu.dev/gomponents":                  {"metrics"},
 	"github.com/tink-crypto":                 {"internal/seal"},
 	"go.uber.org/zap":                        {"keyguard", "keyguard/fleet", "fs", "objstore", "metrics", "cmd/byokd", "cmd/devcloud", "internal/control", "internal/keeper", "internal/inject", "internal/handover", "internal/csinode"},
 	"k8s.io":                                 {"internal/inject", "cmd/byokd"},

@@ -85,7 +85,7 @@ func goBuild(name string, erase bool) (file string, err error) {
 		experiment = "runtimesecret"
 	}
 	file = filepath.Join(os.Getenv(binVariable), name+"-"+experiment)
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", file, "../cmd/"+name)
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags", "grpcnotrace", "-o", file, "../cmd/"+name)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOEXPERIMENT="+experiment, "GOFLAGS=")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go build %s: %w\n%s", name, err, text)

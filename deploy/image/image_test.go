@@ -196,6 +196,9 @@ func checkBinary(t *testing.T, binary []byte, arch string) {
 	if !strings.Contains(fmt.Sprint(info.Settings), "GOEXPERIMENT runtimesecret") {
 		t.Errorf("built without runtimesecret: %v", info.Settings)
 	}
+	if !strings.Contains(fmt.Sprint(info.Settings), "-tags "+tags) {
+		t.Errorf("not built as the Makefile does: %v", info.Settings)
+	}
 	for _, m := range info.Deps {
 		if strings.Contains(m.Path, "versitygw") {
 			t.Error("parts of devcloud are linked into byokd")

@@ -33,6 +33,9 @@ var programs = map[string]program{
 // platforms are those on which byokd can erase keys (GOEXPERIMENT=runtimesecret).
 var platforms = []string{"amd64", "arm64"}
 
+// tags are those of the Makefile. Without gRPC's trace pages, which call methods by name, the linker leaves out what nobody calls.
+const tags = "grpcnotrace"
+
 // binary is a program built for one platform.
 type binary struct {
 	arch    string
@@ -48,7 +51,7 @@ func buildBinary(ctx context.Context, p program, source, arch string, stderr io.
 	}
 	defer os.RemoveAll(dir)
 	file := filepath.Join(dir, p.name)
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs="+stamping(ctx, source), "-o", file, p.pkg)
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-tags="+tags, "-buildvcs="+stamping(ctx, source), "-o", file, p.pkg)
 	cmd.Dir, cmd.Stderr = source, stderr
 	// GOFLAGS and GOAMD64 of the caller would show in the digest; what is not set here is Go's default.
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch, "GOEXPERIMENT=runtimesecret",
