@@ -171,7 +171,8 @@ func (t *nodeTable) meet(dir int, name string, st *unix.Stat_t) (*node, error) {
 }
 
 // find returns the node without a new reference for the kernel, or nil: what a
-// rename or unlink is about to remove.
+// rename or unlink is about to remove. The kernel may have it from a predecessor
+// though nobody has asked for it here.
 func (t *nodeTable) find(dir int, name string, st *unix.Stat_t) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -180,7 +181,7 @@ func (t *nodeTable) find(dir int, name string, st *unix.Stat_t) *node {
 		return nil
 	}
 	n := t.byID[id]
-	if _, idle := t.idle[id]; idle {
+	if _, idle := t.idle[id]; idle || n == nil && t.resumed {
 		n = t.wake(id)
 	}
 	if n == nil {

@@ -187,9 +187,10 @@ func (f *Filesystem) leave(ctx context.Context, l *loop) {
 }
 
 // keepOrphan has the mounter keep the inode of a node that is about to lose its name
-// and that somebody has open, for successors.
+// and that somebody has open, for successors. Who has it open since before we took
+// over is not known here.
 func (f *Filesystem) keepOrphan(n *node) {
-	if !f.passed || n.opens.Load() == 0 {
+	if !f.passed || n.opens.Load() == 0 && !f.nodes.resumed {
 		return
 	}
 	fd, err := f.nodes.pathFD(n)

@@ -204,6 +204,50 @@ func TestPassedOver(t *testing.T) {
 	}
 }
 
+// TestPassedOverNamesGo: a file that somebody has open since before a byokd took over
+// loses its name there, before anything else was asked of it. It stays, also over the
+// next byokd.
+func TestPassedOverNamesGo(t *testing.T) {
+	for _, ids := range []string{"handles", "table"} {
+		t.Run(ids, func(t *testing.T) {
+			v, m := newPassedVolume(t, Options{tableOfIDs: ids == "table"})
+			leave := v.serve(m)
+			v.unlock()
+			v.settlePoll()
+			files := []*os.File{v.create("removed"), v.create("replaced")}
+			v.create("other").Close()
+			want := bytes.Repeat([]byte("0123456789"), 1000)
+			for _, f := range files {
+				if _, err := f.WriteAt(want, 0); err != nil {
+					t.Fatal(err)
+				}
+				v.dropPages(f)
+			}
+			for round := range 3 {
+				leave()
+				leave = v.serve(m)
+				v.unlock()
+				if round == 0 {
+					if err := errors.Join(os.Remove(v.path("removed")), os.Rename(v.path("other"), v.path("replaced"))); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for _, f := range files {
+					got := make([]byte, len(want))
+					if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+						t.Errorf("round %d: %s reads %v, as it was: %v", round, f.Name(), err, bytes.Equal(got, want))
+					}
+					v.dropPages(f)
+				}
+			}
+			if err := errors.Join(files[0].Close(), files[1].Close()); err != nil {
+				t.Error(err)
+			}
+			leave()
+		})
+	}
+}
+
 func (v *volume) create(name string) *os.File {
 	v.t.Helper()
 	f, err := os.OpenFile(v.path(name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
