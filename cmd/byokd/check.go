@@ -98,7 +98,7 @@ func (c *checking) prepare() error {
 	if c.output != "table" && c.output != "json" {
 		return exitWith(exitUsage, fmt.Errorf("-o %s: say table or json", c.output))
 	}
-	return c.from.load(c.environ)
+	return c.from.load(c.environ, c.stderr)
 }
 
 func (c *checking) run(ctx context.Context, lower string) error {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -225,7 +226,7 @@ func TestCheckLooksAgain(t *testing.T) {
 	flip(t, target, m.at)
 	flip(t, target, 5*seal.BlockSize+100)
 	from := keySource{file: s.config}
-	if err := from.load(nil); err != nil {
+	if err := from.load(nil, io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	v, err := volumeread.OpenServed(s.lower, m)

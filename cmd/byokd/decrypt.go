@@ -77,7 +77,7 @@ func newDecryptCommand(environ []string) *cobra.Command {
 
 // run restores what was asked for.
 func (d *decryption) run(ctx context.Context) error {
-	if err := d.from.load(d.environ); err != nil {
+	if err := d.from.load(d.environ, d.stderr); err != nil {
 		return err
 	}
 	bucket, key, remote := cutS3(d.source)
@@ -128,7 +128,7 @@ func explainDecrypt(err error) error {
 	case keyguard.Misconfigured:
 		return exitWith(exitDamaged, fmt.Errorf("KMS cannot open the wrapped data key: the sealed bytes are damaged, or belong to another key, cluster or bucket (--key, --context): %w", err))
 	case keyguard.Unreachable:
-		return exitWith(exitFailure, fmt.Errorf("KMS cannot be asked: %w", err))
+		return exitWith(exitFailure, fmt.Errorf("KMS cannot be asked: %w\nNext step: %s", err, s.NextStep()))
 	}
 	return exitWith(exitFrozen, fmt.Errorf("%s: %w\nNext step: %s", s.Headline(), err, s.NextStep()))
 }

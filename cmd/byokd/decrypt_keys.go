@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -34,6 +35,7 @@ type keySource struct {
 	binding keyguard.Binding
 	ring    map[seal.KeyID]seal.KeyringKey
 	kms     map[string]keyguard.KMS // by ARN; fixed after load
+	waits   func(error)             // tells that KMS does not answer and is asked again; fixed after load
 
 	mu    sync.Mutex
 	roots map[seal.KeyID]*seal.Root // guarded by mu
@@ -46,9 +48,16 @@ func (k *keySource) flags(flags *pflag.FlagSet) {
 	flags.StringVar(&k.file, "config", "", "configuration file that names keys and buckets")
 }
 
-// load makes the clients of the KMS keys that may be asked. It talks to nobody.
-func (k *keySource) load(environ []string) error {
+// load makes the clients of the KMS keys that may be asked. It talks to nobody. What is told to people while KMS
+// does not answer goes to messages.
+func (k *keySource) load(environ []string, messages io.Writer) error {
 	k.kms, k.roots = map[string]keyguard.KMS{}, map[seal.KeyID]*seal.Root{}
+	var once sync.Once
+	k.waits = func(err error) {
+		once.Do(func() {
+			fmt.Fprintf(messages, "byokd: KMS cannot be asked yet, and is asked again for a minute: %v\n", err)
+		})
+	}
 	endpoints := map[string]string{}
 	for _, arn := range k.arns {
 		endpoints[arn] = k.kmsEndpoint
@@ -71,7 +80,7 @@ func (k *keySource) load(environ []string) error {
 		if err != nil {
 			return exitWith(exitUsage, err)
 		}
-		k.kms[arn] = client
+		k.kms[arn] = &boundedKMS{client}
 	}
 	return nil
 }
@@ -222,6 +231,9 @@ func (k *keySource) open(ctx context.Context, e seal.KeyringKey, f func(root *se
 				k.keep(root) // which f has found to be the right one
 				return nil
 			})
+			if fault := (*keyguard.KMSError)(nil); errors.As(err, &fault) && fault.State == keyguard.Unreachable && ctx.Err() == nil {
+				k.waits(err)
+			}
 			return err
 		})
 		if err == nil {

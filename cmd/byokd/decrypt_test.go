@@ -185,3 +185,32 @@ func TestDecryptAsksOncePerDataKey(t *testing.T) {
 		t.Errorf("%d calls of KMS for %d objects under one data key", n, len(bodies))
 	}
 }
+
+// A restore says that KMS does not answer while it asks again, and goes on once it does.
+func TestDecryptWaitsForKMS(t *testing.T) {
+	s := newBucketSite(t)
+	s.fill(t, map[string][]byte{"key": []byte("plain")})
+	s.kms.Hang("Decrypt")
+	var out bytes.Buffer
+	var messages toldOnce
+	messages.first = func() { s.kms.Clear() }
+	if code := run(t.Context(), []string{"decrypt", "s3://documents/key", "--config", s.config}, nil, &out, &messages); code != exitOK || out.String() != "plain" {
+		t.Errorf("%d %q\n%s", code, &out, &messages)
+	}
+	if said := messages.String(); strings.Count(said, "KMS cannot be asked yet") != 1 {
+		t.Errorf("it says %q", said)
+	}
+}
+
+// toldOnce does something at the first line that it is told.
+type toldOnce struct {
+	bytes.Buffer
+	first func()
+}
+
+func (w *toldOnce) Write(text []byte) (int, error) {
+	if w.Len() == 0 {
+		w.first()
+	}
+	return w.Buffer.Write(text)
+}

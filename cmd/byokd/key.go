@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/spf13/cobra"
@@ -161,10 +162,15 @@ func writeCreated(out io.Writer, k awskey.Created, o awskey.CreateOptions) {
 	}
 }
 
-// newKMSClient makes a client of the SDK, with its usual retries, for what is done once.
+// newKMSClient makes a client of the SDK, with its usual retries, for what is done once. Each attempt ends.
 func newKMSClient(cfg aws.Config, region, endpoint string) *kms.Client {
+	transport, ok := cfg.HTTPClient.(*awshttp.BuildableClient) // with the authorities of AWS_CA_BUNDLE
+	if !ok {
+		transport = awshttp.NewBuildableClient()
+	}
 	return kms.NewFromConfig(cfg, func(o *kms.Options) {
 		o.Region = region
+		o.HTTPClient = transport.WithTimeout(callLimit)
 		if endpoint != "" {
 			o.BaseEndpoint = aws.String(endpoint)
 		}

@@ -151,6 +151,33 @@ func TestPreflightFails(t *testing.T) {
 	}
 }
 
+// A KMS that does not answer ends a preflight: what was asked fails, and what could only wait as long is not asked.
+func TestPreflightWithoutAnswer(t *testing.T) {
+	needMounts(t)
+	s := preflightSite(t)
+	s.kms.Hang("ListGrants") // the network may fail at any call
+	if c := s.checks(t, exitChecks)["key primary/kms:ListGrants"]; c.Result != awskey.Fail || !strings.Contains(c.Detail, "deadline exceeded") {
+		t.Errorf("a call without an answer: %+v", c)
+	}
+	s.kms.Clear()
+	s.kms.Cut()
+	since := len(s.kms.Calls())
+	found := s.checks(t, exitChecks)
+	if c := found["key primary/kms:DescribeKey"]; c.Result != awskey.Fail || !strings.Contains(c.NextStep, "Check DNS, network policy") {
+		t.Errorf("%+v", c)
+	}
+	for _, action := range []string{"GenerateDataKeyWithoutPlaintext", "Decrypt", "RevokeGrant"} {
+		if c := found["key primary/kms:"+action]; c.Result != awskey.Skip || !strings.Contains(c.Detail, "Unreachable") {
+			t.Errorf("kms:%s: %+v", action, c)
+		}
+	}
+	for _, call := range s.kms.Calls()[since:] {
+		if call.Service == "kms" && call.Operation != "DescribeKey" {
+			t.Errorf("%s was asked of a KMS that does not answer", call.Operation)
+		}
+	}
+}
+
 // configureBuckets puts the bucket under a key of its own.
 func (s *site) configureBuckets(t *testing.T, key string) {
 	t.Helper()

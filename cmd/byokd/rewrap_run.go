@@ -238,7 +238,7 @@ func (j *rewrapJob) wrap(ctx context.Context, fromARN string, wrapped []byte, b 
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, rewrapCall)
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()
 	again, op, receipt, err := awskms.Rewrap(ctx, from.Client, j.to.Client, wrapped, b)
 	if err != nil {

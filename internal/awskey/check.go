@@ -16,7 +16,8 @@ import (
 	"github.com/byokd/byokd/keyguard/awskms"
 )
 
-// checkCall bounds one call of a check.
+// checkCall bounds one call of a check, the SDK's retries included: AWS answers in some 10 ms, and a call that a
+// network drops would not end by itself.
 const checkCall = 10 * time.Second
 
 // Result is the outcome of one check.
@@ -128,62 +129,73 @@ func forVolumes() need {
 func (k Key) permissions(ctx context.Context, state keyguard.KeyState) []Check {
 	id, encryption := aws.String(k.ARN), k.Context
 	var ciphertext []byte
-	withCiphertext := func(f func() error) func() error {
-		return func() error {
+	withCiphertext := func(f func(context.Context) error) func(context.Context) error {
+		return func(ctx context.Context) error {
 			if ciphertext == nil {
 				return errNotTried
 			}
-			return f()
+			return f(ctx)
 		}
 	}
 	tries := []struct {
 		action string
 		need   need
-		try    func() error
+		try    func(context.Context) error
 	}{
-		{"kms:GenerateDataKeyWithoutPlaintext", required(), func() error {
+		{"kms:GenerateDataKeyWithoutPlaintext", required(), func(ctx context.Context) error {
 			out, err := k.Client.GenerateDataKeyWithoutPlaintext(ctx, &kms.GenerateDataKeyWithoutPlaintextInput{KeyId: id, EncryptionContext: encryption, NumberOfBytes: aws.Int32(32)})
 			if err == nil {
 				ciphertext = out.CiphertextBlob
 			}
 			return err
 		}},
-		{"kms:GenerateDataKey", required(), func() error {
+		{"kms:GenerateDataKey", required(), func(ctx context.Context) error {
 			_, err := k.Client.GenerateDataKey(ctx, &kms.GenerateDataKeyInput{KeyId: id, EncryptionContext: encryption, NumberOfBytes: aws.Int32(32), DryRun: aws.Bool(true)})
 			return err
 		}},
-		{"kms:Decrypt", required(), withCiphertext(func() error {
+		{"kms:Decrypt", required(), withCiphertext(func(ctx context.Context) error {
 			_, err := k.Client.Decrypt(ctx, &kms.DecryptInput{KeyId: id, EncryptionContext: encryption, CiphertextBlob: ciphertext, DryRun: aws.Bool(true)})
 			return err
 		})},
-		{"kms:Encrypt", forRewrap(), func() error {
+		{"kms:Encrypt", forRewrap(), func(ctx context.Context) error {
 			_, err := k.Client.Encrypt(ctx, &kms.EncryptInput{KeyId: id, EncryptionContext: encryption, Plaintext: []byte("dry run"), DryRun: aws.Bool(true)})
 			return err
 		}},
-		{"kms:ReEncrypt*", forRewrap(), withCiphertext(func() error {
+		{"kms:ReEncrypt*", forRewrap(), withCiphertext(func(ctx context.Context) error {
 			_, err := k.Client.ReEncrypt(ctx, &kms.ReEncryptInput{SourceKeyId: id, SourceEncryptionContext: encryption, CiphertextBlob: ciphertext,
 				DestinationKeyId: id, DestinationEncryptionContext: encryption, DryRun: aws.Bool(true)})
 			return err
 		})},
-		{"kms:CreateGrant", forVolumes(), func() error {
+		{"kms:CreateGrant", forVolumes(), func(ctx context.Context) error {
 			_, err := k.Client.CreateGrant(ctx, &kms.CreateGrantInput{KeyId: id, GranteePrincipal: aws.String(k.grantee()),
 				Operations: []types.GrantOperation{types.GrantOperationDecrypt}, DryRun: aws.Bool(true)})
 			return err
 		}},
-		{"kms:ListGrants", forVolumes(), func() error {
+		{"kms:ListGrants", forVolumes(), func(ctx context.Context) error {
 			_, err := k.Client.ListGrants(ctx, &kms.ListGrantsInput{KeyId: id, Limit: aws.Int32(1)})
 			return err
 		}},
-		{"kms:RevokeGrant", forVolumes(), func() error {
+		{"kms:RevokeGrant", forVolumes(), func(ctx context.Context) error {
 			_, err := k.Client.RevokeGrant(ctx, &kms.RevokeGrantInput{KeyId: id, GrantId: aws.String(strings.Repeat("0", 64)), DryRun: aws.Bool(true)})
 			return err
 		}},
 	}
 	var checks []Check
 	for _, t := range tries {
-		checks = append(checks, k.judge(t.action, t.need, state, t.try()))
+		if state == keyguard.Unreachable { // each call would only wait as long as the first one did
+			checks = append(checks, Check{Name: t.action, Result: Skip, Detail: notTold(state)})
+			continue
+		}
+		limited, cancel := context.WithTimeout(ctx, checkCall)
+		err := t.try(limited)
+		cancel()
+		checks = append(checks, k.judge(t.action, t.need, state, err))
 	}
 	return checks
+}
+
+func notTold(state keyguard.KeyState) string {
+	return fmt.Sprintf("cannot be told while the key is %s", state)
 }
 
 // errNotTried stands for a call that has nothing to be tried on.
@@ -215,7 +227,7 @@ func (k Key) judge(action string, n need, state keyguard.KeyState, err error) Ch
 	case errors.Is(err, errNotTried):
 		c.Result, c.Detail = Skip, "needs a ciphertext, which could not be made"
 	case state != keyguard.Enabled && state != keyguard.Unknown:
-		c.Result, c.Detail = Skip, fmt.Sprintf("cannot be told while the key is %s", state)
+		c.Result, c.Detail = Skip, notTold(state)
 	default:
 		c.Result, c.Detail = Fail, err.Error()
 		c.NextStep = "See what AWS says about the key: aws kms describe-key --key-id " + k.ARN + " --region " + regionOf(k.ARN)

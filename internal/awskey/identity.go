@@ -24,8 +24,10 @@ type Identity struct {
 
 // WhoAmI asks AWS who the credentials of cfg belong to. assumed is the ARN of the
 // role that the environment says we assume (AWS_ROLE_ARN), or "": AWS leaves a
-// role's path out of session ARNs, and a key policy needs it.
+// role's path out of session ARNs, and a key policy needs it. It takes checkCall at most.
 func WhoAmI(ctx context.Context, cfg aws.Config, endpoint, assumed string) (Identity, error) {
+	ctx, cancel := context.WithTimeout(ctx, checkCall)
+	defer cancel()
 	client := sts.NewFromConfig(cfg, func(o *sts.Options) {
 		if endpoint != "" {
 			o.BaseEndpoint = aws.String(endpoint)
