@@ -38,7 +38,11 @@ type call struct {
 	record *record // of the request, in the journal; nil without one
 	again  bool    // an earlier process may have done some of it, or all
 
-	parks      func()      // called before the request waits at the gate
+	began time.Time // when the request was read
+
+	// aside has the request wait without the slot, if it can.
+	aside      func(request []byte, class keyguard.Class) bool
+	parks      func()      // called before the request waits at the gate in its slot
 	wipeBehind func(n int) // wipes the slot but for a request of n bytes
 
 	edges   [2]edge // of the write in hand: its first and its last block

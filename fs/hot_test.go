@@ -31,7 +31,11 @@ func newHotPath(t testing.TB, v *volume, name string) *hotPath {
 		found := n.known && n.size == st.Size && n.id != fuse.FUSE_ROOT_ID
 		n.content.RUnlock()
 		if found {
-			return &hotPath{loop: l, slot: l.newSlot(), node: n.id}
+			slot, err := l.newSlot()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return &hotPath{loop: l, slot: slot, node: n.id}
 		}
 	}
 	t.Fatal("the node is not known")
@@ -53,7 +57,7 @@ func (h *hotPath) write(t testing.TB, off, size int) {
 func (h *hotPath) serve(t testing.TB, length, want int) {
 	header := (*fuse.InHeader)(unsafe.Pointer(&h.slot.in[0]))
 	h.slot.call.begin(header)
-	reply := h.loop.handle(h.slot, ruleOf(header.Opcode), h.slot.in[:length])
+	reply, _ := h.loop.handle(h.slot, ruleOf(header.Opcode), h.slot.in[:length])
 	if len(reply) != want {
 		t.Fatalf("%s: %d bytes of reply, want %d", h.slot.call.name(), len(reply), want)
 	}
@@ -95,7 +99,7 @@ func (h *hotPath) ask(t testing.TB, opcode uint32, node uint64, body []byte) {
 	length := inHeaderSize + copy(h.slot.in[inHeaderSize:], body)
 	*in = fuse.InHeader{Length: uint32(length), Opcode: opcode, NodeId: node, Unique: 2}
 	h.slot.call.begin(in)
-	reply := h.loop.handle(h.slot, ruleOf(opcode), h.slot.in[:length])
+	reply, _ := h.loop.handle(h.slot, ruleOf(opcode), h.slot.in[:length])
 	if len(reply) <= outHeaderSize {
 		t.Fatalf("opcode %d: %x", opcode, reply)
 	}

@@ -28,13 +28,14 @@ type journal struct {
 	spare  []*journalSlot // guarded by mu; without a request, and without memory
 	maps   [][]byte       // guarded by mu
 	slots  []*journalSlot // of an earlier process, until the loop takes them over
+	asides asides         // requests that wait without a slot
 	nodes  entryTable     // what the kernel knows: node id and flags
 	opened entryTable     // handles: node id and flags
 }
 
 // JournalVersion is the version of the journal's layout: a process goes on only
 // with a mount whose journal has its own.
-const JournalVersion = 1
+const JournalVersion = 2
 
 const (
 	journalMagic = 0x6c6e726a646b7962 // "bykdjrnl"
@@ -42,7 +43,7 @@ const (
 	// chunkAlign is the largest page of the kernels that byokd runs on.
 	chunkAlign = 64 << 10
 	// maxChunks bounds the chunks of all kinds: 4 million inodes known to the
-	// kernel take a thousand, each waiting call one.
+	// kernel take a thousand, each waiting WRITE one, 64 other waiting calls one.
 	maxChunks   = 1 << 16
 	entryChunk  = chunkAlign
 	slotChunk   = (recordRoom + bufferSize + chunkAlign - 1) / chunkAlign * chunkAlign
@@ -56,6 +57,7 @@ const (
 	slotsChunk chunkKind = 1 + iota
 	nodesChunk
 	handlesChunk
+	asideChunk
 )
 
 type journalHead struct {
@@ -158,10 +160,10 @@ func (j *journal) extend(kind chunkKind, length int64) (offset int64, memory []b
 	if err := unix.Ftruncate(j.fd, offset+length); err != nil {
 		return 0, nil, err
 	}
-	j.size = offset + length
 	if memory, err = j.mapAt(offset, length); err != nil {
 		return 0, nil, err
 	}
+	j.size = offset + length
 	j.head.chunk[n] = uint64(kind)<<48 | uint64(offset/chunkAlign)
 	j.head.chunks.Store(n + 1)
 	return offset, memory, nil
@@ -184,6 +186,8 @@ func (j *journal) openChunk(kind chunkKind, offset int64) error {
 		j.slots = append(j.slots, j.slotAt(offset, memory))
 	case nodesChunk:
 		j.nodes.chunks = append(j.nodes.chunks, entriesOf(memory))
+	case asideChunk:
+		j.asides.add(offset, memory)
 	case handlesChunk:
 		j.opened.chunks = append(j.opened.chunks, entriesOf(memory))
 	default:

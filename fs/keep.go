@@ -102,7 +102,10 @@ func (f *Filesystem) takeOver() (*loop, error) {
 // sameAgreement refuses to go on where this byokd would have agreed on something
 // else with the kernel: it cannot be agreed on anew before the next mount.
 func (l *loop) sameAgreement(request, reply []byte) error {
-	s := l.buildSlot(nil)
+	s, err := l.buildSlot(nil)
+	if err != nil {
+		return err
+	}
 	defer func() { _ = unix.Munmap(s.memory) }()
 	n, code := s.server.HandleRequest([][]byte{request}, [][]byte{s.out})
 	if !code.Ok() || string(s.out[:n]) != string(reply) {
@@ -139,6 +142,9 @@ func (l *loop) redo() {
 	if l.journal == nil {
 		return
 	}
+	for _, e := range l.journal.keptAside() {
+		l.wait(&waiter{class: keyguard.Class(e.class & 1), began: time.Now(), entry: e, request: e.request[:e.length.Load()]})
+	}
 	kept := l.journal.slots
 	l.journal.slots = nil
 	for _, k := range kept {
@@ -148,7 +154,10 @@ func (l *loop) redo() {
 			l.journal.retire(k)
 			continue
 		}
-		s := l.buildSlot(k)
+		s, err := l.buildSlot(k)
+		if err != nil {
+			panic("fs: no memory for a request that was left: " + err.Error()) // the next process may have it
+		}
 		l.mu.Lock()
 		l.taken++
 		s.span = l.span
@@ -165,6 +174,7 @@ func (l *loop) redo() {
 
 func (l *loop) redoOne(s *slot, request []byte) {
 	s.call.begin(headerOf(request))
+	s.call.began = time.Now()
 	r, k := s.kept.record, l.fs.options.Keep
 	if k.forgetful {
 		r.phase.Store(phaseIdle)

@@ -71,32 +71,40 @@ type loop struct {
 		reply   fuse.InitOut
 	}
 
-	mu     sync.Mutex
-	free   []*slot // guarded by mu; last in, first out, so that few slots' memory is warm
-	taken  int     // slots not in free; guarded by mu
-	clean  int     // of these, with nothing in them but a request that waits; guarded by mu
-	stale  int     // of the others, taken before the last freeze; guarded by mu
-	span   uint32  // freezes so far; guarded by mu
-	frozen bool    // a slot is wiped when it has served its request; guarded by mu
+	mu      sync.Mutex
+	free    []*slot    // guarded by mu; last in, first out, so that few slots' memory is warm
+	taken   int        // slots not in free; guarded by mu
+	clean   int        // of these, with nothing in them but a request that waits; guarded by mu
+	stale   int        // of the others, taken before the last freeze; guarded by mu
+	span    uint32     // freezes so far; guarded by mu
+	frozen  bool       // a slot is wiped when it has served its request; guarded by mu
+	given   *sync.Cond // a slot was given back; with mu
+	lacking bool       // there was no memory for a slot, and it was said; guarded by mu
 
-	waiting  atomic.Int32 // goroutines in read(2)
-	flushing atomic.Int32 // WRITEs of the kernel's flush being served
-	left     atomic.Bool  // close gave up on the readers: nothing is served any more
-	mute     atomic.Bool  // calls that are not being served are left to a successor (passed.go)
+	waiting  atomic.Int32  // goroutines in read(2)
+	flushing atomic.Int32  // WRITEs of the kernel's flush being served
+	left     atomic.Bool   // close gave up on the readers: nothing is served any more
+	mute     atomic.Bool   // calls that are not being served are left to a successor (passed.go)
+	resuming chan struct{} // holds one for each call that is served after it was set aside
 	serving  sync.WaitGroup
 	ended    chan struct{} // closed when the connection is gone
 	end      sync.Once
 }
 
 func newLoop(f *Filesystem, dev int, j *journal) *loop {
-	return &loop{fs: f, log: f.log, dev: dev, journal: j, ended: make(chan struct{})}
+	l := &loop{fs: f, log: f.log, dev: dev, journal: j, ended: make(chan struct{}), resuming: make(chan struct{}, resumeAtOnce)}
+	l.given = sync.NewCond(&l.mu)
+	return l
 }
 
 func (l *loop) start() {
 	l.redo()
 	var warm [warmSlots]*slot
 	for i := range warm {
-		warm[i] = l.take()
+		var err error
+		if warm[i], err = l.tryTake(); err != nil {
+			panic("fs: no memory for a request buffer: " + err.Error())
+		}
 	}
 	for _, s := range warm {
 		l.give(s)
@@ -140,11 +148,11 @@ func (l *loop) serve() {
 			l.readOn()
 		}
 		l.fs.options.Keep.after(stepRead)
-		l.answer(s, s.in[:n])
-		if s.kept != nil {
-			l.fs.options.Keep.after(stepReplied)
-			s.kept.settle(n)
+		if ruleOf(headerOf(s.in).Opcode).observed {
+			s.call.began = time.Now()
 		}
+		l.answer(s, s.in[:n])
+		l.settle(s, n)
 		if flush {
 			l.flushing.Add(-1)
 		}
@@ -162,7 +170,16 @@ func (l *loop) serve() {
 	}
 }
 
-// parks is called before a request waits at the gate, or was served for long.
+// settle forgets the request of n bytes in a slot.
+func (l *loop) settle(s *slot, n int) {
+	if s.kept != nil {
+		l.fs.options.Keep.after(stepReplied)
+		s.kept.settle(n)
+	}
+}
+
+// parks is called before a request waits at the gate in its slot, or was served for
+// long.
 func (l *loop) parks(s *slot) {
 	if s.lone.Swap(false) {
 		l.readOn()
@@ -220,12 +237,13 @@ func (l *loop) answer(s *slot, request []byte) {
 		l.reply(s, l.failure(s, header.Unique, unix.ENOTCONN))
 		return
 	}
-	var began time.Time
-	if rule.observed {
-		began = time.Now()
-	}
 	s.call.begin(header)
-	if reply := l.handle(s, rule, request); len(reply) > 0 {
+	reply, aside := l.handle(s, rule, request)
+	if aside {
+		s.call.end()
+		return
+	}
+	if len(reply) > 0 {
 		if s.kept != nil && isLogged(header.Opcode) {
 			s.kept.record.answer(reply)
 			l.fs.options.Keep.after(stepAnswered)
@@ -233,20 +251,21 @@ func (l *loop) answer(s *slot, request []byte) {
 		l.reply(s, reply)
 	}
 	if rule.observed {
-		l.fs.observe(rule.name, &s.call, time.Since(began))
+		l.fs.observe(rule.name, &s.call, time.Since(s.call.began))
 	}
 	s.call.end()
 }
 
 // handle returns the reply to a request, or nothing where the kernel expects
-// none. The pass is still held: what follows the reply gives it back.
-func (l *loop) handle(s *slot, rule rule, request []byte) []byte {
+// none, or says that the request was set aside. The pass is still held: what follows
+// the reply gives it back.
+func (l *loop) handle(s *slot, rule rule, request []byte) (reply []byte, aside bool) {
 	for {
 		if err := l.fs.enter(rule, &s.call, request); err != nil {
-			if l.mute.Load() {
-				return nil
+			if err == errAside || l.mute.Load() {
+				return nil, err == errAside
 			}
-			return l.failure(s, s.call.header.Unique, errnoOf(err))
+			return l.failure(s, s.call.header.Unique, errnoOf(err)), false
 		}
 		if s.kept != nil {
 			s.kept.record.serve()
@@ -257,9 +276,12 @@ func (l *loop) handle(s *slot, rule rule, request []byte) []byte {
 		if rule.plain && s.call.inside && s.call.pass.Err() != nil {
 			clear(reply) // the epoch ended under us: nothing read in it may leave
 			s.call.undo()
+			if r := s.call.record; r != nil && !s.call.again {
+				r.phase.Store(phaseIdle) // as if it had not been served: it had no effect
+			}
 			continue
 		}
-		return reply
+		return reply, false
 	}
 }
 

@@ -1,9 +1,11 @@
 package fs
 
 import (
+	"fmt"
 	"sync/atomic"
 	"time"
 
+	"github.com/byokd/byokd/keyguard"
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
@@ -25,22 +27,49 @@ type slot struct {
 	late *time.Timer
 }
 
-// take returns a slot: a used one while there are any.
+// take returns a slot: a used one while there are any. Where there is no memory for
+// another it waits for one that is given back.
 func (l *loop) take() *slot {
+	for {
+		s, err := l.tryTake()
+		if err == nil {
+			return s
+		}
+		l.lackSlots(err)
+		l.mu.Lock()
+		if len(l.free) == 0 {
+			l.given.Wait()
+		}
+		l.mu.Unlock()
+	}
+}
+
+// tryTake is take without waiting.
+func (l *loop) tryTake() (*slot, error) {
 	l.mu.Lock()
-	l.taken++
 	span := l.span
 	if n := len(l.free); n > 0 {
+		l.taken++
 		s := l.free[n-1]
 		l.free = l.free[:n-1]
 		s.span = span
 		l.mu.Unlock()
-		return s
+		return s, nil
 	}
+	l.taken++
 	l.mu.Unlock()
-	s := l.newSlot()
+	s, err := l.newSlot()
+	if err != nil {
+		l.mu.Lock()
+		l.taken--
+		if span != l.span {
+			l.stale--
+		}
+		l.mu.Unlock()
+		return nil, err
+	}
 	s.span = span
-	return s
+	return s, nil
 }
 
 // give takes a slot back. Beyond what a busy volume uses, slots come from a
@@ -60,6 +89,7 @@ func (l *loop) give(s *slot) {
 	}
 	if len(l.free) < keepSlots {
 		l.free = append(l.free, s)
+		l.given.Signal()
 		s = nil
 	}
 	l.mu.Unlock()
@@ -73,26 +103,30 @@ func (l *loop) give(s *slot) {
 }
 
 // newSlot maps a slot's memory. A page is resident only once it was used.
-func (l *loop) newSlot() *slot {
+func (l *loop) newSlot() (*slot, error) {
 	if l.journal == nil {
 		return l.buildSlot(nil)
 	}
 	kept, err := l.journal.newSlot()
 	if err != nil {
-		panic("fs: no memory for a request buffer: " + err.Error())
+		return nil, err
 	}
-	return l.buildSlot(kept)
+	s, err := l.buildSlot(kept)
+	if err != nil {
+		l.journal.retire(kept)
+	}
+	return s, err
 }
 
 // buildSlot makes a slot, around the journal's part of it where there is one.
-func (l *loop) buildSlot(kept *journalSlot) *slot {
+func (l *loop) buildSlot(kept *journalSlot) (*slot, error) {
 	size := 2*bufferSize + scratchSize + block
 	if kept != nil {
 		size -= bufferSize
 	}
 	memory, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
-		panic("fs: no address space for a request buffer: " + err.Error())
+		return nil, fmt.Errorf("map a request buffer: %w", err)
 	}
 	memory[0] = 0 // the first fault in a mapping needs more than the later ones
 	s := &slot{memory: memory, kept: kept}
@@ -105,6 +139,7 @@ func (l *loop) buildSlot(kept *journalSlot) *slot {
 	s.out = memory[:bufferSize]
 	s.call.init(l.fs, memory[bufferSize:])
 	s.call.parks = func() { l.parks(s) }
+	s.call.aside = func(request []byte, class keyguard.Class) bool { return l.setAside(s, request, class) }
 	s.call.wipeBehind = func(n int) { l.wipeBehind(s, n) }
 	s.late = time.AfterFunc(time.Hour, s.call.parks)
 	s.late.Stop()
@@ -112,7 +147,7 @@ func (l *loop) buildSlot(kept *journalSlot) *slot {
 	l.init.Lock()
 	defer l.init.Unlock()
 	s.tell(l.init.request)
-	return s
+	return s, nil
 }
 
 // wipe gives the memory of a slot that is not in use back to the kernel, and with
@@ -177,5 +212,5 @@ func (l *loop) staleSlots() int {
 func (l *loop) thaw() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.frozen = false
+	l.frozen, l.lacking = false, false
 }

@@ -100,6 +100,7 @@ var victimOps = map[string]func(dir, file string) (func() (string, error), error
 			return fmt.Sprint(len(entries) > 0), err
 		}, nil
 	},
+	"many-stats":     manyStats,
 	"make-open":      makeOpen,
 	"differential":   prepareDifferential,
 	"dirty-mappings": dirtyMappings,
