@@ -3,6 +3,7 @@ package fs
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // Idle nodes. The kernel remembers inodes for as long as it has memory, a million
@@ -162,23 +163,42 @@ func (f *Filesystem) startIdleDrop(l *loop) {
 	f.idleDrop.cancel, f.idleDrop.done = cancel, done
 	f.background.Go(func() {
 		defer close(done)
-		ids := f.nodes.touchedIdle()
-		for len(ids) > 0 && ctx.Err() == nil {
-			batch := ids[:min(len(ids), idleBatch)]
-			ids = ids[len(batch):]
-			nodes := make([]*node, len(batch))
-			for i, id := range batch {
-				nodes[i] = &node{id: id}
-				nodes[i].touched.Store(true)
+		for _, pause := range idleRounds {
+			ids := f.nodes.touchedIdle()
+			if len(ids) == 0 {
+				return
 			}
-			f.drop(ctx, l, nodes)
-			for _, n := range nodes {
-				if !n.touched.Load() {
-					f.nodes.untouch(n.id)
-				}
+			select {
+			case <-time.After(pause):
+				f.dropIdle(ctx, l, ids)
+			case <-ctx.Done():
+				return
 			}
 		}
 	})
+}
+
+// idleRounds are the pauses before each time that the pages of idle inodes are dropped:
+// the kernel refuses a page that somebody looks at just then, reclaim for one.
+var idleRounds = []time.Duration{0, 100 * time.Millisecond, 300 * time.Millisecond, time.Second, 3 * time.Second}
+
+// dropIdle drops the pages of idle inodes, and notes of which none are left.
+func (f *Filesystem) dropIdle(ctx context.Context, l *loop, ids []uint64) {
+	for len(ids) > 0 && ctx.Err() == nil {
+		batch := ids[:min(len(ids), idleBatch)]
+		ids = ids[len(batch):]
+		nodes := make([]*node, len(batch))
+		for i, id := range batch {
+			nodes[i] = &node{id: id}
+			nodes[i].touched.Store(true)
+		}
+		f.drop(ctx, l, nodes)
+		for _, n := range nodes {
+			if !n.touched.Load() {
+				f.nodes.untouch(n.id)
+			}
+		}
+	}
 }
 
 // stopIdleDrop ends it where it is.
