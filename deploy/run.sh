@@ -182,7 +182,7 @@ tour() {
     cat $shown/data/hello                      # ... this hangs
     bin/byokd status                        # why, and what to do
     bin/devcloud key enable                 # give it back: cat goes on
-    bin/byokd freeze --socket $shown/control.sock   # the same on request; \`byokd thaw\` ends it
+    bin/byokd freeze --socket $shown/control.sock   # the same on request; with thaw for freeze it ends
 
   Ctrl-C stops everything and leaves nothing mounted; the next \`make run\` finds the data again.
 

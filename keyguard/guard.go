@@ -44,7 +44,11 @@ type Options struct {
 	// Without it one is made at the first contact. A given probe also tells that
 	// the key has existed: not found then means deleted rather than mistyped.
 	Probe []byte
-	Held  bool // begin with the operator's freeze in force, as OperatorFreeze would have it
+	// Endpoint and Socket are where KMS and byokd's own commands are reached, if not where they look by themselves: next
+	// steps name them, so that they work as they stand.
+	Endpoint, Socket string
+
+	Held bool // begin with the operator's freeze in force, as OperatorFreeze would have it
 	// Fleet is the other processes that watch this key, if they are known. With
 	// StretchTo above ProbeInterval, the interval grows with their number up to
 	// StretchTo, at most OutageGrace - 2 s: refusals that concern this process's role

@@ -237,7 +237,7 @@ func (s Status) nextStep() string {
 			return "Allow byokd's role what the documented key policy allows: " + s.putPolicy()
 		}
 		if s.OperatorFreeze && s.Gate != Stopping {
-			return "When the reason for the freeze is gone: byokd thaw"
+			return "When the reason for the freeze is gone: byokd thaw" + s.socketFlag()
 		}
 	}
 	return ""
@@ -261,7 +261,7 @@ func (s Status) stepUnavailable() string {
 			" --wrapping-algorithm RSAES_OAEP_SHA_256 --wrapping-key-spec RSA_4096, then " + s.cli("import-key-material") +
 			" --import-token fileb://token --encrypted-key-material fileb://material --expiration-model KEY_MATERIAL_DOES_NOT_EXPIRE"
 	case ReasonKeyStoreDown:
-		return fmt.Sprintf("Find the key store and connect it: aws kms describe-custom-key-stores --region %s, then aws kms connect-custom-key-store --custom-key-store-id ID --region %s", s.region(), s.region())
+		return fmt.Sprintf("Find the key store and connect it: %[1]s describe-custom-key-stores --region %[2]s, then %[1]s connect-custom-key-store --custom-key-store-id ID --region %[2]s", s.aws(), s.region())
 	default:
 		return "See what AWS says about the key: " + s.cli("describe-key")
 	}
@@ -272,7 +272,7 @@ func (s Status) stepMisconfigured() string {
 	case ReasonKeyNotFound, ReasonWrongRegion:
 		return "Correct the key ARN in the configuration; this shows whether AWS knows it: " + s.cli("describe-key")
 	case ReasonWrongKind:
-		return "Make a symmetric key for encryption and decryption and name it in the configuration: aws kms create-key"
+		return "Make a symmetric key for encryption and decryption and name it in the configuration: " + s.aws() + " create-key"
 	case ReasonWrongKey, ReasonInvalidCiphertext:
 		return "Name the key, cluster and resource in the configuration under which this data was written (byokd.volume at the root of the lower directory names the key); to move it to another key: byokd key rewrap"
 	default:
@@ -286,13 +286,17 @@ func (s Status) stepUnreachable() string {
 	case ReasonThrottled:
 		return fmt.Sprintf("Raise the quota \"Cryptographic operations (symmetric) request rate\" of AWS KMS in %s, or lower the load on it: aws service-quotas list-service-quotas --service-code kms --region %s", region, region)
 	case ReasonInvalidState, ReasonKeyStoreDown:
-		return fmt.Sprintf("If the key lives in a custom key store, see whether it is connected: aws kms describe-custom-key-stores --region %s; byokd goes on by itself.", region)
+		return fmt.Sprintf("If the key lives in a custom key store, see whether it is connected: %s describe-custom-key-stores --region %s; byokd goes on by itself.", s.aws(), region)
 	case ReasonCredentials:
 		return "Check the pod's AWS credentials (IRSA or Pod Identity of its service account): aws sts get-caller-identity --region " + region
 	case ReasonClockSkew:
 		return "Set this machine's clock (chrony, NTP); AWS refuses requests that are more than 5 minutes off."
 	case ReasonDNS, ReasonConnection, ReasonTimeout, ReasonTLS:
-		return fmt.Sprintf("Check DNS, network policy, proxy and VPC endpoint between this pod and kms.%s.amazonaws.com:443; byokd goes on by itself.", region)
+		address := s.Endpoint
+		if address == "" {
+			address = "kms." + region + ".amazonaws.com:443"
+		}
+		return fmt.Sprintf("Check DNS, network policy, proxy and VPC endpoint between this pod and %s; byokd goes on by itself.", address)
 	default:
 		return "See https://health.aws.amazon.com for AWS KMS in " + region + "; byokd goes on by itself."
 	}
@@ -303,7 +307,22 @@ func (s Status) putPolicy() string {
 }
 
 func (s Status) cli(command string) string {
-	return fmt.Sprintf("aws kms %s --key-id %s --region %s", command, s.KeyARN, s.region())
+	return fmt.Sprintf("%s %s --key-id %s --region %s", s.aws(), command, s.KeyARN, s.region())
+}
+
+// aws begins a command about the key.
+func (s Status) aws() string {
+	if s.Endpoint == "" {
+		return "aws kms"
+	}
+	return "aws --endpoint-url " + s.Endpoint + " kms"
+}
+
+func (s Status) socketFlag() string {
+	if s.Socket == "" {
+		return ""
+	}
+	return " --socket " + s.Socket
 }
 
 // region is the fourth part of arn:partition:kms:region:account:key/id.

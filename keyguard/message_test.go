@@ -130,6 +130,21 @@ func TestEveryStatusHasWords(t *testing.T) {
 	}
 }
 
+// Where KMS or the control socket are not where commands look by themselves, the next steps name them.
+func TestNextStepsNameTheirAddresses(t *testing.T) {
+	const endpoint = "https://vpce-1.kms.eu-central-1.vpce.amazonaws.com"
+	for _, s := range messages() {
+		s.Endpoint, s.Socket = endpoint, "/srv/byokd.sock"
+		next := s.NextStep()
+		if strings.Contains(next, "aws kms ") || strings.Contains(next, ".amazonaws.com:443") || strings.Contains(next, "byokd thaw") && !strings.HasSuffix(next, "byokd thaw --socket /srv/byokd.sock") {
+			t.Errorf("%v, key %v, reason %q: %s", s.Gate, s.Key, s.Reason, next)
+		}
+		if s.Key == Disabled && !strings.Contains(next, "aws --endpoint-url "+endpoint+" kms enable-key") || s.Key == Unreachable && s.Reason == ReasonTimeout && !strings.Contains(next, endpoint+";") {
+			t.Errorf("%v, key %v, reason %q: %s", s.Gate, s.Key, s.Reason, next)
+		}
+	}
+}
+
 func TestStatesAsText(t *testing.T) {
 	for _, s := range KeyStates() {
 		text, _ := json.Marshal(s)

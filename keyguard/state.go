@@ -121,6 +121,9 @@ type Status struct {
 	Reason Reason    `json:"reason"` // why Key is what it is, from a fixed list
 	Detail string    `json:"detail"` // the same in KMS's own words; never key material
 
+	Endpoint string `json:"endpoint,omitempty"` // address of KMS where that is not AWS' own; next steps name it
+	Socket   string `json:"socket,omitempty"`   // control socket where commands must be told it; next steps name it
+
 	Since        time.Time `json:"since"`        // when Gate last changed
 	LastSuccess  time.Time `json:"lastSuccess"`  // start of the last call that KMS granted
 	LeaseUntil   time.Time `json:"leaseUntil"`   // if KMS stays unreachable, work passes until then; zero while closed

@@ -28,7 +28,7 @@ type fakeGuard struct {
 
 func newFakeGuard(name string, gate keyguard.GateState, key keyguard.KeyState) *fakeGuard {
 	return &fakeGuard{changed: make(chan struct{}), status: keyguard.Status{Name: name,
-		KeyARN: "arn:aws:kms:eu-central-1:111122223333:key/" + name, Gate: gate, Key: key, Since: time.Now()}}
+		KeyARN: "arn:aws:kms:eu-central-1:111122223333:key/" + name, Endpoint: "http://127.0.0.1:4566", Gate: gate, Key: key, Since: time.Now()}}
 }
 
 func (g *fakeGuard) Status() keyguard.Status {
@@ -69,7 +69,7 @@ func newSystem(t *testing.T, buckets ...string) *system {
 	s := &system{guard: newFakeGuard("primary", keyguard.Starting, keyguard.Unknown), panel: NewPanel("v1", "acme", "guaranteed")}
 	s.guards = registry.NewGuards().Observer("primary")
 	registry.AddGuard(s.guard)
-	s.panel.AddGuard(s.guard, "http://127.0.0.1:4566")
+	s.panel.AddGuard(s.guard)
 	s.disk = s.panel.AddResource("orchestration disk", "volume", "/data", s.guard)
 	for _, name := range buckets {
 		s.buckets = append(s.buckets, s.panel.AddResource(name, "bucket", "s3://"+name+" at 127.0.0.1:9000, sealed in s3://acme-"+name, s.guard))

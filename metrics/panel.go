@@ -2,7 +2,6 @@ package metrics
 
 import (
 	"context"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,7 +18,7 @@ type Panel struct {
 	version, cluster, erasure string
 	now                       func() time.Time
 
-	guards    []watched   // fixed before Watch
+	guards    []Watched   // fixed before Watch
 	resources []*Resource // fixed before Watch
 	stopping  atomic.Bool
 	keepReady bool // a freeze alone does not end readiness; fixed before Watch
@@ -37,26 +36,8 @@ func NewPanel(version, cluster, erasure string) *Panel {
 		last: map[string]keyguard.Status{}, changed: make(chan struct{})}
 }
 
-// watched is a guard with the address of its KMS, empty for AWS' own.
-type watched struct {
-	Watched
-	endpoint string
-}
-
-// AddGuard adds a guard. Before Watch. endpoint is the address of its KMS where that is not AWS' own: the
-// commands in next steps then name it, so that they work as they stand.
-func (p *Panel) AddGuard(g Watched, endpoint string) {
-	p.guards = append(p.guards, watched{g, endpoint})
-}
-
-// report adds the messages to a guard's status.
-func (g watched) report() KeyReport {
-	r := keyReport(g.Status())
-	if g.endpoint != "" {
-		r.NextStep = strings.ReplaceAll(r.NextStep, "aws kms ", "aws --endpoint-url "+g.endpoint+" kms ")
-	}
-	return r
-}
+// AddGuard adds a guard. Before Watch.
+func (p *Panel) AddGuard(g Watched) { p.guards = append(p.guards, g) }
 
 // KeepReady says that a freeze alone does not end readiness. Before Watch.
 func (p *Panel) KeepReady() { p.keepReady = true }
@@ -191,7 +172,7 @@ func (p *Panel) Report() Report {
 	r := Report{Version: p.version, Cluster: p.cluster, Erasure: p.erasure, Time: p.now().UTC(), State: StateReady,
 		Keys: []KeyReport{}, Resources: []ResourceReport{}, History: []Event{}}
 	for i, g := range p.guards {
-		key := g.report()
+		key := keyReport(g.Status())
 		r.Keys = append(r.Keys, key)
 		if state := stateOf(key.Gate, key.Key); i == 0 || state.worse(r.State) {
 			r.State, r.Headline, r.Cause, r.NextStep = state, key.Headline, key.Cause, key.NextStep
@@ -201,8 +182,11 @@ func (p *Panel) Report() Report {
 		one := resource.report()
 		r.Resources = append(r.Resources, one)
 		if one.State.worse(r.State) {
-			// The keys are well, so it is the resource itself.
+			// The keys are well, so it is the resource itself, or a call that its key's policy does not allow.
 			r.State, r.Headline, r.Cause, r.NextStep = one.State, "The "+one.Name+" is not ready", one.Note, ""
+			if s := resource.guard.Status(); one.State == StateWaiting && s.Warning != "" {
+				r.Cause, r.NextStep = one.Note+". "+s.Cause(), s.NextStep()
+			}
 		}
 	}
 	if p.stopping.Load() {

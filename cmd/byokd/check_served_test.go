@@ -127,7 +127,7 @@ func TestCheckServed(t *testing.T) {
 	if code, _, errs := byokd(t, nil, "freeze", "--quiesce", "--socket", socket); code != exitOK { // so that it is on the disk
 		t.Fatal(errs)
 	}
-	if code, _, errs := checkServed(t, socket); code != exitFrozen || !strings.Contains(errs, "byokd thaw") {
+	if code, _, errs := checkServed(t, socket); code != exitFrozen || !strings.Contains(errs, "byokd thaw --socket "+socket) {
 		t.Errorf("while frozen: %d %s", code, errs)
 	}
 	if code, _, errs := byokd(t, nil, "thaw", "--socket", socket); code != exitOK {

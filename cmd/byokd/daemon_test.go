@@ -95,6 +95,29 @@ func TestLifeOfADaemon(t *testing.T) {
 	}
 }
 
+// A policy that lets byokd ask for its key but make no data key is named as the cause, with what to do about it.
+func TestStartWithoutGenerateDataKey(t *testing.T) {
+	needMounts(t)
+	s := newSite(t)
+	must(t, s.kms.Deny(s.arn, "GenerateDataKey", kmstest.TenantRole))
+	p := s.start(t)
+	table := ""
+	p.await(t, "the cause", func() bool {
+		table = p.awaitState(t, exitWaiting)
+		return strings.Contains(table, "kms:GenerateDataKey is refused")
+	})
+	if !strings.HasPrefix(table, "The orchestration disk is not ready\n") || !strings.Contains(table, "\nNext step: Allow byokd's role") || !strings.Contains(table, "put-key-policy --key-id "+s.arn) {
+		t.Errorf("status says:\n%s", table)
+	}
+	if code, body := p.probe(t, "/readyz"); code != 503 || !strings.Contains(body, "kms:GenerateDataKey is refused") {
+		t.Errorf("readyz %d %s", code, body)
+	}
+	must(t, s.kms.Allow(s.arn, "GenerateDataKey", kmstest.TenantRole))
+	p.awaitState(t, exitOK)
+	p.signal(t, unix.SIGTERM)
+	p.awaitEnd(t, exitOK)
+}
+
 // Volume and bucket under keys of their own: losing one does not touch the other, and is not hidden by it.
 func TestTwoKeysFreezeApart(t *testing.T) {
 	needMounts(t)

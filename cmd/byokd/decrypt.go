@@ -123,7 +123,7 @@ func explainDecrypt(err error) error {
 	if !errors.As(err, &refused) || !errors.As(err, &kms) {
 		return exitWith(exitFailure, err)
 	}
-	s := keyguard.Status{KeyARN: refused.arn, Key: keyguard.StateOf(err), Reason: keyguard.ReasonOf(err), MissingAction: kms.Action, Principal: kms.Principal}
+	s := keyguard.Status{KeyARN: refused.arn, Endpoint: refused.endpoint, Key: keyguard.StateOf(err), Reason: keyguard.ReasonOf(err), MissingAction: kms.Action, Principal: kms.Principal}
 	switch s.Key {
 	case keyguard.Misconfigured:
 		return exitWith(exitDamaged, fmt.Errorf("KMS cannot open the wrapped data key: the sealed bytes are damaged, or belong to another key, cluster or bucket (--key, --context): %w", err))

@@ -35,6 +35,7 @@ type keySource struct {
 	binding keyguard.Binding
 	ring    map[seal.KeyID]seal.KeyringKey
 	kms     map[string]keyguard.KMS // by ARN; fixed after load
+	at      map[string]string       // addresses of KMS by ARN, "" for AWS' own; fixed after load
 	waits   func(error)             // tells that KMS does not answer and is asked again; fixed after load
 
 	mu    sync.Mutex
@@ -59,6 +60,7 @@ func (k *keySource) load(environ []string, messages io.Writer) error {
 		})
 	}
 	endpoints := map[string]string{}
+	k.at = endpoints
 	for _, arn := range k.arns {
 		endpoints[arn] = k.kmsEndpoint
 	}
@@ -240,7 +242,7 @@ func (k *keySource) open(ctx context.Context, e seal.KeyringKey, f func(root *se
 			return nil
 		}
 		if keyguard.ReasonOf(err) != keyguard.ReasonUnknownFault {
-			err = &keyRefusal{arn: arn, err: err}
+			err = &keyRefusal{arn: arn, endpoint: k.at[arn], err: err}
 		}
 	}
 	return err
@@ -248,8 +250,8 @@ func (k *keySource) open(ctx context.Context, e seal.KeyringKey, f func(root *se
 
 // keyRefusal is a failed call of KMS, with the key that it was about.
 type keyRefusal struct {
-	arn string
-	err error
+	arn, endpoint string
+	err           error
 }
 
 func (r *keyRefusal) Error() string { return r.err.Error() }

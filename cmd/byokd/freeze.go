@@ -79,7 +79,7 @@ func (c *operatorCall) flags(cmd *cobra.Command) {
 	cmd.Flags().StringSliceVar(&c.request.Keys, "key", nil, "name of a key in the configuration; repeat for several (all keys)")
 }
 
-func (c *operatorCall) run(cmd *cobra.Command, operation string, write func(io.Writer, operatorReport)) error {
+func (c *operatorCall) run(cmd *cobra.Command, operation string, write func(io.Writer, operatorReport, string)) error {
 	if err := checkOutput(c.output); err != nil {
 		return err
 	}
@@ -92,7 +92,7 @@ func (c *operatorCall) run(cmd *cobra.Command, operation string, write func(io.W
 			return err
 		}
 	} else {
-		write(cmd.OutOrStdout(), report)
+		write(cmd.OutOrStdout(), report, c.socket)
 	}
 	if report.recorded() {
 		return &exitError{code: exitRecorded}
@@ -100,7 +100,7 @@ func (c *operatorCall) run(cmd *cobra.Command, operation string, write func(io.W
 	return nil
 }
 
-func writeFrozen(out io.Writer, r operatorReport) {
+func writeFrozen(out io.Writer, r operatorReport, socket string) {
 	for _, k := range r.Keys {
 		if k.Pending == keyguard.FreezeIntent {
 			fmt.Fprintf(out, "%s: recorded; the key is away now, and access stays frozen when it is back\n  %s\n", k.Name, k.Cause)
@@ -109,11 +109,11 @@ func writeFrozen(out io.Writer, r operatorReport) {
 		fmt.Fprintf(out, "%s: frozen\n", k.Name)
 	}
 	if r.Quiesced {
-		fmt.Fprintln(out, "All data is on the lower disk: the snapshot may be taken. Then type: byokd thaw")
+		fmt.Fprintln(out, "All data is on the lower disk: the snapshot may be taken. Then type: byokd thaw"+prefixed(" --socket ", socketToTell(socket)))
 	}
 }
 
-func writeThawed(out io.Writer, r operatorReport) {
+func writeThawed(out io.Writer, r operatorReport, _ string) {
 	for _, k := range r.Keys {
 		if k.Pending == keyguard.ThawIntent {
 			fmt.Fprintf(out, "%s: recorded; the key is away now, and access goes on when it is back\n  %s\n", k.Name, k.Cause)
@@ -121,6 +121,14 @@ func writeThawed(out io.Writer, r operatorReport) {
 		}
 		fmt.Fprintf(out, "%s: thawed, reads and writes go on\n", k.Name)
 	}
+}
+
+// socketToTell is a control socket that commands do not find by themselves; else "".
+func socketToTell(socket string) string {
+	if socket == defaultSocket {
+		return ""
+	}
+	return socket
 }
 
 func socketFlag(cmd *cobra.Command, socket *string) {

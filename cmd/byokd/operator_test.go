@@ -77,7 +77,7 @@ func TestOperatorFreezeAndThaw(t *testing.T) {
 		t.Fatalf("freeze: %d %s %s", code, out, errs)
 	}
 	table := p.awaitState(t, exitFrozen)
-	for _, want := range []string{"Access is frozen on request (uid 0", "is enabled", "byokd thaw", "frozen on request"} {
+	for _, want := range []string{"Access is frozen on request (uid 0", "is enabled", "byokd thaw --socket " + socket + "\n", "frozen on request"} {
 		if !strings.Contains(table, want) {
 			t.Errorf("%q is missing in:\n%s", want, table)
 		}

@@ -139,7 +139,7 @@ func keyGroup(ctx context.Context, name string, key KeyConfig, region string, co
 	if err != nil {
 		return checkGroup{}, err
 	}
-	checks := awskey.CheckKey(ctx, awskey.Key{ARN: key.ARN, Region: region, Context: context, Role: role,
+	checks := awskey.CheckKey(ctx, awskey.Key{ARN: key.ARN, Region: region, Context: context, Role: role, Endpoint: key.Endpoint,
 		KMS: client, Client: newKMSClient(cfg, regionOfARN(key.ARN), key.Endpoint)})
 	return checkGroup{Name: name, About: key.ARN, Checks: checks}, nil
 }

@@ -88,7 +88,7 @@ func (j *rewrapJob) explain(err error) error {
 	if !errors.As(err, &k) {
 		return err
 	}
-	s := keyguard.Status{KeyARN: j.request.To, Key: k.State, Reason: k.Reason, MissingAction: k.Action, Principal: k.Principal}
+	s := keyguard.Status{KeyARN: j.request.To, Endpoint: j.endpoint(j.request.To), Key: k.State, Reason: k.Reason, MissingAction: k.Action, Principal: k.Principal}
 	if j.from != "" && strings.Contains(k.Error(), j.from) {
 		s.KeyARN = j.from
 	}
@@ -163,20 +163,24 @@ func (j *rewrapJob) resolve(ctx context.Context) error {
 	return nil
 }
 
-// client makes the client of a key: with the address of its entry in the configuration, else, in the same
-// region or on this machine, with that of the key that moves.
-func (j *rewrapJob) client(ctx context.Context, arn string) (*boundedKMS, error) {
-	moving := j.cfg.Keys[j.request.Key]
-	k := KeyConfig{ARN: arn}
-	if regionOfARN(arn) == regionOfARN(moving.ARN) || isLocal(moving.Endpoint) {
-		k.Endpoint = moving.Endpoint
-	}
+// endpoint is the address of a key's KMS: that of its entry in the configuration, else, in the same region or on
+// this machine, that of the key that moves.
+func (j *rewrapJob) endpoint(arn string) string {
 	for _, entry := range j.cfg.Keys {
 		if entry.ARN == arn {
-			k.Endpoint = entry.Endpoint
+			return entry.Endpoint
 		}
 	}
-	client, err := newKMS(ctx, k)
+	moving := j.cfg.Keys[j.request.Key]
+	if regionOfARN(arn) == regionOfARN(moving.ARN) || isLocal(moving.Endpoint) {
+		return moving.Endpoint
+	}
+	return ""
+}
+
+// client makes the client of a key.
+func (j *rewrapJob) client(ctx context.Context, arn string) (*boundedKMS, error) {
+	client, err := newKMS(ctx, KeyConfig{ARN: arn, Endpoint: j.endpoint(arn)})
 	if err != nil {
 		return nil, err
 	}

@@ -102,7 +102,7 @@ func (s *sealing) startGuard(ctx context.Context, b BucketConfig, audit *auditTr
 		return nil, nil, exitWith(exitMisconfigured, err)
 	}
 	guard, err := keyguard.New(kms, keyguard.Options{
-		Name: b.Key, ProbeInterval: key.ProbeInterval.Duration, OutageGrace: key.OutageGrace.Duration,
+		Name: b.Key, Endpoint: key.Endpoint, ProbeInterval: key.ProbeInterval.Duration, OutageGrace: key.OutageGrace.Duration,
 		ProbeBinding: keyguard.Binding{Cluster: s.cfg.Cluster.ID, Resource: "probe/" + b.Key, Tenant: s.cfg.Cluster.Tenant}, Audit: audit.record,
 	})
 	if err != nil {

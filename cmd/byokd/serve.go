@@ -187,7 +187,8 @@ func (d *daemon) buildGuards(ctx context.Context) error {
 			Name: name, ProbeInterval: key.ProbeInterval.Duration, OutageGrace: key.OutageGrace.Duration,
 			ProbeBinding: keyguard.Binding{Cluster: d.cfg.Cluster.ID, Resource: "probe/" + name, Tenant: d.cfg.Cluster.Tenant},
 			Held:         d.operator != nil && d.operator.held[name],
-			Observer:     observers.Observer(name), Audit: d.audit.record, Logger: d.log.Named("keyguard"),
+			Endpoint:     key.Endpoint, Socket: socketToTell(d.cfg.Admin.Socket),
+			Observer: observers.Observer(name), Audit: d.audit.record, Logger: d.log.Named("keyguard"),
 		}
 		if d.volume != nil && d.cfg.Volume.Key == name {
 			options.ProbeBinding, options.Probe = d.volume.binding, d.volume.probe
@@ -202,7 +203,7 @@ func (d *daemon) buildGuards(ctx context.Context) error {
 		}
 		d.guards[name] = g
 		d.registry.AddGuard(g)
-		d.panel.AddGuard(g, key.Endpoint)
+		d.panel.AddGuard(g)
 	}
 	return nil
 }

@@ -45,8 +45,10 @@ type Key struct {
 	Region  string            // where it must be; "" for anywhere
 	Context map[string]string // encryption context of the calls, for CloudTrail
 	Role    string            // whom the policy must name, for the next steps; may be ""
-	KMS     *awskms.Client    // classifies and explains
-	Client  *kms.Client       // tries permissions; same region, endpoint and credentials
+
+	Endpoint string         // address of KMS if not AWS' own, for the next steps
+	KMS      *awskms.Client // classifies and explains
+	Client   *kms.Client    // tries permissions; same region, endpoint and credentials
 }
 
 // CheckKey looks at the key's state, kind and region and tries each permission of
@@ -84,7 +86,7 @@ func (k Key) describe(ctx context.Context) (keyguard.KeyState, []Check) {
 	if keyguard.StateOf(err) == keyguard.AccessDenied {
 		return keyguard.Unknown, []Check{k.refused("kms:DescribeKey", Warn, "refusals cannot be explained without it", err)}
 	}
-	s := keyguard.Status{KeyARN: k.ARN, Gate: keyguard.Starting, Key: d.State, Reason: d.Reason, Detail: d.Problem, DeletionDate: d.DeletionDate}
+	s := keyguard.Status{KeyARN: k.ARN, Endpoint: k.Endpoint, Gate: keyguard.Starting, Key: d.State, Reason: d.Reason, Detail: d.Problem, DeletionDate: d.DeletionDate}
 	if err != nil {
 		s.Key, s.Reason, s.Detail = keyguard.StateOf(err), keyguard.ReasonOf(err), err.Error()
 		if s.Key == keyguard.Deleted { // never seen by this check: mistyped rather than deleted
@@ -230,7 +232,7 @@ func (k Key) judge(action string, n need, state keyguard.KeyState, err error) Ch
 		c.Result, c.Detail = Skip, notTold(state)
 	default:
 		c.Result, c.Detail = Fail, err.Error()
-		c.NextStep = "See what AWS says about the key: aws kms describe-key --key-id " + k.ARN + " --region " + regionOf(k.ARN)
+		c.NextStep = "See what AWS says about the key: " + k.aws() + " describe-key --key-id " + k.ARN + " --region " + regionOf(k.ARN)
 	}
 	return c
 }
@@ -246,6 +248,14 @@ func (k Key) refused(action string, result Result, why string, err error) Check 
 		role = "byokd's role"
 	}
 	return Check{Name: action, Result: result, Detail: fmt.Sprintf("not allowed (%s): %s", why, strings.Join(strings.Fields(detail), " ")),
-		NextStep: fmt.Sprintf("Allow %s to %s in the key policy: byokd key policy --account %s --role %s > policy.json, then aws kms put-key-policy --key-id %s --region %s --policy-name default --policy file://policy.json",
-			action, role, strings.SplitN(k.ARN, ":", 6)[4], role, k.ARN, regionOf(k.ARN))}
+		NextStep: fmt.Sprintf("Allow %s to %s in the key policy: byokd key policy --account %s --role %s > policy.json, then %s put-key-policy --key-id %s --region %s --policy-name default --policy file://policy.json",
+			action, role, strings.SplitN(k.ARN, ":", 6)[4], role, k.aws(), k.ARN, regionOf(k.ARN))}
+}
+
+// aws begins a command about the key.
+func (k Key) aws() string {
+	if k.Endpoint == "" {
+		return "aws kms"
+	}
+	return "aws --endpoint-url " + k.Endpoint + " kms"
 }
