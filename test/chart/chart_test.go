@@ -192,6 +192,7 @@ func TestNothingIsLostInRendering(t *testing.T) {
 			t.Fatal(err)
 		}
 		about.SetLabels(nil)
+		about.SetAnnotations(nil)
 		if a, b := mustYAML(t, object), mustYAML(t, want[i]); a != b {
 			t.Errorf("%s is\n%s\nthe source says\n%s", about.GetName(), a, b)
 		}

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -51,14 +52,14 @@ type kube struct {
 
 var start = sync.OnceValue(startKube)
 
+// running is what start has started, if anything.
+var running *kube
+
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if available() == "" {
-		if k := start(); k.environment != nil {
-			if err := k.environment.Stop(); err != nil {
-				fmt.Fprintln(os.Stderr, err)
-			}
-			os.RemoveAll(k.dir)
+	if running != nil {
+		if err := running.stop(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
 		}
 	}
 	os.Exit(code)
@@ -77,12 +78,7 @@ func available() string {
 // cluster returns the API server, or skips the test.
 func cluster(t *testing.T) *kube {
 	t.Helper()
-	if missing := available(); missing != "" {
-		if slices.Contains(strings.Split(os.Getenv("BYOKD_REQUIRE"), ","), "kube") {
-			t.Fatal(missing)
-		}
-		t.Skip(missing)
-	}
+	skipFor(t, available())
 	k := start()
 	if k.err != nil {
 		t.Fatal(k.err)
@@ -90,13 +86,33 @@ func cluster(t *testing.T) *kube {
 	return k
 }
 
-func startKube() *kube {
-	k := &kube{}
-	k.err = k.start()
-	return k
+// skipFor skips the test where something is missing, or fails it where that has to be there.
+func skipFor(t *testing.T, missing string) {
+	t.Helper()
+	if missing == "" {
+		return
+	}
+	if slices.Contains(strings.Split(os.Getenv("BYOKD_REQUIRE"), ","), "kube") {
+		t.Fatal(missing)
+	}
+	t.Skip(missing)
 }
 
-func (k *kube) start() (err error) {
+func startKube() *kube {
+	running = &kube{}
+	running.err = running.start()
+	return running
+}
+
+func (k *kube) start() error {
+	if err := k.boot(); err != nil {
+		return err
+	}
+	return k.install()
+}
+
+// boot builds byokd and starts an API server with nothing of byokd in it.
+func (k *kube) boot(flags ...string) (err error) {
 	if k.dir, err = os.MkdirTemp("", "byokd-kube"); err != nil {
 		return err
 	}
@@ -109,7 +125,10 @@ func (k *kube) start() (err error) {
 		return err
 	}
 	environment := &envtest.Environment{BinaryAssetsDirectory: binaries, ControlPlaneStartTimeout: patience, ControlPlaneStopTimeout: patience}
-	environment.ControlPlane.GetAPIServer().Configure().Append("allow-privileged", "true")
+	arguments := environment.ControlPlane.GetAPIServer().Configure().Append("allow-privileged", "true")
+	for _, flag := range flags {
+		arguments.Append(flag, "true")
+	}
 	if k.config, err = environment.Start(); err != nil {
 		return err
 	}
@@ -118,10 +137,16 @@ func (k *kube) start() (err error) {
 	if k.client, err = client.New(k.config, client.Options{}); err != nil {
 		return err
 	}
-	if k.clients, err = kubernetes.NewForConfig(k.config); err != nil {
-		return err
+	k.clients, err = kubernetes.NewForConfig(k.config)
+	return err
+}
+
+// stop ends the API server.
+func (k *kube) stop() error {
+	if k.environment == nil {
+		return nil
 	}
-	return k.install()
+	return errors.Join(k.environment.Stop(), os.RemoveAll(k.dir))
 }
 
 // install applies the manifests as they are, with fields that the API server does not know refused.
@@ -223,8 +248,14 @@ func (k *kube) inject(t *testing.T) *injector {
 
 func (k *kube) startInjector(t *testing.T) *injector {
 	t.Helper()
+	return k.runInjector(t, "--kubeconfig", k.kubeconfig(t), "--listen", "127.0.0.1:0", "--name", "127.0.0.1", "--image", image)
+}
+
+// runInjector starts one and waits until it has its certificate.
+func (k *kube) runInjector(t *testing.T, args ...string) *injector {
+	t.Helper()
 	i := &injector{ended: make(chan struct{})}
-	i.cmd = exec.Command(k.program, "inject", "--kubeconfig", k.kubeconfig(t), "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--name", "127.0.0.1", "--image", image)
+	i.cmd = exec.Command(k.program, append(append([]string{"inject"}, args...), "--admin-listen", "127.0.0.1:0")...)
 	log, err := i.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
