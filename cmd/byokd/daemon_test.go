@@ -293,7 +293,8 @@ func TestForeignUnmountEndsTheDaemon(t *testing.T) {
 	p.awaitEnd(t, exitMount)
 }
 
-// A request that is held for the key keeps the stop waiting; the second signal does not wait for it.
+// A request that is held for the key keeps the stop waiting; the second signal does not wait for it. One that follows on
+// the heels of the first is not meant so: timeout(1) signals a process and then its group.
 func TestSecondSignalForces(t *testing.T) {
 	needMounts(t)
 	s := newSite(t)
@@ -318,8 +319,15 @@ func TestSecondSignalForces(t *testing.T) {
 	})
 	p.signal(t, unix.SIGTERM)
 	p.await(t, "the stop to begin", func() bool { return strings.Contains(p.text(), `"stopping"`) })
+	stopping := time.Now()
+	p.signal(t, unix.SIGTERM)
+	p.await(t, "the same signal to be taken for the first", func() bool { return strings.Contains(p.text(), "stopping already") })
+	p.await(t, "the time of one signal to be over", func() bool { return time.Since(stopping) > oneSignal })
 	p.signal(t, unix.SIGTERM)
 	p.awaitEnd(t, exitForced)
+	if text := p.text(); !strings.Contains(text, "no volume was mounted any more") || strings.Contains(text, "everything flushed") {
+		t.Errorf("it says:\n%s", text)
+	}
 	if err := <-asked; err == nil {
 		t.Error("the held request was answered")
 	}

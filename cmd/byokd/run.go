@@ -17,17 +17,25 @@ import (
 	"github.com/byokd/byokd/internal/keeper"
 )
 
-// forcedGrace is how long a forced stop may still take: one lazy unmount, which returns at once.
-const forcedGrace = 3 * time.Second
+const (
+	// forcedGrace is how long a forced stop may still take: one lazy unmount, which returns at once.
+	forcedGrace = 3 * time.Second
+	// oneSignal is how soon after the first a second signal is the same wish: timeout(1), shells and supervisors signal a
+	// process and then its group. Nobody who is impatient is that quick.
+	oneSignal = time.Second
+)
 
-var errForced = errors.New("stopped without flushing: what was not fsynced may be lost")
+var (
+	errForced = errors.New("stopped without flushing: what was not fsynced may be lost")
+	errCutOff = errors.New("stopped at once: requests to the S3 proxy that were under way are cut off; no volume was mounted any more")
+)
 
 func newRunCommand(environ []string) *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use: "run --config FILE", Short: "Serve the volume and the buckets of a configuration file", Args: cobra.NoArgs,
-		Long: `Serves until SIGTERM or SIGINT, then flushes, unmounts and exits, also while frozen. A second signal stops
-without flushing. While the key cannot be used at the start, byokd waits, not mounted and not ready, and goes
+		Long: `Serves until SIGTERM or SIGINT, then flushes, unmounts and exits, also while frozen. A second signal, a second
+later or more, stops without flushing. While the key cannot be used at the start, byokd waits, not mounted and not ready, and goes
 on by itself; the admin listener tells why from the first moment.
 
 With volume.keeper this process is the keeper: it holds the mount and starts a worker that serves it, again
@@ -108,34 +116,45 @@ func runUntilSignal(ctx context.Context, cfg Config, log *zap.Logger, environ []
 	done := make(chan error, 1)
 	go func() { done <- d.serve(serving) }()
 
+	var began time.Time
 	select {
 	case err := <-done:
 		return err
 	case s := <-signals:
+		began = time.Now()
 		log.Info("stopping", zap.Stringer("signal", s))
 	case <-ctx.Done():
 	}
 	stop()
 	deadline := time.After(cfg.StopTimeout.Duration)
-	select {
-	case err := <-done:
-		return err
-	case s := <-signals:
-		log.Warn("stopping at once", zap.Stringer("signal", s))
-	case <-deadline:
-		log.Error("the time to stop ran out", zap.Duration("stopTimeout", cfg.StopTimeout.Duration))
+	for {
+		select {
+		case err := <-done:
+			return err
+		case s := <-signals:
+			if time.Since(began) < oneSignal {
+				log.Info("stopping already; a second signal that is to stop at once has to come later than this one", zap.Stringer("signal", s))
+				continue
+			}
+			log.Warn("stopping at once", zap.Stringer("signal", s))
+		case <-deadline:
+			log.Error("the time to stop ran out", zap.Duration("stopTimeout", cfg.StopTimeout.Duration))
+		}
+		return force(d, done)
 	}
-	return force(d, done)
 }
 
 // force leaves nothing mounted and gives up on the rest.
 func force(d *daemon, done <-chan error) error {
-	d.abandon()
+	reason := errCutOff
+	if d.abandon() {
+		reason = errForced
+	}
 	select {
 	case <-done:
 	case <-time.After(forcedGrace):
 	}
-	return &exitError{exitForced, errForced}
+	return &exitError{exitForced, reason}
 }
 
 // report logs the error that ends a run; the caller of run prints it for people as well.

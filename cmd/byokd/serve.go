@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -43,6 +44,8 @@ type daemon struct {
 	admin    net.Listener
 	operator *operator  // nil without a control socket; fixed after build
 	failures chan error // the first thing that ends the run
+
+	abandoned atomic.Bool // the stop was cut short
 }
 
 func newDaemon(cfg Config, log *zap.Logger, environ []string, w *keeper.Worker) *daemon {
@@ -100,7 +103,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	err = errors.Join(err, exitWith(exitFailure, d.audit.close()))
 	stopPage()
 	page.Wait()
-	if err == nil {
+	if err == nil && !d.abandoned.Load() {
 		d.log.Info("stopped, everything flushed")
 	}
 	return err
@@ -251,11 +254,10 @@ func (d *daemon) tellRole(ctx context.Context) {
 	}
 }
 
-// abandon leaves nothing mounted, whatever the rest does.
-func (d *daemon) abandon() {
-	if d.volume != nil {
-		d.volume.abandon()
-	}
+// abandon leaves nothing mounted, whatever the rest does. It tells whether something was that may not be flushed.
+func (d *daemon) abandon() bool {
+	d.abandoned.Store(true)
+	return d.volume != nil && d.volume.abandon()
 }
 
 // waitReady waits until the guard admits work; false when ctx ended first.

@@ -255,14 +255,18 @@ func (v *volume) unmount(ctx context.Context, f *fs.Filesystem, ended <-chan err
 	return nil
 }
 
-// abandon detaches the mount without flushing. Processes that use it fail from now on.
-func (v *volume) abandon() {
-	if v.mounted.Load() == nil || v.passed() {
-		return
+// abandon detaches the mount without flushing. Processes that use it fail from now on. It tells whether there was one.
+func (v *volume) abandon() bool {
+	if v.mounted.Load() == nil {
+		return false
+	}
+	if v.passed() { // the mount is the node driver's: it stays for the next byokd
+		return true
 	}
 	if err := detach(v.cfg.Volume.Mount); err != nil {
 		v.log.Error("the mount is left behind", zap.String("mount", v.cfg.Volume.Mount), zap.Error(err))
 	}
+	return true
 }
 
 // fuseSysctls is where the kernel's settings for FUSE are read.
