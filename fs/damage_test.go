@@ -305,8 +305,11 @@ func TestRefusals(t *testing.T) {
 	if _, err := ReadHeader(empty); !errors.Is(err, ErrNotInitialised) {
 		t.Errorf("empty directory: %v", err)
 	}
-	if _, err := ReadHeader(filepath.Join(empty, "missing")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := ReadHeader(filepath.Join(empty, "missing")); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "is its disk mounted?") {
 		t.Errorf("missing directory: %v", err)
+	}
+	if _, err := ReadHeader(filepath.Join(foreign, "accounts.db")); err == nil || !strings.HasSuffix(err.Error(), "accounts.db is not a directory") {
+		t.Errorf("a file: %v", err)
 	}
 
 	other := v.option

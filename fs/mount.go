@@ -175,7 +175,7 @@ func mountable(dir string) error {
 	case err != nil:
 		return err
 	case len(entries) > 0:
-		return fmt.Errorf("the mount point %s is not empty (it holds %s): what is in it would be hidden, not encrypted", dir, entries[0].Name())
+		return fmt.Errorf("the mount point %s is not empty (it holds %s): what is in it would be hidden, not encrypted. Move it away, and let nothing write there before byokd has mounted", dir, entries[0].Name())
 	}
 	return nil
 }

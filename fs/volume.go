@@ -24,6 +24,9 @@ func ReadHeader(lower string) (seal.VolumeHeader, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return seal.VolumeHeader{}, emptyOrForeign(lower)
 	}
+	if errors.Is(err, unix.ENOTDIR) {
+		return seal.VolumeHeader{}, fmt.Errorf("%s is not a directory", lower)
+	}
 	if err != nil {
 		return seal.VolumeHeader{}, err
 	}
@@ -38,6 +41,9 @@ func ReadHeader(lower string) (seal.VolumeHeader, error) {
 // was killed while it made the volume counts as nothing.
 func emptyOrForeign(lower string) error {
 	entries, err := os.ReadDir(lower)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: is its disk mounted? For a new volume, type: mkdir -p %s", err, lower)
+	}
 	if err != nil {
 		return err
 	}

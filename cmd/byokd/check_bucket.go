@@ -123,6 +123,8 @@ func (c *checking) tellBucket() error {
 			fmt.Fprintf(c.stdout, "%d objects were deleted or replaced meanwhile and are left out.\n", r.Changed)
 		}
 		switch {
+		case r.Sound && r.Objects == 0:
+			fmt.Fprintf(c.stdout, "There is no object in s3://%s/%s: nothing was looked at.\n", r.Bucket, r.Prefix)
 		case r.Sound:
 			fmt.Fprintf(c.stdout, "s3://%s/%s is sound.\n", r.Bucket, r.Prefix)
 		case !r.Complete:

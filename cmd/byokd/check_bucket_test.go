@@ -46,6 +46,9 @@ func TestCheckBucket(t *testing.T) {
 	if _, said := s.check(t, exitOK, "s3://sealed-documents/dir/", "--key", s.arn, "--kms-endpoint", s.endpoint, "--endpoint", s.up.URL()); !strings.Contains(said, "2 objects") || !strings.Contains(said, "s3://sealed-documents/dir/ is sound") {
 		t.Error(said)
 	}
+	if _, said := s.check(t, exitOK, "s3://documents/absent/", "--config", s.config); !strings.Contains(said, "nothing was looked at") || strings.Contains(said, "sound") {
+		t.Error(said)
+	}
 	s.check(t, exitUsage, "s3://", "--config", s.config)
 	s.check(t, exitConfig, "s3://unknown", "--config", s.config)
 

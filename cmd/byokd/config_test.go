@@ -49,6 +49,14 @@ func TestConfigCompletesWhatIsLeftOut(t *testing.T) {
 	}
 }
 
+// Port 0 is any free port, so that two of them are not the same.
+func TestConfigTakesAnyPortTwice(t *testing.T) {
+	text := strings.Replace(goodConfig, "objects:\n", "admin: {listen: \"127.0.0.1:0\"}\nobjects:\n  listen: 127.0.0.1:0\n", 1)
+	if _, _, err := parseConfig("byokd.yaml", []byte(text), nil); err != nil {
+		t.Error(err)
+	}
+}
+
 // Each row spoils the good configuration in one or more places and expects every fault told, with its line.
 func TestConfigTellsEveryFault(t *testing.T) {
 	const head = "cluster: {id: a}\nkeys:\n  k: {arn: \"arn:aws:kms:eu-central-1:111122223333:key/1\"}\n"

@@ -430,6 +430,7 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"bogus"}, exitUsage, ""},
 		{[]string{"run"}, exitUsage, ""},
 		{[]string{"run", "--config"}, exitUsage, ""},
+		{[]string{"key", "bogus"}, exitUsage, ""},
 		{[]string{"status", "-o", "xml"}, exitUsage, ""},
 		{[]string{"status", "extra"}, exitUsage, ""},
 		{[]string{"config", "check", "--config", "/nowhere"}, exitConfig, ""},
@@ -443,7 +444,18 @@ func TestCommandLine(t *testing.T) {
 		if c.code != exitOK && !strings.HasPrefix(stderr.String(), "byokd: ") {
 			t.Errorf("%v: says %q", c.args, stderr.String())
 		}
+		if _, try, told := strings.Cut(stderr.String(), "\nTry: "); told && try != strings.Join(append([]string{"byokd"}, command(c.args)...), " ")+" --help\n" {
+			t.Errorf("%v: whoever types it is told to try %q", c.args, try)
+		}
 	}
+}
+
+// command is the part of a command line that names a command.
+func command(args []string) []string {
+	if i := slices.IndexFunc(args, func(a string) bool { return a == "bogus" || a == "extra" || strings.HasPrefix(a, "-") }); i >= 0 {
+		return args[:i]
+	}
+	return args
 }
 
 // Every exit code stands in docs/OPERATIONS.md.

@@ -155,7 +155,11 @@ func (d *decryption) object(ctx context.Context, bucket, key string) error {
 		beside = func() ([]byte, error) { return d.metadataOf(ctx, up, ref) }
 	}
 	return d.write(func(w io.Writer) (objstore.Restored, error) {
-		return objstore.RestoreObject(ctx, up, ref, w, &d.from)
+		done, err := objstore.RestoreObject(ctx, up, ref, w, &d.from)
+		if err != nil {
+			err = fmt.Errorf("%s: %w", d.source, err)
+		}
+		return done, err
 	}, beside)
 }
 
@@ -287,6 +291,9 @@ func (d *decryption) prefix(ctx context.Context, bucket, prefix string) error {
 			return exitWith(exitDamaged, all)
 		}
 		return exitWith(exitFailure, all)
+	}
+	if progress.Objects+progress.Skipped == 0 { // a mistyped prefix is no restore
+		return exitWith(exitFailure, fmt.Errorf("%s: there is no object whose key begins so", d.source))
 	}
 	return nil
 }

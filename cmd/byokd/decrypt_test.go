@@ -110,7 +110,9 @@ func TestDecrypt(t *testing.T) {
 	s.decrypt(t, exitUsage, file...)
 	s.decrypt(t, exitUsage, at("sealed"))
 	s.decrypt(t, exitFailure, append(file, "--keyring", at("ring"), "-o", at("plain"))...)
-	s.decrypt(t, exitFailure, append(direct, "s3://sealed-documents/absent")...)
+	if _, messages := s.decrypt(t, exitFailure, append(direct, "s3://sealed-documents/absent")...); !strings.Contains(messages, "s3://sealed-documents/absent: ") {
+		t.Errorf("an absent object: %s", messages)
+	}
 	s.decrypt(t, exitDamaged, append(file, "--context", "byokd:cluster=another,byokd:resource=bucket/sealed-documents")...)
 	other, err := s.kms.CreateKey("", "", "", false)
 	if err != nil {
@@ -161,6 +163,9 @@ func (s *bucketSite) decryptPrefix(t *testing.T, dir string, bodies map[string][
 	s.up.Remove("sealed-documents", "backup/../escape")
 	if err := os.Remove(filepath.Join(dir, "1", "data")); err != nil {
 		t.Fatal(err)
+	}
+	if _, said := s.decrypt(t, exitFailure, "s3://documents/bakcup/", "--config", s.config, "-r", "-o", filepath.Join(t.TempDir(), "nothing")); !strings.Contains(said, "s3://documents/bakcup/: there is no object") {
+		t.Errorf("a mistyped prefix: %s", said)
 	}
 	if _, messages = s.decrypt(t, exitDamaged, "s3://documents/backup/", "--config", s.config, "-r", "--resume", "-o", dir); !strings.Contains(messages, "4 there already, 1 failed") {
 		t.Errorf("it says: %s", messages)

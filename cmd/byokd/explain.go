@@ -27,7 +27,7 @@ func stateMeanings() []stateMeaning {
 			byItself: "yes, when KMS answers", causes: []keyguard.KeyState{keyguard.Unreachable}},
 		{state: metrics.StateWaiting, meaning: "not started: the key was not usable yet", access: "not mounted; S3 answers 503 SlowDown after `holdFor`",
 			byItself: "yes", causes: []keyguard.KeyState{keyguard.Unknown, keyguard.Disabled, keyguard.PendingDeletion, keyguard.AccessDenied, keyguard.Unavailable, keyguard.Unreachable}},
-		{state: metrics.StateFrozen, meaning: "the key is refused, or the lease has ended", access: "hang; S3 as above", byItself: "yes, when the key is back",
+		{state: metrics.StateFrozen, meaning: "the key is refused, or the lease has ended", access: "hang; S3 answers 503 SlowDown after `holdFor`", byItself: "yes, when the key is back",
 			causes:       []keyguard.KeyState{keyguard.Disabled, keyguard.PendingDeletion, keyguard.AccessDenied, keyguard.Unavailable, keyguard.Unreachable},
 			anotherCause: "An operator has asked for it (byokd freeze).", anotherRemedy: "byokd thaw"},
 		{state: metrics.StateFinal, meaning: "the key is deleted", access: "hang for good", byItself: "no", causes: []keyguard.KeyState{keyguard.Deleted}},

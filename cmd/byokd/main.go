@@ -74,14 +74,14 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.InitDefaultCompletionCmd() // byokd completion bash|zsh|fish|powershell; it keeps the output that is set now
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
 	}
 	var coded *exitError
 	if !errors.As(err, &coded) {
 		// cobra's own: unknown commands and flags.
-		fmt.Fprintf(stderr, "byokd: %v\nTry: byokd --help\n", err)
+		fmt.Fprintf(stderr, "byokd: %v\nTry: %s --help\n", err, cmd.CommandPath())
 		return exitUsage
 	}
 	if coded.err != nil {

@@ -62,7 +62,7 @@ func emptyMountPoint(dir string) error {
 		return fmt.Errorf("%w: %w", errMountPoint, err)
 	}
 	if len(entries) > 0 {
-		return fmt.Errorf("%w: %s is not empty (%s, …); what is in it would be hidden below the mount", errMountPoint, dir, entries[0].Name())
+		return fmt.Errorf("%w: %s is not empty (%s, …); what is in it would be hidden below the mount. Move it away, and let nothing write there before byokd has mounted", errMountPoint, dir, entries[0].Name())
 	}
 	return nil
 }

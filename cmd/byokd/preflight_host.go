@@ -106,7 +106,11 @@ func timeoutsCheck() awskey.Check {
 func fuseCheck() awskey.Check {
 	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
-		return outcome("/dev/fuse", "", "modprobe fuse; in a container: --device /dev/fuse --cap-add SYS_ADMIN", err)
+		next := "modprobe fuse; in a container: --device /dev/fuse --cap-add SYS_ADMIN"
+		if errors.Is(err, os.ErrPermission) {
+			next = "Run byokd as root or with CAP_SYS_ADMIN; in a container: --device /dev/fuse --cap-add SYS_ADMIN"
+		}
+		return outcome("/dev/fuse", "", next, err)
 	}
 	f.Close()
 	if unix.Geteuid() != 0 {

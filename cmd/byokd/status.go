@@ -96,7 +96,7 @@ func (c statusClient) document(text []byte) ([]byte, error) {
 }
 
 func (c statusClient) noAnswer(err error) error {
-	return &exitError{exitNoAnswer, fmt.Errorf("no byokd answers at %s: %w", c.url, err)}
+	return &exitError{exitNoAnswer, fmt.Errorf("no byokd answers at %s: %w; is it running, and is that admin.listen of its configuration? (--admin ADDRESS)", c.url, err)}
 }
 
 // once prints the state and turns it into the exit code.
@@ -167,6 +167,9 @@ func (c statusClient) watch(ctx context.Context) error {
 	}
 	if last == "" {
 		return c.noAnswer(errors.Join(lines.Err(), ctx.Err()))
+	}
+	if last != metrics.StateStopping { // killed, or out of reach
+		return endedAfter(last, fmt.Errorf("the connection to byokd at %s has ended; the last state seen was %s", c.url, last))
 	}
 	return codeOf(last)
 }
@@ -255,6 +258,16 @@ func codeOf(s metrics.State) error {
 		return nil
 	}
 	return &exitError{code: code}
+}
+
+// endedAfter keeps the exit code of a state and adds what is to be said.
+func endedAfter(s metrics.State, why error) error {
+	code := exitOK
+	var coded *exitError
+	if errors.As(codeOf(s), &coded) {
+		code = coded.code
+	}
+	return &exitError{code, why}
 }
 
 // writeReport prints a report for people.

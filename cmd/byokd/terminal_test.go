@@ -118,7 +118,11 @@ func TestStatusFormats(t *testing.T) {
 	admin := frozenAdmin(t)
 	for _, args := range [][]string{{"-o", "json"}, {"-o", "yaml"}, {"-o", "json", "--watch"}, {"-o", "yaml", "--watch"}} {
 		var out bytes.Buffer
-		code := run(context.Background(), append([]string{"status", "--admin", admin}, args...), nil, &out, io.Discard)
+		var messages strings.Builder
+		code := run(context.Background(), append([]string{"status", "--admin", admin}, args...), nil, &out, &messages)
+		if watching := args[len(args)-1] == "--watch"; watching != strings.Contains(messages.String(), "the last state seen was frozen") {
+			t.Errorf("%v: it says %q", args, messages.String())
+		}
 		var report map[string]any
 		err := yaml.Unmarshal(out.Bytes(), &report) // JSON is YAML
 		if args[1] == "json" && err == nil {

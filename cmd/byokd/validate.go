@@ -65,7 +65,7 @@ func (c Config) validate() []problem {
 	if c.Admin.Socket != "" && !filepath.IsAbs(c.Admin.Socket) {
 		v.fail("admin.socket", "must be an absolute path, not %q", c.Admin.Socket)
 	}
-	if c.Objects != nil && c.Objects.Listen == c.Admin.Listen {
+	if c.Objects != nil && c.Objects.Listen == c.Admin.Listen && !strings.HasSuffix(c.Admin.Listen, ":0") {
 		v.fail("objects.listen", "the same as admin.listen (%s)", c.Admin.Listen)
 	}
 	if c.Fleet != nil {

@@ -21,6 +21,9 @@ const (
 // Open opens the FUSE device.
 func Open() (int, error) {
 	dev, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
+		return -1, fmt.Errorf("open /dev/fuse: %w: byokd must run as root or with CAP_SYS_ADMIN to mount (in a container: --device /dev/fuse --cap-add SYS_ADMIN)", err)
+	}
 	if err != nil {
 		return -1, fmt.Errorf("open /dev/fuse: %w (is the fuse module loaded, and the device in this container?)", err)
 	}

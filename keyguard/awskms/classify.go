@@ -192,6 +192,7 @@ func isTLS(err error) bool {
 		roots        x509.SystemRootsError
 	)
 	return errors.As(err, &verification) || errors.As(err, &header) || errors.As(err, &alert) ||
+		errors.Is(err, http.ErrSchemeMismatch) || // what answers does not speak TLS
 		errors.As(err, &authority) || errors.As(err, &hostname) || errors.As(err, &invalid) || errors.As(err, &roots) ||
 		strings.Contains(err.Error(), "TLS handshake timeout") // net/http keeps the type of this one to itself
 }

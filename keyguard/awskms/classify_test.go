@@ -126,6 +126,7 @@ func TestClassifyUnanswered(t *testing.T) {
 		{"cancelled", &smithy.CanceledError{Err: context.Canceled}, keyguard.ReasonStopped},
 		{"unknown CA", send(&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}), keyguard.ReasonTLS},
 		{"not TLS", send(tls.RecordHeaderError{Msg: "first record does not look like a TLS handshake"}), keyguard.ReasonTLS},
+		{"no TLS", send(http.ErrSchemeMismatch), keyguard.ReasonTLS},
 		{"wrong host", send(x509.HostnameError{Certificate: &x509.Certificate{}, Host: "kms"}), keyguard.ReasonTLS},
 		{"slow handshake", send(errors.New("net/http: TLS handshake timeout")), keyguard.ReasonTLS},
 		{"no credentials", fmt.Errorf("get identity: %w", &credentialsError{errors.New("no EC2 IMDS role found")}), keyguard.ReasonCredentials},
