@@ -164,6 +164,22 @@ func errorOfUpstream(up *UpstreamError) *Error {
 	return &Error{Status: up.Status, Code: up.Code, Message: up.Message, Cause: up}
 }
 
+// refusesByokd reports whether the upstream refused byokd itself, by its configuration or its rights, and not what the
+// client asked for.
+func refusesByokd(err error) bool {
+	up, ok := asUpstream(err)
+	if !ok {
+		return false
+	}
+	switch up.Code {
+	case "NoSuchBucket", "ExpiredToken", "InvalidToken":
+		return true
+	case "InvalidObjectState": // archived: about the object
+		return false
+	}
+	return up.Status == http.StatusUnauthorized || up.Status == http.StatusForbidden
+}
+
 // errorIsTampering reports whether err says that sealed bytes were damaged.
 func errorIsTampering(err error) bool {
 	return errors.Is(err, seal.ErrTampered) || errors.Is(err, seal.ErrTruncated) ||

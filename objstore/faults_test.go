@@ -290,3 +290,31 @@ func TestSlowUpstream(t *testing.T) {
 		t.Errorf("%d bytes, %v", len(first)+len(rest), err)
 	}
 }
+
+// What only the operator can mend, a bucket that is not there or rights that byokd lacks, stands in the log: once a
+// minute, however many clients meet it.
+func TestRefusalsOfTheUpstreamAreTold(t *testing.T) {
+	for code, status := range map[string]int{"NoSuchBucket": 404, "AccessDenied": 403, "ExpiredToken": 400, "InvalidObjectState": 403, "NoSuchKey": 404} {
+		t.Run(code, func(t *testing.T) {
+			w := newWorld(t, worldOptions{})
+			w.up.Inject(&s3test.Fault{Match: func(r *http.Request) bool { return r.Method == http.MethodGet }, Status: status, Code: code})
+			for range 3 {
+				if _, err := w.client.GetObject(t.Context(), &s3.GetObjectInput{Bucket: aws.String("documents"), Key: aws.String("k")}); err == nil {
+					t.Fatal("an upstream that refuses was not noticed")
+				}
+			}
+			w.server.Close() // requests are logged after their answers
+			want := 1
+			if code == "InvalidObjectState" || code == "NoSuchKey" { // about the object
+				want = 0
+			}
+			lines := w.log.FilterMessageSnippet("the upstream bucket refuses byokd").All()
+			if len(lines) != want {
+				t.Fatalf("told %d times, want %d: %v", len(lines), want, lines)
+			}
+			if want > 0 && (lines[0].ContextMap()["bucket"] != "documents" || !strings.Contains(fmt.Sprint(lines[0].ContextMap()["error"]), code)) {
+				t.Errorf("%v", lines[0].ContextMap())
+			}
+		})
+	}
+}

@@ -127,8 +127,12 @@ type bucket struct {
 	opened  openBatches
 	sums    recent[partName, partSum]
 	uploads recent[UploadID, uploadSums]
-	untold  atomic.Bool // that checksums of uploads in parts cannot be kept
+	untold  atomic.Bool  // that checksums of uploads in parts cannot be kept
+	refused atomic.Int64 // when it was last told that the upstream refuses byokd, in ns; 0 before
 }
+
+// tellAgainAfter is how often it is logged that an upstream refuses byokd.
+const tellAgainAfter = time.Minute
 
 // limits are sizes and times that tests make smaller.
 type limits struct {
@@ -353,11 +357,24 @@ func (p *Proxy) finish(ctx context.Context, c *call, err error, broken bool, too
 		p.log.Warn("request failed", zap.String("op", string(c.op)), zap.String("bucket", e.Bucket), zap.String("key", c.key),
 			zap.String("request", c.id), zap.Int("status", e.Status), zap.Error(err))
 	}
+	if c.bucket != nil && e.Status < 500 && refusesByokd(err) {
+		p.tellRefused(c, err)
+	}
 	if errorIsTampering(err) {
 		p.opts.Observer.Tampered(e.Bucket)
 		p.log.Error("sealed bytes failed authentication", zap.String("op", string(c.op)), zap.String("bucket", e.Bucket),
 			zap.String("key", c.key), zap.String("request", c.id), zap.Error(err))
 	}
+}
+
+// tellRefused tells those who operate byokd what only they can mend: its clients get an ordinary 403 or 404.
+func (p *Proxy) tellRefused(c *call, err error) {
+	now, told := time.Now().UnixNano(), c.bucket.refused.Load()
+	if now-told < int64(tellAgainAfter) || !c.bucket.refused.CompareAndSwap(told, now) {
+		return
+	}
+	p.log.Warn("the upstream bucket refuses byokd: check objects.buckets.*.upstream and the permissions of byokd's role (byokd preflight)",
+		zap.String("op", string(c.op)), zap.String("bucket", c.bucket.name), zap.String("request", c.id), zap.Error(err))
 }
 
 // response counts what a client was given.
