@@ -81,6 +81,7 @@ type Filesystem struct {
 	cores      int            // that may do so
 	background sync.WaitGroup // syncs of our own
 	idleDrop   idleDrop
+	inherited  inherited
 	stable     bool       // pages under writeback do not change below
 	track      bool       // clean pages may be told from dirty ones, see dirty.go
 	privileged bool       // may give files to other users

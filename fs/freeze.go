@@ -79,6 +79,7 @@ func (f *Filesystem) Draining(ctx context.Context, t keyguard.Transition) {
 	f.forgetAttributes(ctx, l, nodes)
 	f.flush(ctx)
 	f.drop(ctx, l, nodes)
+	f.dropInherited(ctx, l)
 	holdReads()
 	f.awaitReads(ctx)
 	for range 3 { // what was read while the first pass ran; each round is shorter
@@ -116,6 +117,7 @@ func (f *Filesystem) DrainLate(ctx context.Context) {
 func (f *Filesystem) Frozen(ctx context.Context, t keyguard.Transition) {
 	if l := f.loop.Load(); l != nil {
 		f.drop(ctx, l, f.touched(f.nodes.all()))
+		f.dropInherited(ctx, l)
 		f.during(t.Epoch, func() {
 			f.countLeft()
 			l.wipe()
@@ -128,7 +130,7 @@ func (f *Filesystem) Frozen(ctx context.Context, t keyguard.Transition) {
 
 // countLeft notes of how many files the kernel may hold pages although frozen.
 func (f *Filesystem) countLeft() {
-	left := len(f.touched(f.nodes.all()))
+	left := len(f.touched(f.nodes.all())) + f.inherited.count()
 	f.leftover.Store(int64(left))
 	if left > 0 {
 		f.undrained.Add(uint64(left))
@@ -247,6 +249,7 @@ func (f *Filesystem) drop(ctx context.Context, l *loop, nodes []*node) {
 		case <-d.done:
 			return
 		case <-ctx.Done():
+			d.markUnfinished()
 			return
 		case <-watch.C:
 			if !d.replaceHung() {
@@ -325,6 +328,17 @@ func (d *dropper) replaceHung() bool {
 		d.work()
 	}
 	return false
+}
+
+// markUnfinished has the nodes in hand tried again.
+func (d *dropper) markUnfinished() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, w := range d.workers {
+		if w.since.Load() != 0 {
+			w.node.Load().touched.Store(true)
+		}
+	}
 }
 
 // dropNode drops the pages of one node, range by range around the pages that

@@ -170,7 +170,7 @@ func (f *Filesystem) startIdleDrop(l *loop) {
 			}
 			select {
 			case <-time.After(pause):
-				f.dropIdle(ctx, l, ids)
+				f.dropIDs(ctx, l, ids, f.nodes.untouch)
 			case <-ctx.Done():
 				return
 			}
@@ -182,8 +182,9 @@ func (f *Filesystem) startIdleDrop(l *loop) {
 // the kernel refuses a page that somebody looks at just then, reclaim for one.
 var idleRounds = []time.Duration{0, 100 * time.Millisecond, 300 * time.Millisecond, time.Second, 3 * time.Second}
 
-// dropIdle drops the pages of idle inodes, and notes of which none are left.
-func (f *Filesystem) dropIdle(ctx context.Context, l *loop, ids []uint64) {
+// dropIDs removes the pages of inodes of which there is no node, and their attributes,
+// and tells dropped of each. It ends with ctx, or where what is left hangs.
+func (f *Filesystem) dropIDs(ctx context.Context, l *loop, ids []uint64, dropped func(id uint64)) {
 	for len(ids) > 0 && ctx.Err() == nil {
 		batch := ids[:min(len(ids), idleBatch)]
 		ids = ids[len(batch):]
@@ -195,7 +196,7 @@ func (f *Filesystem) dropIdle(ctx context.Context, l *loop, ids []uint64) {
 		f.drop(ctx, l, nodes)
 		for _, n := range nodes {
 			if !n.touched.Load() {
-				f.nodes.untouch(n.id)
+				dropped(n.id)
 			}
 		}
 	}

@@ -210,24 +210,10 @@ func (l *loop) redoOne(s *slot, request []byte) {
 // there to carry it out. What is dirty stays, for nothing can be sealed; it is
 // counted, as in a freeze that ran out of time.
 func (f *Filesystem) awaitKeyOrDrop() {
-	timer := time.NewTimer(coldAfter)
-	defer timer.Stop()
-	for waiting := true; waiting; {
-		changed := f.guard.Changed() // before Status, so that no change falls between
-		s := f.guard.Status()
-		if s.Gate.Admits() {
-			return
-		}
-		if s.Key != keyguard.Unknown && s.Key != keyguard.Enabled {
-			break
-		}
-		select {
-		case <-changed:
-		case <-timer.C:
-			waiting = false
-		case <-f.serving.Done():
-			return
-		}
+	timer, stop := coldTimer()
+	defer stop()
+	if f.awaitKey(timer) || f.serving.Err() != nil {
+		return
 	}
 	ctx, cancel := context.WithTimeout(f.serving, dropWithin)
 	defer cancel()
@@ -238,6 +224,35 @@ func (f *Filesystem) awaitKeyOrDrop() {
 
 // dropWithin bounds that as a freeze does.
 const dropWithin = 500 * time.Millisecond
+
+// coldTimer fires when coldAfter is over.
+func coldTimer() (over <-chan time.Time, stop func() bool) {
+	timer := time.NewTimer(coldAfter)
+	return timer.C, timer.Stop
+}
+
+// awaitKey waits until the gate is open, and reports whether it is: it may be over
+// before, the key be refused, or the mount be given up. Without over (nil) a refusal is
+// waited out.
+func (f *Filesystem) awaitKey(over <-chan time.Time) bool {
+	for {
+		changed := f.guard.Changed() // before Status, so that no change falls between
+		s := f.guard.Status()
+		if s.Gate.Admits() {
+			return true
+		}
+		if over != nil && s.Key != keyguard.Unknown && s.Key != keyguard.Enabled {
+			return false
+		}
+		select {
+		case <-changed:
+		case <-over:
+			return false
+		case <-f.serving.Done():
+			return false
+		}
+	}
+}
 
 // keepOrNot lets the mount end with this process where another could not find the
 // inodes again: ids that are numbers in a table of descriptors say nothing to it.

@@ -16,6 +16,7 @@ import (
 type nameIndex struct {
 	root  int
 	names map[uint64]placed
+	met   func(dir int, name string) // instead of names, if not nil: is told of each
 }
 
 // placed is one name of an inode.
@@ -56,7 +57,11 @@ func (x *nameIndex) directory(fd int, ino uint64) error {
 			if e.Name == "." || e.Name == ".." {
 				continue
 			}
-			x.names[e.Ino] = placed{ino, e.Name}
+			if x.met != nil {
+				x.met(fd, e.Name)
+			} else {
+				x.names[e.Ino] = placed{ino, e.Name}
+			}
 			if err := x.below(fd, e); err != nil {
 				return err
 			}

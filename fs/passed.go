@@ -85,6 +85,7 @@ func (f *Filesystem) Serve(p Passed) error {
 		if err := notify(p.Device, notifyResend, nil); err != nil {
 			f.log.Error("calls that the byokd before did not answer hang: the kernel does not send them again (Linux 6.9 does)", zap.Error(err))
 		}
+		f.background.Go(func() { f.disinherit(l) })
 	}
 	if err := f.boundDirty(p.Services); err != nil {
 		f.log.Warn("the mount's dirty pages cannot be bounded: a freeze under heavy writing may not drain in time", zap.Error(err))
@@ -123,13 +124,7 @@ func (f *Filesystem) resume(held map[string]int) error {
 		}
 		inodes[id] = fd
 	}
-	if t, ok := f.nodes.ids.(*tableIDs); ok {
-		return t.resume(inodes)
-	}
-	for _, fd := range inodes {
-		unix.Close(fd) // a handle suffices while the kernel has the file open below us
-	}
-	return nil
+	return f.inherit(inodes)
 }
 
 // keepInit deposits what successors must know. It is called before the reply

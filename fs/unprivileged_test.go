@@ -69,6 +69,7 @@ func serveUnprivileged(dir string) int {
 			return err
 		}
 		go client.Stay(ctx)
+		go tellInherited(ctx, f)
 		if _, err := ReadHeader(dir + "/lower"); errors.Is(err, ErrNotInitialised) {
 			if _, err := CreateVolume(ctx, dir+"/lower", guard, testBinding, OwnershipSealed); err != nil {
 				return err
@@ -107,6 +108,21 @@ func tellGate(guard *keyguard.Guard) {
 		}
 		<-changed
 	}
+}
+
+// tellInherited prints a line when nothing is left of what a predecessor has had the
+// kernel cache.
+func tellInherited(ctx context.Context, f *Filesystem) {
+	look := time.NewTicker(5 * time.Millisecond)
+	defer look.Stop()
+	for f.inherited.count() > 0 {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+	fmt.Println("nothing inherited")
 }
 
 // unprivileged is the test's side of it.
@@ -157,6 +173,17 @@ func newUnprivileged(t *testing.T, cache CacheMode) *unprivileged {
 
 func (u *unprivileged) start() {
 	u.t.Helper()
+	u.begin()
+	u.await("open")
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", u.cmd.Process.Pid))
+	if err != nil || !strings.Contains(string(status), "\nCapPrm:\t0000000000000000\n") {
+		u.t.Fatalf("it has capabilities, %v\n%s", err, status)
+	}
+}
+
+// begin starts the process, and waits for nothing.
+func (u *unprivileged) begin() {
+	u.t.Helper()
 	u.cmd = exec.Command("/proc/self/exe")
 	u.cmd.Dir = u.dir
 	u.cmd.Env = append(os.Environ(), unprivilegedVariable+"="+u.dir, unprivilegedVariable+"_SOCKET="+u.socket, unprivilegedVariable+"_CACHE="+u.cache.String())
@@ -177,11 +204,6 @@ func (u *unprivileged) start() {
 			lines <- s.Text()
 		}
 	}()
-	u.await("open")
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", u.cmd.Process.Pid))
-	if err != nil || !strings.Contains(string(status), "\nCapPrm:\t0000000000000000\n") {
-		u.t.Fatalf("it has capabilities, %v\n%s", err, status)
-	}
 }
 
 // await waits until the gate is so.
@@ -220,18 +242,91 @@ func (u *unprivileged) restart() {
 	u.start()
 }
 
-// freeze and thaw it: nothing is answered from the kernel's memory.
-func (u *unprivileged) freeze() {
+// kill ends the process at once.
+func (u *unprivileged) kill() {
 	u.t.Helper()
-	disabled := u.dir + "/kms/disabled"
-	if err := os.WriteFile(disabled, nil, 0o644); err != nil {
+	if err := u.cmd.Process.Kill(); err != nil {
 		u.t.Fatal(err)
 	}
-	u.await("frozen")
-	if err := os.Remove(disabled); err != nil {
+	_ = u.cmd.Wait() // that it was killed
+}
+
+// disable and enable are about the key.
+func (u *unprivileged) disable() {
+	u.t.Helper()
+	if err := os.WriteFile(u.dir+"/kms/disabled", nil, 0o644); err != nil {
+		u.t.Fatal(err)
+	}
+}
+
+func (u *unprivileged) enable() {
+	u.t.Helper()
+	if err := os.Remove(u.dir + "/kms/disabled"); err != nil {
 		u.t.Fatal(err)
 	}
 	u.await("open")
+}
+
+// syncFile leaves nothing dirty of a file.
+func syncFile(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err == nil {
+		err = errors.Join(f.Sync(), f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestPassedFreezeAfterKill: what the kernel has cached for a byokd that was killed is
+// taken away by the next one, which was asked for nothing of it: by its freeze, and
+// where the key was refused while nobody was there.
+func TestPassedFreezeAfterKill(t *testing.T) {
+	for when, freeze := range map[string]func(u *unprivileged){
+		"freezes": func(u *unprivileged) {
+			u.start()
+			u.disable()
+			u.await("frozen")
+		},
+		"never had the key": func(u *unprivileged) {
+			u.disable()
+			u.begin()
+			u.await("nothing inherited")
+		},
+	} {
+		t.Run(when, func(t *testing.T) {
+			u := newUnprivileged(t, Writeback)
+			var victims []*victim
+			for _, op := range []string{"read", "load-shared", "load-private", "sendfile", "stat", "open", "readdir"} {
+				file := filepath.Join(u.mount, "file-"+op)
+				writePattern(t, file, 16*pageSize)
+				syncFile(t, file) // what is dirty waits for the key, and stays
+				victims = append(victims, newVictim(t, op, u.mount, file))
+			}
+			t.Cleanup(func() { _ = os.Remove(u.dir + "/kms/disabled") }) // or a test that fails hangs
+			u.kill()
+			freeze(u)
+			for _, p := range victims {
+				p.start()
+			}
+			for _, p := range victims {
+				p.hangs()
+			}
+			u.enable()
+			for _, p := range victims {
+				p.finishes(10 * time.Second)
+			}
+		})
+	}
+}
+
+// freeze and thaw it: nothing is answered from the kernel's memory.
+func (u *unprivileged) freeze() {
+	u.t.Helper()
+	u.disable()
+	u.await("frozen")
+	u.enable()
 }
 
 // TestDifferentialUsers is the differential test with operations of several users
