@@ -37,8 +37,8 @@ func (t *handleTable) resume() {
 }
 
 // getOf returns a handle of a node; one that a predecessor has given to the kernel
-// is made anew with open.
-func (t *handleTable) getOf(fh uint64, open func() (*handle, error)) (*handle, error) {
+// is made anew with open, and given up with undo where another call was quicker.
+func (t *handleTable) getOf(fh uint64, open func() (*handle, error), undo func(*handle)) (*handle, error) {
 	t.mu.Lock()
 	h, resumed := t.byFh[fh], t.resumed
 	t.mu.Unlock()
@@ -53,12 +53,14 @@ func (t *handleTable) getOf(fh uint64, open func() (*handle, error)) (*handle, e
 		return nil, err
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if h := t.byFh[fh]; h != nil { // another call was quicker
-		made.stream.close()
+	if h = t.byFh[fh]; h == nil {
+		t.byFh[fh] = made
+	}
+	t.mu.Unlock()
+	if h != nil {
+		undo(made)
 		return h, nil
 	}
-	t.byFh[fh] = made
 	return made, nil
 }
 

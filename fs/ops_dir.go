@@ -36,8 +36,7 @@ func (c *call) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 	}
 	out.Fh, err = c.fs.handles.add(h, c.record)
 	if err != nil {
-		c.fs.nodes.closed(h.node)
-		h.stream.close()
+		c.giveUp(h)
 	}
 	return c.fail(err)
 }
@@ -54,7 +53,13 @@ func (c *call) openDir(id uint64) (*handle, error) {
 
 // dirHandle returns the handle of an open directory.
 func (c *call) dirHandle(fh, id uint64) (*handle, error) {
-	return c.fs.handles.getOf(fh, func() (*handle, error) { return c.openDir(id) })
+	return c.fs.handles.getOf(fh, func() (*handle, error) { return c.openDir(id) }, c.giveUp)
+}
+
+// giveUp closes a handle that the kernel does not get.
+func (c *call) giveUp(h *handle) {
+	h.stream.close()
+	c.fs.nodes.closed(h.node)
 }
 
 func (c *call) ReleaseDir(in *fuse.ReleaseIn) {

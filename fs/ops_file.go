@@ -224,7 +224,7 @@ func (c *call) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if _, err := c.fs.handles.getOf(in.Fh, func() (*handle, error) {
 		c.fs.nodes.opened(n)
 		return &handle{node: n, writes: true}, nil
-	}); err != nil {
+	}, c.giveUp); err != nil {
 		return c.fail(err)
 	}
 	told := c.tookBefore()

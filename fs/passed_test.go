@@ -248,6 +248,25 @@ func TestPassedOverNamesGo(t *testing.T) {
 	}
 }
 
+// TestHandlesMadeAtOnce: of two calls that make a predecessor's handle anew, one gives
+// up what it has made.
+func TestHandlesMadeAtOnce(t *testing.T) {
+	handles := newHandleTable()
+	handles.resume()
+	first, second := &handle{}, &handle{}
+	var undone []*handle
+	undo := func(h *handle) { undone = append(undone, h) }
+	got, err := handles.getOf(7, func() (*handle, error) {
+		if h, err := handles.getOf(7, func() (*handle, error) { return first, nil }, undo); err != nil || h != first {
+			t.Errorf("%p, %v", h, err)
+		}
+		return second, nil
+	}, undo)
+	if err != nil || got != first || len(undone) != 1 || undone[0] != second {
+		t.Errorf("%p (first %p, second %p), given up %v, %v", got, first, second, undone, err)
+	}
+}
+
 func (v *volume) create(name string) *os.File {
 	v.t.Helper()
 	f, err := os.OpenFile(v.path(name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
