@@ -117,6 +117,8 @@ func explainDecrypt(err error) error {
 		return err
 	case objstore.Damaged(err):
 		return exitWith(exitDamaged, err)
+	case errors.Is(err, context.Canceled): // nobody but who typed it has ended it
+		return exitWith(exitFailure, fmt.Errorf("interrupted: %w", err))
 	}
 	var refused *keyRefusal
 	var kms *keyguard.KMSError

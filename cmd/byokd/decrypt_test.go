@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"golang.org/x/sys/unix"
 
+	"github.com/byokd/byokd/keyguard"
 	"github.com/byokd/byokd/keyguard/kmstest"
 	"github.com/byokd/byokd/objstore"
 	"github.com/byokd/byokd/objstore/s3test"
@@ -218,4 +221,14 @@ func (w *toldOnce) Write(text []byte) (int, error) {
 		w.first()
 	}
 	return w.Buffer.Write(text)
+}
+
+// Whoever ends a restore is not told that KMS has failed.
+func TestInterruptedDecryptBlamesNobody(t *testing.T) {
+	stopped := &keyguard.KMSError{Op: "Decrypt", State: keyguard.Unreachable, Reason: keyguard.ReasonStopped, Err: context.Canceled}
+	err := explainDecrypt(&keyRefusal{arn: "arn:aws:kms:eu-central-1:111122223333:key/1", err: stopped})
+	var coded *exitError
+	if !errors.As(err, &coded) || coded.code != exitFailure || !strings.HasPrefix(err.Error(), "interrupted: ") || strings.Contains(err.Error(), "Next step") {
+		t.Errorf("%v", err)
+	}
 }
