@@ -197,7 +197,6 @@ func TestDashboardShowsEverySeries(t *testing.T) {
 		"byokd_keys_erased": "ByokdKeysNotErased", "byokd_operator_freeze": "ByokdFrozenOnRequest", "byokd_operator_pending": "byokd status",
 		"byokd_key_material_expiry_timestamp_seconds": "ByokdKeyMaterialExpires", "byokd_fs_parked_calls": "part of byokd_gate_waiting",
 		"byokd_fs_writeback_cache": "a setting", "byokd_fs_undrained_files_total": "ByokdUndrainedFiles", "byokd_s3_held_seconds_total": "byokd_s3_held_requests",
-		"byokd_worker_restarts_total": "ByokdWorkerRestarts", "byokd_worker_recovery_seconds": "the log", "byokd_worker_refused_requests_total": "ByokdRequestRefused",
 	}
 	shown := map[string]bool{}
 	for _, p := range readDashboard(t).Panels {
