@@ -265,7 +265,7 @@ func (p *pod) stopped() {
 func TestPodPrivileged(t *testing.T) {
 	requireContainers(t)
 	p := pod{localhostProfile: "../deploy/seccomp/byokd.json"}
-	s := newStack(t, shipped, inPod(&p, inject.ModePrivileged), withKeeper)
+	s := newStack(t, shipped, inPod(&p, inject.ModePrivileged))
 	p.startApp()
 	p.shell(writeSome)
 	s.assertObjects("under byokd's profile")

@@ -57,13 +57,13 @@ func TestFreezeOverAndOver(t *testing.T) {
 func (s *stack) signalStorm(length time.Duration) {
 	s.t.Helper()
 	for end := time.Now().Add(length); time.Now().Before(end); {
-		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", s.daemon.pid()))
+		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", s.workerPid()))
 		if err != nil {
 			s.t.Fatal(err)
 		}
 		for _, thread := range threads {
 			if tid, err := strconv.Atoi(thread.Name()); err == nil {
-				_ = unix.Tgkill(s.daemon.pid(), tid, unix.SIGURG) // it may have ended
+				_ = unix.Tgkill(s.workerPid(), tid, unix.SIGURG) // it may have ended
 			}
 		}
 	}

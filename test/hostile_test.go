@@ -27,24 +27,29 @@ const hostileConnections = 5000
 // resident returns the resident memory and the open descriptors of byokd.
 func (s *stack) resident() (memory int64, descriptors int) {
 	s.t.Helper()
-	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.daemon.pid()))
+	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.workerPid()))
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	return s.memory("VmRSS:"), len(open)
 }
 
-// memory returns a field of byokd's /proc/PID/status, in bytes.
+// memory returns a field of the /proc/PID/status of the byokd that serves, in bytes.
 func (s *stack) memory(field string) int64 {
 	s.t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.daemon.pid()))
+	return residentOf(s.t, s.workerPid(), field)
+}
+
+func residentOf(t *testing.T, pid int, field string) int64 {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
 	_, rest, _ := strings.Cut(string(status), field)
 	kib, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
 	if err != nil {
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
 	return kib << 10
 }

@@ -16,7 +16,7 @@ import (
 // SQLite with synchronous=FULL and RocksDB at once: no transaction fails, and what
 // was acknowledged is there, now and after byokd was started anew.
 func TestDatabasesOverWorkerKills(t *testing.T) {
-	k := newKilled(t, withKeeper)
+	k := newKilled(t)
 	seconds := keeperKills(t)/2 + 2
 	k.lite.ledgers = []*ledger{k.lite.ledger(0), k.lite.ledger(1)}
 	rocks := k.mount + "/rocks"

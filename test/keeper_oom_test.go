@@ -59,7 +59,7 @@ func oomKills(t *testing.T) int {
 func TestWorkerOutOfMemory(t *testing.T) {
 	requireFUSE(t)
 	group := oomtest.New(t, 320<<20)
-	s := newStack(t, shipped, withKeeper)
+	s := newStack(t, shipped)
 	group.Add(t, s.daemon.pid())
 	group.Add(t, s.workerPid())
 	newHog := func() *writerState {

@@ -28,8 +28,8 @@ import (
 	"github.com/byokd/byokd/metrics"
 )
 
-// withKeeper has byokd be two processes: what tests call the daemon is the keeper.
-func withKeeper(s *stack) { s.keeper = true }
+// alone has byokd be one process.
+func alone(s *stack) { s.alone = true }
 
 // workerPid is the process that has the keys and serves the mount.
 func (s *stack) workerPid() int {
@@ -144,7 +144,7 @@ func keeperKills(t *testing.T) int {
 // TestWorkerKilled kills the worker at random moments under the whole load on the
 // mount, and under SQLite with synchronous=FULL: no call fails, nothing is lost.
 func TestWorkerKilled(t *testing.T) {
-	s := newStack(t, shipped, withKeeper)
+	s := newStack(t, shipped)
 	d := &sqlite{database: &database{s}, program: requireProgram(t, "sqlite3"), journal: "DELETE", file: s.mount + "/bank.db"}
 	requireProgram(t, "stdbuf")
 	d.setUp()
@@ -180,7 +180,7 @@ func TestWorkerKilled(t *testing.T) {
 // KMS cannot be asked. Callers wait for the key, whatever becomes of the worker; no
 // key is in any memory meanwhile.
 func TestWorkerKilledWhileFrozen(t *testing.T) {
-	s := newStack(t, shipped, withKeeper)
+	s := newStack(t, shipped)
 	seed := s.newClient("seed")
 	if err := seed.put(t.Context(), "object", object{1, 10 << 20}); err != nil {
 		t.Fatal(err)
@@ -257,7 +257,7 @@ func (s *stack) killOnly() {
 // TestWorkerUpgraded replaces the worker under load, on SIGHUP, and refuses a binary
 // that does not suit. S3 clients of every SDK's patience notice nothing either.
 func TestWorkerUpgraded(t *testing.T) {
-	s := newStack(t, shipped, withKeeper)
+	s := newStack(t, shipped)
 	l := load{workers: s.workers(slices.Concat(readers(), writers())...)}
 	s.awaitProgress(l)
 	ctx, cancel := context.WithCancel(t.Context())

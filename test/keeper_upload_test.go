@@ -30,7 +30,7 @@ func (s *stack) dead() {
 // them. Connections break, the SDK tries again by itself, and the upload goes on. Who
 // connects while nobody is there waits in the listener's queue and is not refused.
 func TestUploadOverWorkerKills(t *testing.T) {
-	s := newStack(t, shipped, withKeeper)
+	s := newStack(t, shipped)
 	impatient := s.s3Client() // without retries
 	options := impatient.Options()
 	options.Retryer = retry.NewStandard() // the SDK's default

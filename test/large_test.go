@@ -56,7 +56,7 @@ func TestFiveGiB(t *testing.T) {
 	if _, err := client.CreateBucket(ctx, &s3.CreateBucketInput{Bucket: bucket}); err != nil {
 		t.Fatal(err)
 	}
-	idle := peakMemory(t, c.daemon.pid())
+	idle := peakMemory(t, c.workerPid())
 	presigned, err := s3.NewPresignClient(client).PresignPutObject(ctx, &s3.PutObjectInput{Bucket: bucket, Key: key})
 	if err != nil {
 		t.Fatal(err)
@@ -81,7 +81,7 @@ func TestFiveGiB(t *testing.T) {
 		}
 		compare(t, out.Body, from, to+1)
 	}
-	peak := peakMemory(t, c.daemon.pid())
+	peak := peakMemory(t, c.workerPid())
 	t.Logf("the daemon took %d MiB idle and %d MiB at its peak", idle>>20, peak>>20)
 	if peak-idle > 32<<20 {
 		t.Errorf("an object of 5 GiB took %d MiB", (peak-idle)>>20)

@@ -98,7 +98,7 @@ func TestCapabilities(t *testing.T) {
 // assertPrivileges checks what the running byokd has.
 func assertPrivileges(s *stack, capabilities int) {
 	s.t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.daemon.pid()))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.workerPid()))
 	if err != nil {
 		s.t.Fatal(err)
 	}

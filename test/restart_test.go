@@ -18,7 +18,7 @@ import (
 // waits, unmounted and truthful, goes ready by itself when the key is back, and
 // has everything that was acknowledged before.
 func TestKilledWhileFrozen(t *testing.T) {
-	s := newStack(t, shipped)
+	s := newStack(t, shipped, alone)
 	for round := range rounds {
 		l := s.startLoad()
 		s.awaitProgress(l)

@@ -42,6 +42,7 @@ type revocation struct {
 	refuse   func(s *stack, round int)
 	restore  func(s *stack, round int) // returns when KMS grants again; nil: never
 	cache    string                    // of the volume, if not the default
+	alone    bool                      // byokd has no keeper
 	key      keyguard.KeyState
 	cause    string // in the status' cause …
 	nextStep string // … and next step
@@ -55,7 +56,7 @@ var revocations = []revocation{
 		restore: func(s *stack, _ int) { s.key(kmstest.KeyCommand{Do: "enable"}) },
 	},
 	{
-		name: "disable, write-through", cache: "writethrough", key: keyguard.Disabled, cause: "is disabled", nextStep: "enable-key",
+		name: "disable, write-through", cache: "writethrough", alone: true, key: keyguard.Disabled, cause: "is disabled", nextStep: "enable-key",
 		refuse:  func(s *stack, _ int) { s.key(kmstest.KeyCommand{Do: "disable"}) },
 		restore: func(s *stack, _ int) { s.key(kmstest.KeyCommand{Do: "enable"}) },
 	},
@@ -80,7 +81,7 @@ var revocations = []revocation{
 		},
 	},
 	{
-		name: "network", key: keyguard.Unreachable, cause: "cannot be asked", nextStep: "goes on by itself", lease: true,
+		name: "network", alone: true, key: keyguard.Unreachable, cause: "cannot be asked", nextStep: "goes on by itself", lease: true,
 		refuse: func(s *stack, round int) {
 			kinds := []kmstest.FaultKind{kmstest.FaultCut, kmstest.FaultHang, kmstest.FaultError}
 			if _, err := s.control.Inject(s.t.Context(), kmstest.Fault{Kind: kinds[round%len(kinds)]}); err != nil {
@@ -215,7 +216,7 @@ func (s *stack) startLoad() load {
 
 // run makes one kind of revocation on a stack of its own.
 func (r revocation) run(t *testing.T, rounds int) {
-	s := newStack(t, shipped, withCache(r.cache))
+	s := newStack(t, shipped, withCache(r.cache), func(s *stack) { s.alone = r.alone })
 	l := s.startLoad()
 	s.awaitProgress(l)
 	root, data := s.secrets()

@@ -52,7 +52,7 @@ var quantities = []struct {
 
 // threads are byokd's.
 func (s *stack) threads() []os.DirEntry {
-	threads, err := os.ReadDir("/proc/" + strconv.Itoa(s.daemon.pid()) + "/task")
+	threads, err := os.ReadDir("/proc/" + strconv.Itoa(s.workerPid()) + "/task")
 	if err != nil {
 		s.t.Error(err)
 	}

@@ -109,7 +109,8 @@ type stack struct {
 	grace      time.Duration   // outageGrace of the key
 	launch     []string        // a program with arguments that byokd is started by, if any
 	container  func() *process // starts byokd in a container, if set
-	keeper     bool            // the mount outlives its worker
+	alone      bool            // byokd is one process, and the mount ends with it
+	keeper     bool            // the mount outlives its worker: what is called the daemon is the keeper
 	ownership  string          // volume.ownership; auto where empty
 	volumeless bool            // byokd has buckets only, and its files belong to nobody
 	socket     string          // of the node driver that mounts; byokd's files belong to nobody then
@@ -151,6 +152,7 @@ func newStack(t *testing.T, program func() (string, error), options ...option) *
 	for _, o := range options {
 		o(s)
 	}
+	s.keeper = !s.alone && !s.volumeless && s.socket == ""
 	t.Cleanup(s.leaveNothing)
 	for _, d := range []string{s.lower, s.mount} {
 		if err := os.Mkdir(d, 0o700); err != nil {
@@ -228,8 +230,8 @@ audit: {file: %q}
 stopTimeout: %v
 `, s.arn, s.cloud, probeInterval, s.grace, s.lower, s.mount, s.cache, strings.TrimPrefix(s.s3, "http://"), s.dir+"/s3-credentials",
 		s.holdFor, s.cloud, s.cloud, strings.TrimPrefix(s.admin, "http://"), s.dir+"/audit.jsonl", stopTimeout)
-	if s.keeper {
-		config = strings.Replace(config, "volume: {", "volume: {keeper: on, ", 1)
+	if s.alone {
+		config = strings.Replace(config, "volume: {", "volume: {keeper: off, ", 1)
 	}
 	if s.ownership != "" {
 		config = strings.Replace(config, "volume: {", fmt.Sprintf("volume: {ownership: %s, ", s.ownership), 1)

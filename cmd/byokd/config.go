@@ -94,6 +94,7 @@ type VolumeConfig struct {
 	// on: byokd is two processes, a keeper that holds the mount and a worker that serves it and is started
 	// again when it is killed, runs out of memory or is replaced (byokd upgrade): callers wait for some
 	// milliseconds and none fails. Needs ext4 below, and CAP_DAC_READ_SEARCH. off: the mount ends with byokd.
+	// auto: on, but off with mountSocket, where who has mounted holds the mount.
 	Keeper string `yaml:"keeper"`
 	// Where a volume keeps owner, group and mode of its files, which is settled when it is made. sealed: in
 	// an attribute of lower files that are all byokd's own, so that byokd needs no privilege. lower: on the
@@ -267,7 +268,7 @@ func (c Config) withDefaults() Config {
 		setDefault(&v.Role, "orchestration")
 		setDefault(&v.Key, only)
 		setDefault(&v.Cache, cacheWriteback)
-		setDefault(&v.Keeper, keeperOff)
+		setDefault(&v.Keeper, keeperAuto)
 		setDefault(&v.Ownership, ownershipAuto)
 		v.DirtyLimit.setDefault(fs.DefaultDirtyLimit)
 		c.Volume = &v
@@ -312,6 +313,7 @@ const (
 	ownershipLower  = "lower"
 	ownershipSealed = "sealed"
 
+	keeperAuto      = "auto"
 	keeperOff       = "off"
 	keeperOn        = "on"
 	metadataSealed  = "sealed"
@@ -321,6 +323,11 @@ const (
 	checksumsOmit   = "omit"
 	compressionZstd = "zstd"
 )
+
+// kept reports whether a keeper holds the volume's mount; v may be nil.
+func (v *VolumeConfig) kept() bool {
+	return v != nil && (v.Keeper == keeperOn || v.Keeper == keeperAuto && v.MountSocket == "")
+}
 
 func setDefault(field *string, value string) {
 	if *field == "" {

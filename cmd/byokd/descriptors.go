@@ -48,15 +48,22 @@ func connectionLimit(most int) int {
 // checkDescriptors states the limit of open files, warns where it is low, and refuses one with which byokd
 // itself cannot work.
 func checkDescriptors(log *zap.Logger) error {
-	raiseDescriptorLimit()
-	err := fewDescriptorsError()
-	switch limit := descriptorLimit(); {
-	case limit < tooFewDescriptors:
-		return failure(log, "too few files may be open at once", exitConfig, err)
-	case err != nil:
+	if err := enoughDescriptors(log); err != nil {
+		return err
+	}
+	if err := fewDescriptorsError(); err != nil {
 		log.Warn("few files may be open at once: under load calls will fail with EMFILE", zap.Error(err))
-	default:
-		log.Info("limit of open files", zap.Uint64("descriptors", limit))
+	} else {
+		log.Info("limit of open files", zap.Uint64("descriptors", descriptorLimit()))
+	}
+	return nil
+}
+
+// enoughDescriptors raises the limit, and refuses one with which byokd could not even start.
+func enoughDescriptors(log *zap.Logger) error {
+	raiseDescriptorLimit()
+	if descriptorLimit() < tooFewDescriptors {
+		return failure(log, "too few files may be open at once", exitConfig, fewDescriptorsError())
 	}
 	return nil
 }

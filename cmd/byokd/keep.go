@@ -32,6 +32,9 @@ func keepRunning(log *zap.Logger, environ []string) error {
 		return exitWith(exitFailure, err)
 	}
 	harden(log)
+	if err := enoughDescriptors(log); err != nil {
+		return err
+	}
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	defer signal.Stop(signals)

@@ -68,7 +68,7 @@ Exit codes:
 			for _, w := range warnings {
 				log.Warn(w)
 			}
-			if cfg.Volume != nil && cfg.Volume.Keeper == keeperOn {
+			if cfg.Volume.kept() {
 				return keepRunning(log, environ)
 			}
 			return runUntilSignal(cmd.Context(), cfg, log, environ, nil)

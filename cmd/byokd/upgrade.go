@@ -27,7 +27,7 @@ func newUpgradeCommand() *cobra.Command {
 	var socket string
 	cmd := &cobra.Command{
 		Use: "upgrade", Short: "Go on with the byokd that is installed now, without unmounting", Args: cobra.NoArgs,
-		Long: `Replaces the worker of a running byokd with a keeper (volume.keeper: on) by one of the binary that lies where the
+		Long: `Replaces the worker of a running byokd with a keeper (volume.keeper) by one of the binary that lies where the
 running one was started from: put the new one there first, by renaming it into place. Calls on the mount wait for the
 moment that it takes, and none fails; connections to the S3 proxy break, and clients try again. A binary that cannot go
 on with the mount is refused, or given up for the one before. The keeper itself stays the old one until byokd is stopped
@@ -91,7 +91,7 @@ func (o *operator) worker(context.Context, control.Peer, json.RawMessage, func(a
 func (o *operator) upgrade(context.Context, control.Peer, json.RawMessage, func(any)) (any, error) {
 	w := o.d.worker
 	if w == nil {
-		return nil, &control.Failure{Code: exitFailure, Text: "this byokd has no keeper (volume.keeper: on): stop it and start the other one"}
+		return nil, &control.Failure{Code: exitFailure, Text: "this byokd has no keeper (volume.keeper): stop it and start the other one"}
 	}
 	program, err := os.Executable()
 	if err == nil {

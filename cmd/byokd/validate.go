@@ -145,7 +145,7 @@ func (c *checker) volume(cfg Config) {
 		c.fail("volume.mount", "%s and volume.lower %s are the same or one inside the other", v.Mount, v.Lower)
 	}
 	c.oneOf("volume.cache", v.Cache, cacheWriteback, cacheWritethrough)
-	c.oneOf("volume.keeper", v.Keeper, keeperOff, keeperOn)
+	c.oneOf("volume.keeper", v.Keeper, keeperAuto, keeperOff, keeperOn)
 	c.oneOf("volume.ownership", v.Ownership, ownershipAuto, ownershipLower, ownershipSealed)
 	if v.DirtyLimit.Bytes < 1<<20 || v.DirtyLimit.Bytes > 1<<30 {
 		c.fail("volume.dirtyLimit", "must be between 1MiB and 1GiB")
