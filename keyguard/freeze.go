@@ -240,7 +240,7 @@ func (r *runner) publish() {
 	if s.Gate != last.Gate {
 		s.Since = now
 	}
-	if s.Key == AccessDenied { // the cause says it already
+	if s.Key == AccessDenied || s.Key == Deleted { // the cause says it already
 		s.Warning = ""
 	}
 	if s.Key == PendingDeletion {

@@ -61,9 +61,13 @@ func TestAtStart(t *testing.T) {
 	t.Run("Deleted, known from an earlier run", func(t *testing.T) {
 		inWorld(t, func(o *Options) { o.Probe = []byte("probe") }, func(w *world) {
 			w.kms.set(Deleted)
+			w.kms.with(func(f *fakeKMS) { f.failOp["Describe"] = refusal(Deleted) })
 			w.start()
 			w.await("state told", time.Second, func(s Status) bool { return s.Key == Deleted })
 			w.stays(Starting, 20*time.Minute)
+			if warning := w.guard.Status().Warning; warning != "" { // that DescribeKey finds no key either
+				t.Errorf("beside the cause it warns: %s", warning)
+			}
 		})
 	})
 }
