@@ -22,6 +22,7 @@ die() {
 cleanup() {
   local code=$? pid name
   trap - EXIT
+  set +e # not everything is there when it ends early
   for pid in "$dir"/*/byokd.pid "$dir"/*/devcloud.pid; do
     [[ -e $pid ]] && kill "$(cat "$pid")" 2>/dev/null
     while [[ $pid == */byokd.pid && -e $pid ]] && kill -0 "$(cat "$pid")" 2>/dev/null; do sleep 0.1; done
