@@ -103,7 +103,7 @@ conformance-s3: ## run versitygw's public S3 tests against byokd and compare wit
 conformance-fs: build ## run pjdfstest, fsx and stress-ng on a mount and on plain ext4
 	test/conformance/fs.sh
 
-soak: ## 10 M operations against plain ext4, 1000 freezes and thaws under load, a freeze of minutes of the filesystem and of an upload, 100 scanned ones, 10,000 power cuts, 500 kills of everything, 5,000 of the worker below its mount, an hour of everything at once with nothing growing, an hour of fuzzing for each decoder; then run the moving parts SOAK (20) times under the race detector
+soak: ## 10 M operations against plain ext4, 1000 freezes and thaws under load, a freeze of minutes of the filesystem and of an upload, 100 scanned ones, 10,000 power cuts, 500 kills of everything, 9,000 of the worker below its mount, an hour of everything at once with nothing growing, an hour of fuzzing for each decoder; then run the moving parts SOAK (20) times under the race detector
 	BYOKD_SOAK_CYCLES=1000 BYOKD_SOAK_OUTAGES=1 $(GO) test -count=1 -v -timeout 0 \
 	  -run 'TestFreezeAndThawBounds|TestRecoveryDoesNotDependOnTheOutage|TestThousandPodsOnOneKey' ./keyguard/...
 	BYOKD_OPS=10000000 BYOKD_INODES=10000 BYOKD_CACHED_MIB=1024 BYOKD_FROZEN_FOR=5m $(GO) test -count=1 -v -timeout 0 \
@@ -112,7 +112,7 @@ soak: ## 10 M operations against plain ext4, 1000 freezes and thaws under load, 
 	BYOKD_ROUNDS=1000 $(GO) test -count=1 -v -timeout 0 -run 'TestRevocation/(disable|disable,_write-through)$$' ./test
 	BYOKD_POWERCUT_ROUNDS=25 $(GO) test -count=1 -v -timeout 0 ./test/powercut # 11,750 points on byokd
 	BYOKD_KILL_CYCLES=500 $(GO) test -count=1 -v -timeout 0 -run TestEverythingKilled ./test
-	BYOKD_KILLS=1000 $(GO) test -count=1 -v -timeout 0 -run 'TestTorture$$' ./fs
+	BYOKD_KILLS=1000 $(GO) test -count=1 -v -timeout 0 -run 'TestTorture(Below)?$$' ./fs
 	BYOKD_KILLS=200 $(GO) test -count=1 -v -timeout 0 -run 'TestWorkerKilled$$|TestDatabasesOverWorkerKills|TestWorkerOutOfMemory' ./test
 	BYOKD_SOAK_FREEZES=100 $(GO) test -count=1 -v -timeout 0 -run TestFreezeOverAndOver ./test
 	BYOKD_SOAK_FOR=1h $(GO) test -count=1 -v -timeout 0 -run 'TestSoak$$' ./test

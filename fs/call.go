@@ -35,8 +35,10 @@ type call struct {
 	// Plaintext of the blocks at the edges of a write, and of one being opened.
 	head, plain, opened [seal.BlockPayload]byte
 
-	record *record // of the request, in the journal; nil without one
-	again  bool    // an earlier process may have done some of it, or all
+	record  *record      // of the request, in the journal; nil without one
+	slot    *journalSlot // where record is
+	forgets uint32       // FORGETs of the request so far
+	again   bool         // an earlier process may have done some of it, or all
 
 	began time.Time // when the request was read
 
@@ -63,7 +65,7 @@ func (c *call) init(f *Filesystem, scratch []byte) {
 	c.runJob, c.runOther, c.beside = c.run, c.runOtherHalf, c.runBeside
 }
 
-func (c *call) begin(header *fuse.InHeader) { c.header = *header }
+func (c *call) begin(header *fuse.InHeader) { c.header, c.forgets = *header, 0 }
 
 func (c *call) enter(pass keyguard.Pass) { c.pass, c.inside = pass, true }
 
@@ -78,10 +80,16 @@ func (c *call) end() {
 
 // undo takes back what a reply that does not leave would have given.
 func (c *call) undo() {
-	for _, id := range c.looked {
-		c.fs.nodes.forget(id, 1)
-	}
+	c.takeBack()
 	c.leave()
+}
+
+// takeBack takes back the references that the reply would have given.
+func (c *call) takeBack() {
+	for _, id := range c.looked {
+		c.fs.nodes.takeBack(id, c.slot)
+	}
+	c.looked = c.looked[:0]
 }
 
 func (c *call) leave() {

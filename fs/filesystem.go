@@ -167,13 +167,11 @@ func OpenLocked(lower string, g *keyguard.Guard, o Options) (*Filesystem, error)
 	}
 	f := &Filesystem{
 		guard: g, lower: lower, options: o, log: o.Logger, unlocked: make(chan struct{}), unwatch: func() {},
-		root: root, nodes: newNodeTable(newLowerIDs(root, o.tableOfIDs), root), handles: newHandleTable(), turns: newTurns(),
+		root: root, nodes: newNodeTable(newLowerIDs(root, o.tableOfIDs, o.Keep != nil), root), handles: newHandleTable(), turns: newTurns(),
 		stable: stablePages(&st), track: tracksBlocks(root), cores: runtime.GOMAXPROCS(0), privileged: unix.Geteuid() == 0, umask: processUmask(),
 		owner: fuse.Owner{Uid: uint32(unix.Geteuid()), Gid: uint32(unix.Getegid())},
 	}
-	if o.Keep != nil {
-		f.keepOrNot()
-	}
+	f.nodes.keep = o.Keep
 	f.bdi.Store(&bdi{})
 	f.closed.Store(true)
 	f.holdReads.Store(true)

@@ -11,7 +11,7 @@ import (
 )
 
 // await looks until ok, for as long as a loaded machine may take.
-func await(t *testing.T, what func() string, ok func() bool) {
+func await(t testing.TB, what func() string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {

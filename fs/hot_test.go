@@ -111,7 +111,7 @@ func (h *hotPath) getattr(t testing.TB) { h.ask(t, opGetattr, h.node, make([]byt
 func (h *hotPath) lookup(t testing.TB) {
 	const opLookup = 1
 	h.ask(t, opLookup, fuse.FUSE_ROOT_ID, []byte("hot\x00"))
-	h.loop.fs.nodes.forget(h.node, 1) // as the kernel would, which has asked for none
+	h.loop.fs.nodes.forget(h.node, 1, nil, 0) // as the kernel would, which has asked for none
 }
 
 // TestAttributeAllocations bounds what LOOKUP and GETATTR allocate. They pass go-fuse's

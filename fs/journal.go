@@ -23,6 +23,8 @@ type journal struct {
 	fd   int
 	head *journalHead
 
+	stall func(step) // Keep.after
+
 	mu     sync.Mutex
 	size   int64          // guarded by mu; of the memfd
 	spare  []*journalSlot // guarded by mu; without a request, and without memory
@@ -68,6 +70,9 @@ type journalHead struct {
 	// INIT, valid from initLength on.
 	initLength, replyLength atomic.Uint32
 	init, reply             [initMessage]byte
+
+	counted  atomic.Uint32 // 1: ids are those of tableIDs, and references are counted
+	transfer transfer      // see references.go
 
 	chunks atomic.Uint64
 	chunk  [maxChunks]uint64 // kind << 48 | offset / chunkAlign
@@ -284,6 +289,13 @@ func (t *entryTable) reserve() (uint32, *entry, error) {
 	index := t.free[len(t.free)-1]
 	t.free = t.free[:len(t.free)-1]
 	return index, t.find(index), nil
+}
+
+// putBack takes back an entry that was reserved and not used.
+func (t *entryTable) putBack(index uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.free = append(t.free, index)
 }
 
 // learn finds the free entries of chunks that came from an earlier process.

@@ -29,6 +29,9 @@ type Keep struct {
 	Deposit func(device, journal int) error
 	Hold    func(node uint64, fd int) error
 	Release func(node uint64)
+	// Held returns what the keeper holds, to go on with a mount; the descriptors become
+	// the Filesystem's.
+	Held func() (map[uint64]int, error)
 
 	// Faulted says that the process before this one ended by a fault of its own. A
 	// request that was being served then may be the cause.
@@ -51,6 +54,7 @@ const (
 	stepAnswered             // its reply is recorded
 	stepReplied              // the kernel has the reply
 	stepTakeOver             // something of a mount was taken over
+	stepTransfer             // a count of references, or what belongs to it, has changed
 )
 
 func (k *Keep) after(s step) {
@@ -71,9 +75,6 @@ const coldAfter = 400 * time.Millisecond
 // tells which nodes and handles the kernel knows, and which requests it waits for.
 func (f *Filesystem) takeOver() (*loop, error) {
 	k := f.options.Keep
-	if _, ok := f.nodes.ids.(*handleIDs); !ok {
-		return nil, fmt.Errorf("%w: it may not open lower file handles (CAP_DAC_READ_SEARCH)", ErrCannotTakeOver)
-	}
 	header, err := ReadHeader(f.lower)
 	if err != nil {
 		return nil, err
@@ -82,6 +83,7 @@ func (f *Filesystem) takeOver() (*loop, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCannotTakeOver, err)
 	}
+	j.stall = k.after
 	l := newLoop(f, k.Device, j)
 	if request, reply := j.savedInit(); request != nil {
 		if err := l.sameAgreement(request, reply); err != nil {
@@ -90,12 +92,28 @@ func (f *Filesystem) takeOver() (*loop, error) {
 		l.agreed(request, reply)
 	}
 	k.after(stepTakeOver)
+	ids, counted := f.nodes.ids.(*tableIDs)
+	if counted != (j.head.counted.Load() == 1) {
+		return nil, fmt.Errorf("%w: the kernel knows the inodes by lower file handles where byokd has CAP_DAC_READ_SEARCH, by numbers where not, and that has changed", ErrCannotTakeOver)
+	}
+	if counted {
+		held, err := k.Held()
+		if err != nil {
+			return nil, fmt.Errorf("take over the inodes that the keeper holds: %w", err)
+		}
+		k.after(stepTakeOver)
+		j.settleReplies(l.stillWaits)
+		f.nodes.journal = j
+		f.nodes.takeOver(ids, held)
+		k.after(stepTakeOver)
+	}
 	l.forgetUnfinished()
 	k.after(stepTakeOver)
 	f.nodes.recover(j)
 	k.after(stepTakeOver)
 	f.handles.recover(j, f.nodes)
 	k.after(stepTakeOver)
+	f.nodes.letGo()
 	return l, nil
 }
 
@@ -117,6 +135,7 @@ func (l *loop) sameAgreement(request, reply []byte) error {
 // forgetUnfinished takes back what requests without a recorded reply have given:
 // they will be served again, and give it anew.
 func (l *loop) forgetUnfinished() {
+	_, counted := l.fs.nodes.counted() // then references were taken back
 	for _, s := range l.journal.slots {
 		r := s.record
 		if s.pending() == nil || r.phase.Load() == phaseAnswered {
@@ -125,7 +144,7 @@ func (l *loop) forgetUnfinished() {
 		if fh := r.handle.Swap(0); fh != 0 {
 			l.journal.dropHandle(fh)
 		}
-		if id := r.node.Swap(0); id != 0 {
+		if id := r.node.Swap(0); id != 0 && !counted {
 			l.fs.options.Keep.Release(id)
 			l.journal.nodes.each(func(index uint32, e *entry) {
 				if e.key.Load() == id {
@@ -252,18 +271,4 @@ func (f *Filesystem) awaitKey(over <-chan time.Time) bool {
 			return false
 		}
 	}
-}
-
-// keepOrNot lets the mount end with this process where another could not find the
-// inodes again: ids that are numbers in a table of descriptors say nothing to it.
-func (f *Filesystem) keepOrNot() {
-	if _, ok := f.nodes.ids.(*handleIDs); ok {
-		f.nodes.keep = f.options.Keep
-		return
-	}
-	if f.options.Keep.resumes() {
-		return // it could once: takeOver refuses
-	}
-	f.log.Warn("the mount will end if byokd's worker does: the lower filesystem gives no file handles of 64 bits, or they may not be opened (CAP_DAC_READ_SEARCH)")
-	f.options.Keep = nil
 }

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -116,7 +117,7 @@ func serveKept(dir string) int {
 	defer stop()
 	go func() { _ = guard.Run(ctx) }()
 	o := Options{Binding: testBinding, Logger: log, Keep: &Keep{Device: w.Take("device"), Journal: w.Take("journal"),
-		Hold: w.Hold, Release: func(n uint64) { _ = w.Release(n) }, Faulted: w.Cause == keeper.Fault,
+		Hold: w.Hold, Release: func(n uint64) { _ = w.Release(n) }, Held: w.Held, Faulted: w.Cause == keeper.Fault,
 		Deposit: func(device, journal int) error {
 			return errors.Join(w.Deposit("device", device), w.Deposit("journal", journal))
 		}}}
@@ -200,6 +201,13 @@ func serveKept(dir string) int {
 func keepKept() int {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGHUP)
+	if os.Getenv(keptVariable+"_UNABLE") != "" { // the worker's capabilities are those that its parent's thread may pass on
+		runtime.LockOSThread()
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_DAC_READ_SEARCH, 0, 0, 0); err != nil {
+			fmt.Fprintln(os.Stderr, "keeper:", err)
+			return 1
+		}
+	}
 	env := slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, keptVariable+"_KEEPER=") })
 	code, err := keeper.Run(keeper.Options{Program: "/proc/self/exe", Args: []string{"fs.test"}, Env: env,
 		Files: [3]*os.File{nil, os.Stderr, os.Stderr}, Signals: signals, Log: zap.NewNop(),
@@ -242,8 +250,13 @@ func (b *lockedBuffer) String() string {
 
 func newKeptVolume(t testing.TB, env ...string) *keptVolume {
 	t.Helper()
+	return newKeptVolumeIn(t, t.TempDir(), env...)
+}
+
+func newKeptVolumeIn(t testing.TB, dir string, env ...string) *keptVolume {
+	t.Helper()
 	requireFUSE(t)
-	k := &keptVolume{t: t, dir: t.TempDir(), ended: make(chan error, 1)}
+	k := &keptVolume{t: t, dir: dir, ended: make(chan error, 1)}
 	for _, d := range []string{"lower", "mount", "kms"} {
 		if err := os.Mkdir(filepath.Join(k.dir, d), 0o755); err != nil {
 			t.Fatal(err)

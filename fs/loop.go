@@ -295,6 +295,7 @@ func (l *loop) operate(s *slot, request []byte) []byte {
 	}
 	n, code := s.server.HandleRequest([][]byte{request}, [][]byte{s.out})
 	if code != fuse.OK {
+		s.call.takeBack()
 		return l.failure(s, s.call.header.Unique, unix.Errno(code))
 	}
 	if s.call.header.Opcode == opInit {

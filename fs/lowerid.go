@@ -26,8 +26,9 @@ type lowerIDs interface {
 // newLowerIDs takes file handles where the lower filesystem's are small enough
 // to be node ids and this process may open them (CAP_DAC_READ_SEARCH), or are an
 // inode number with a generation; else a table of O_PATH descriptors, as with table
-// in any case.
-func newLowerIDs(root int, table bool) lowerIDs {
+// in any case. Generations are remembered by this process alone: with kept, it is the
+// table for them, too.
+func newLowerIDs(root int, table, kept bool) lowerIDs {
 	h := &handleIDs{root: root}
 	var st unix.Stat_t
 	if err := unix.Fstat(root, &st); err == nil {
@@ -39,8 +40,10 @@ func newLowerIDs(root int, table bool) lowerIDs {
 			}
 		}
 	}
-	if g := newGenerationIDs(root); g != nil && !table {
-		return g
+	if !table && !kept {
+		if g := newGenerationIDs(root); g != nil {
+			return g
+		}
 	}
 	return &tableIDs{root: root, rootStat: st, fds: map[uint64]int{}}
 }
@@ -206,6 +209,24 @@ func (t *tableIDs) close() {
 		unix.Close(fd)
 	}
 	clear(t.fds)
+}
+
+// adopt makes the ids good that a predecessor gave to the kernel, of which there are
+// descriptors.
+func (t *tableIDs) adopt(held map[uint64]int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.fds = held
+}
+
+// held returns the descriptor of an inode that was identified, -1 where there is none.
+func (t *tableIDs) held(id uint64) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if fd, ok := t.fds[id]; ok {
+		return fd
+	}
+	return -1
 }
 
 // resume makes the ids good that a predecessor gave to the kernel; inodes are those

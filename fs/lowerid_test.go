@@ -11,9 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// largeXFS makes an XFS whose inode numbers need more than 32 bits, sparse, and mounts
-// it.
-func largeXFS(t *testing.T) string {
+// What an XFS is as large as: the inode numbers of the larger need more than 32 bits.
+const (
+	smallXFS = "1G"
+	largeXFS = "4T"
+)
+
+// newXFS makes an XFS, sparse, and mounts it.
+func newXFS(t *testing.T, size string) string {
 	t.Helper()
 	requireFUSE(t)
 	if _, err := exec.LookPath("mkfs.xfs"); err != nil {
@@ -25,7 +30,7 @@ func largeXFS(t *testing.T) string {
 		t.Fatal(err)
 	}
 	for _, command := range [][]string{
-		{"truncate", "-s", "4T", image},
+		{"truncate", "-s", size, image},
 		{"mkfs.xfs", "-q", "-K", "-l", "size=64m", image},
 		{"mount", "-o", "loop", image, mount},
 	} {
@@ -44,7 +49,7 @@ func largeXFS(t *testing.T) string {
 // TestInodesOfLargeXFS: what the kernel knows costs no descriptor there either, is found
 // again, and outlives its name where somebody has it open.
 func TestInodesOfLargeXFS(t *testing.T) {
-	v := newVolumeIn(t, largeXFS(t), Options{})
+	v := newVolumeIn(t, newXFS(t, largeXFS), Options{})
 	if _, ok := v.fs.nodes.ids.(*generationIDs); !ok {
 		t.Fatalf("ids are %T", v.fs.nodes.ids)
 	}

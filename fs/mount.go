@@ -148,7 +148,11 @@ func (f *Filesystem) connect(dir string) (*loop, error) {
 			unix.Close(dev)
 			return nil, err
 		}
+		j.stall = k.after
 		f.nodes.keepJournal(j)
+		if _, counted := f.nodes.counted(); counted {
+			j.head.counted.Store(1)
+		}
 		f.handles.journal = j
 	}
 	if err := fusemount.Mount(dev, dir); err != nil {

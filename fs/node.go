@@ -132,19 +132,25 @@ func (t *nodeTable) newNode(id uint64) *node {
 }
 
 // look names the lower inode at (dir, name), or dir itself, to the kernel: the
-// kernel gains one reference, which a FORGET gives back.
-func (t *nodeTable) look(dir int, name string, st *unix.Stat_t) (*node, error) {
+// kernel gains one reference, by the reply in s, which a FORGET gives back.
+func (t *nodeTable) look(dir int, name string, st *unix.Stat_t, s *journalSlot) (*node, error) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	n, err := t.meet(dir, name, st)
+	var left released
+	if err == nil {
+		if err = t.record(n); err == nil {
+			err = t.give(n, s)
+		}
+		if err != nil {
+			n.using.Add(-1)
+			left = t.settle(n)
+		}
+	}
+	t.mu.Unlock()
 	if err != nil {
+		t.drop(left)
 		return nil, err
 	}
-	if err := t.record(n); err != nil {
-		n.using.Add(-1)
-		return nil, err
-	}
-	n.lookups.Add(1)
 	return n, nil
 }
 
@@ -197,7 +203,8 @@ func (t *nodeTable) find(dir int, name string, st *unix.Stat_t) *node {
 func (t *nodeTable) use(id uint64) *node {
 	t.mu.RLock()
 	n := t.byID[id]
-	if n != nil && (t.journal == nil || n.lookups.Load() > 0) {
+	_, counted := t.counted()
+	if n != nil && (t.journal == nil || counted || n.lookups.Load() > 0) {
 		n.using.Add(1)
 		t.mu.RUnlock()
 		return n
@@ -208,7 +215,7 @@ func (t *nodeTable) use(id uint64) *node {
 	if n = t.byID[id]; n == nil {
 		n = t.wake(id)
 	}
-	if t.journal != nil && n.lookups.Load() == 0 && t.record(n) == nil {
+	if t.journal != nil && !counted && n.lookups.Load() == 0 && t.record(n) == nil {
 		n.lookups.Store(1) // the kernel knows it, or it would not ask; see recover
 	}
 	n.using.Add(1)
@@ -309,21 +316,28 @@ func (t *nodeTable) closed(n *node) {
 	t.drop(left)
 }
 
-// forget takes back references of the kernel.
-func (t *nodeTable) forget(id, count uint64) {
+// forget takes back references of the kernel: the nth FORGET of the request in s.
+func (t *nodeTable) forget(id, count uint64, s *journalSlot, nth uint32) {
 	if id == fuse.FUSE_ROOT_ID {
 		return
 	}
 	var left released
 	t.mu.Lock()
-	if n := t.byID[id]; n != nil {
-		n.lookups.Store(max(0, n.lookups.Load()-int64(count)))
-		left = t.settle(n)
-	} else {
-		t.forgetIdle(id, count)
+	if t.countForget(id, count, s, nth) {
+		left = t.uncount(id, count)
 	}
 	t.mu.Unlock()
 	t.drop(left)
+}
+
+// uncount takes references of the kernel off a node; mu is held.
+func (t *nodeTable) uncount(id, count uint64) (left released) {
+	if n := t.byID[id]; n != nil {
+		n.lookups.Store(max(0, n.lookups.Load()-int64(count)))
+		return t.settle(n)
+	}
+	t.forgetIdle(id, count)
+	return left
 }
 
 // known is how many inodes the kernel knows.

@@ -9,8 +9,8 @@ import (
 
 // record puts a node into the journal before the kernel knows it; mu is held. What
 // is there is found again by the next process, which has to know at a freeze of
-// which inodes the kernel may hold pages. How often the kernel knows it is not
-// there: a FORGET takes back all there is.
+// which inodes the kernel may hold pages. How often the kernel knows it is there
+// only where that is counted (references.go): else a FORGET takes back all there is.
 func (t *nodeTable) record(n *node) error {
 	if t.journal == nil || n.entry != 0 || n.id == fuse.FUSE_ROOT_ID {
 		return nil
@@ -20,6 +20,13 @@ func (t *nodeTable) record(n *node) error {
 		return unix.ENFILE
 	}
 	e.state.Store(0)
+	if ids, counted := t.counted(); counted {
+		if err := t.keep.Hold(n.id, ids.held(n.id)); err != nil {
+			t.journal.nodes.putBack(index)
+			return unix.ENFILE
+		}
+		n.held = true
+	}
 	e.key.Store(n.id)
 	n.entry = index + 1
 	return nil
@@ -60,8 +67,8 @@ func (t *nodeTable) takeEntry(n *node) {
 	}
 }
 
-// recover makes the nodes that the journal tells of. The kernel's references are
-// not counted there: each node gets one, and the FORGET that gives all of them
+// recover makes the nodes that the journal tells of. Where the kernel's references are
+// not counted, each node gets one, and the FORGET that gives all of them
 // back takes that. If the kernel has met the inode again before that FORGET was
 // read, it is taken off too early; then use puts it back, at the first request
 // that could bring a page of it into the kernel.
@@ -69,10 +76,16 @@ func (t *nodeTable) recover(j *journal) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.keepJournal(j)
+	_, counted := t.counted()
 	j.nodes.each(func(index uint32, e *entry) {
 		id, state := e.key.Load(), e.state.Load()
 		if _, idle := t.idle[id]; idle || t.byID[id] != nil { // a request made it twice
 			j.nodes.remove(index)
+			return
+		}
+		if counted {
+			t.idle[id] = idleNode{lookups: e.count(), touched: true}
+			t.entries[id] = index + 1
 			return
 		}
 		if state&nodePinned == 0 {

@@ -55,12 +55,12 @@ func (c *call) openNew(f newFile, dir int, sealed string, flags uint32, out *fus
 	if sealed == "" {
 		dir = fd
 	}
-	n, err := c.fs.nodes.look(dir, sealed, &st)
+	n, err := c.fs.nodes.look(dir, sealed, &st, c.slot)
 	if err != nil {
 		unix.Close(fd)
 		return err
 	}
-	c.used = append(c.used, n)
+	c.used, c.looked = append(c.used, n), append(c.looked, n.id)
 	n.content.Lock()
 	n.meta.Lock()
 	n.file.close()
@@ -83,7 +83,6 @@ func (c *call) openNew(f newFile, dir int, sealed string, flags uint32, out *fus
 	if err := c.fill(n, &st, &out.Attr); err != nil {
 		return err
 	}
-	c.looked = append(c.looked, n.id)
 	out.NodeId, out.Generation = n.id, 1
 	out.SetEntryTimeout(cacheFor)
 	out.SetAttrTimeout(cacheFor)

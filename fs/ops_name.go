@@ -34,13 +34,13 @@ func (c *call) entry(dir int, sealed string, out *fuse.EntryOut) error {
 }
 
 func (c *call) introduce(dir int, sealed string, st *unix.Stat_t, out *fuse.EntryOut) (*node, error) {
-	n, err := c.fs.nodes.look(dir, sealed, st)
+	n, err := c.fs.nodes.look(dir, sealed, st, c.slot)
 	if err != nil {
 		return nil, err
 	}
 	c.used = append(c.used, n)
 	if err := c.fill(n, st, &out.Attr); err != nil {
-		c.fs.nodes.forget(n.id, 1)
+		c.fs.nodes.takeBack(n.id, c.slot)
 		return nil, err
 	}
 	c.looked = append(c.looked, n.id)
@@ -303,7 +303,10 @@ func (c *call) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.E
 
 // Forget takes back references that the kernel had by LOOKUP and the like: with
 // the last one goes what we hold for an inode, and a deleted file's space.
-func (c *call) Forget(id, count uint64) { c.fs.nodes.forget(id, count) }
+func (c *call) Forget(id, count uint64) {
+	c.forgets++
+	c.fs.nodes.forget(id, count, c.slot, c.forgets)
+}
 
 func (c *call) Unlink(_ <-chan struct{}, header *fuse.InHeader, name string) fuse.Status {
 	return c.remove(header.NodeId, name, 0)

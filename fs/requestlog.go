@@ -40,11 +40,13 @@ type record struct {
 	phase    atomic.Uint32
 	attempts atomic.Uint32 // times that serving it has ended the process
 	length   atomic.Uint32 // of reply
-	_        uint32
+	given    atomic.Uint32 // references to nodes that the reply gives, see references.go
 	handle   atomic.Uint64 // given by it, 0 for none
 	node     atomic.Uint64 // without a name, made by it; 0 for none
 	before   atomic.Uint64 // what was there before it, see call.before
 	reply    [maxLogged]byte
+
+	forgotten atomic.Uint32 // how many of the request's FORGETs were carried out
 
 	rooms atomic.Uint32 // bytes of room that are saved; see saveRooms
 	room  [roomBefore * scratchBlocks]byte
@@ -182,6 +184,8 @@ func (s *journalSlot) settle(n int) {
 	r.handle.Store(0)
 	r.node.Store(0)
 	r.before.Store(0)
+	r.given.Store(0)
+	r.forgotten.Store(0)
 	r.attempts.Store(0)
 	r.rooms.Store(0)
 	r.phase.Store(phaseIdle)

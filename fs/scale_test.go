@@ -108,7 +108,7 @@ func TestIdleEntriesAreSmall(t *testing.T) {
 		}
 	}
 	for id := uint64(2); id < 100_000; id++ {
-		table.forget(id, 1)
+		table.forget(id, 1, nil, 0)
 	}
 	if nodes := len(table.byID) + len(table.idle); nodes != 1 {
 		t.Errorf("%d inodes are left when the kernel has forgotten all but the root", nodes)

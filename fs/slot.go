@@ -132,7 +132,7 @@ func (l *loop) buildSlot(kept *journalSlot) (*slot, error) {
 	s := &slot{memory: memory, kept: kept}
 	if kept != nil {
 		s.in = kept.in
-		s.call.record = kept.record
+		s.call.record, s.call.slot = kept.record, kept
 	} else {
 		s.in, memory = memory[:bufferSize], memory[bufferSize:]
 	}

@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -389,52 +390,118 @@ func stalls(seed, generation uint64) func(step) {
 	}
 }
 
+// tortured is a way to kill the worker at random moments.
+type tortured struct {
+	name    string
+	cache   CacheMode
+	stalled bool // the moments between two steps of a request are drawn out
+	again   int  // each how manieth kill is followed by one in the recovery
+	held    bool // the keeper holds the inodes that the kernel knows: none that is gone in the end
+}
+
+// in tortures a volume in a directory.
+func (c tortured) in(t *testing.T, dir string, kills int, env ...string) {
+	env = append(env, keptVariable+"_CACHE="+c.cache.String())
+	recovery := 15
+	if c.stalled {
+		seed := rand.Uint64()
+		t.Logf("seed %d", seed)
+		env = append(env, fmt.Sprintf("%s_STALLS=%d", keptVariable, seed))
+		recovery = 60
+	}
+	k := newKeptVolumeIn(t, dir, env...)
+	s := newStorm(k)
+	var took []time.Duration
+	for kill := range kills {
+		time.Sleep(time.Duration(5+rand.IntN(150)) * time.Millisecond) // the random moment
+		began := time.Now()
+		k.kill(unix.SIGKILL)
+		if kill%c.again == c.again-1 { // in the middle of the recovery
+			time.Sleep(time.Duration(rand.IntN(recovery)) * time.Millisecond)
+			k.kill(unix.SIGKILL)
+		}
+		if err := k.firstReply(); err != nil {
+			s.fail(err)
+		}
+		took = append(took, time.Since(began))
+		if len(s.failed()) > 0 {
+			t.Logf("after kill %d", kill+1)
+			break
+		}
+	}
+	s.finish()
+	slices.Sort(took)
+	t.Logf("%d kills, %d operations; from the kill to the first reply p50 %v, p90 %v, max %v", len(took), s.ops.Load(),
+		took[len(took)/2].Round(100*time.Microsecond), took[len(took)*9/10].Round(100*time.Microsecond), took[len(took)-1].Round(100*time.Microsecond))
+	if c.held && !t.Failed() {
+		k.nothingStays()
+	}
+}
+
+// nothingStays removes all files, which the kernel forgets then: nobody holds one of
+// them any more, however many workers there were.
+func (k *keptVolume) nothingStays() {
+	k.t.Helper()
+	entries, err := os.ReadDir(k.dir + "/mount")
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(k.path(e.Name())); err != nil {
+			k.t.Fatal(err)
+		}
+	}
+	for _, who := range []struct {
+		name string
+		pid  int
+		own  int // the worker's reserve has no name
+	}{{"keeper", k.keeper.Process.Pid, 0}, {"worker", int(k.pid.Load()), 1}} {
+		gone := func() (paths []string) {
+			fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", who.pid))
+			for _, fd := range fds {
+				target, _ := os.Readlink(fd)
+				if strings.HasPrefix(target, k.dir+"/lower/") && strings.HasSuffix(target, " (deleted)") {
+					paths = append(paths, target)
+				}
+			}
+			return paths
+		}
+		await(k.t, func() string { return fmt.Sprintf("the %s holds what is gone: %q", who.name, gone()) },
+			func() bool { return len(gone()) <= who.own })
+	}
+}
+
 // TestTorture kills the worker at random moments.
 func TestTorture(t *testing.T) {
-	for _, c := range []struct {
-		name    string
-		cache   CacheMode
-		stalled bool // the moments between two steps of a request are drawn out
-		again   int  // each how manieth kill is followed by one in the recovery
-	}{
-		{"writeback", Writeback, false, 5},
-		{"write-through", Writethrough, false, 5},
-		{"writeback, drawn out", Writeback, true, 2},
-		{"write-through, drawn out", Writethrough, true, 2},
+	for _, c := range []tortured{
+		{"writeback", Writeback, false, 5, false},
+		{"write-through", Writethrough, false, 5, false},
+		{"writeback, drawn out", Writeback, true, 2, false},
+		{"write-through, drawn out", Writethrough, true, 2, false},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			env := []string{keptVariable + "_CACHE=" + c.cache.String()}
-			recovery := 15
-			if c.stalled {
-				seed := rand.Uint64()
-				t.Logf("seed %d", seed)
-				env = append(env, fmt.Sprintf("%s_STALLS=%d", keptVariable, seed))
-				recovery = 60
-			}
-			k := newKeptVolume(t, env...)
-			s := newStorm(k)
-			defer s.finish()
-			var took []time.Duration
-			for kill := range killsWanted(t) {
-				time.Sleep(time.Duration(5+rand.IntN(150)) * time.Millisecond) // the random moment
-				began := time.Now()
-				k.kill(unix.SIGKILL)
-				if kill%c.again == c.again-1 { // in the middle of the recovery
-					time.Sleep(time.Duration(rand.IntN(recovery)) * time.Millisecond)
-					k.kill(unix.SIGKILL)
-				}
-				if err := k.firstReply(); err != nil {
-					s.fail(err)
-				}
-				took = append(took, time.Since(began))
-				if len(s.failed()) > 0 {
-					t.Logf("after kill %d", kill+1)
-					break
-				}
-			}
-			slices.Sort(took)
-			t.Logf("%d kills, %d operations; from the kill to the first reply p50 %v, p90 %v, max %v", len(took), s.ops.Load(),
-				took[len(took)/2].Round(100*time.Microsecond), took[len(took)*9/10].Round(100*time.Microsecond), took[len(took)-1].Round(100*time.Microsecond))
-		})
+		t.Run(c.name, func(t *testing.T) { c.in(t, t.TempDir(), killsWanted(t)) })
+	}
+}
+
+// TestTortureBelow does so on lower filesystems and with rights that the others have
+// not: where inodes cannot be opened by their ids, the keeper holds them.
+func TestTortureBelow(t *testing.T) {
+	kills := killsWanted(t)
+	if kills == shortKills {
+		kills = 12
+	}
+	temporary := func(t *testing.T) string { return t.TempDir() }
+	unable := keptVariable + "_UNABLE=1"
+	for _, c := range []struct {
+		lower func(*testing.T) string
+		env   string
+		tortured
+	}{
+		{temporary, unable, tortured{"without capability, writeback", Writeback, false, 5, true}},
+		{temporary, unable, tortured{"without capability, write-through, drawn out", Writethrough, true, 2, true}},
+		{func(t *testing.T) string { return newXFS(t, largeXFS) }, "", tortured{"large XFS, writeback, drawn out", Writeback, true, 2, true}},
+		{func(t *testing.T) string { return newXFS(t, smallXFS) }, "", tortured{"small XFS, write-through", Writethrough, false, 5, false}},
+	} {
+		t.Run(c.name, func(t *testing.T) { c.in(t, c.lower(t), kills, c.env) })
 	}
 }

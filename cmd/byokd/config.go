@@ -93,7 +93,8 @@ type VolumeConfig struct {
 	DirtyLimit Size `yaml:"dirtyLimit"`
 	// on: byokd is two processes, a keeper that holds the mount and a worker that serves it and is started
 	// again when it is killed, runs out of memory or is replaced (byokd upgrade): callers wait for some
-	// milliseconds and none fails. Needs ext4 below, and CAP_DAC_READ_SEARCH. off: the mount ends with byokd.
+	// milliseconds and none fails. Without CAP_DAC_READ_SEARCH, and on XFS of many TiB, each inode that the
+	// kernel knows takes a descriptor of both. off: the mount ends with byokd.
 	// auto: on, but off with mountSocket, where who has mounted holds the mount.
 	Keeper string `yaml:"keeper"`
 	// Where a volume keeps owner, group and mode of its files, which is settled when it is made. sealed: in

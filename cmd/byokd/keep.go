@@ -100,7 +100,7 @@ func (v *volume) keep() *fs.Keep {
 		return nil
 	}
 	return &fs.Keep{Device: v.device, Journal: v.journal, Hold: w.Hold, Faulted: w.Cause == keeper.Fault,
-		Release: func(node uint64) { v.toldKeeper(w.Release(node)) },
+		Release: func(node uint64) { v.toldKeeper(w.Release(node)) }, Held: w.Held,
 		Refused: func(string) { v.workers.Refused() },
 		Deposit: func(device, journal int) error {
 			return errors.Join(w.Deposit("device", device), w.Deposit("journal", journal))

@@ -64,8 +64,9 @@ type keeper struct {
 	history  History
 	deposits map[string]*os.File
 	held     map[uint64]int
-	stopped  func() // the sentinel's
-	oomKills uint64 // of the cgroup, at the last look
+	handing  []uint64 // what of held the present worker is still to get, if it has begun to ask; nil when not
+	stopped  func()   // the sentinel's
+	oomKills uint64   // of the cgroup, at the last look
 
 	quick     int           // workers in a row that soon ended by themselves
 	stopping  os.Signal     // the first signal to stop, nil while there is none
@@ -80,6 +81,7 @@ type keeper struct {
 // child is one worker process.
 type child struct {
 	process *os.Process
+	socket  int // our end
 	started time.Time
 	ready   bool
 	code    int                   // of its farewell, -1 without
@@ -141,6 +143,7 @@ func (k *keeper) start() error {
 	}
 	theirs := os.NewFile(uintptr(pair[1]), "worker")
 	defer theirs.Close()
+	k.handing = nil
 	k.history.Names = slices.Sorted(maps.Keys(k.deposits))
 	files := []*os.File{k.Files[0], k.Files[1], k.Files[2], theirs}
 	for _, name := range k.history.Names {
@@ -157,7 +160,7 @@ func (k *keeper) start() error {
 		unix.Close(pair[0])
 		return fmt.Errorf("start the worker: %w", err)
 	}
-	c := &child{process: process, started: time.Now(), code: -1, status: make(chan *os.ProcessState, 1)}
+	c := &child{process: process, socket: pair[0], started: time.Now(), code: -1, status: make(chan *os.ProcessState, 1)}
 	go func() {
 		state, _ := process.Wait()
 		c.status <- state
@@ -181,7 +184,6 @@ func listen(socket int, messages chan<- message, ended chan<- struct{}) {
 		}
 		messages <- m
 	}
-	unix.Close(socket)
 	close(ended)
 }
 
@@ -196,6 +198,7 @@ func (k *keeper) attend() {
 		case err := <-k.asked:
 			k.replace(err)
 		case <-k.ended:
+			unix.Close(k.present.socket)
 			return
 		}
 	}
@@ -225,7 +228,11 @@ func (k *keeper) heed(m message) {
 		if fd >= 0 {
 			k.held[n] = fd
 			fd = -1
+		} else if m.kind == hold {
+			k.log.Error("a descriptor that the worker hands over did not arrive: the limit of open files is too low")
 		}
+	case fetch:
+		k.hand()
 	case mounted:
 		k.watch(string(m.body))
 	case ready:
@@ -252,6 +259,29 @@ func (k *keeper) heed(m message) {
 	if fd >= 0 {
 		unix.Close(fd)
 	}
+}
+
+// hand gives the worker some of what is held. It waits for it: no more than one answer
+// is under way, so that neither waits for the other to read.
+func (k *keeper) hand() {
+	if k.handing == nil {
+		k.handing = slices.AppendSeq(make([]uint64, 0, len(k.held)), maps.Keys(k.held))
+	}
+	var numbers [8 * batch]byte
+	var fds [batch]int
+	n := 0
+	for ; n < batch && len(k.handing) > 0; k.handing = k.handing[:len(k.handing)-1] {
+		number := k.handing[len(k.handing)-1]
+		if fd, ok := k.held[number]; ok {
+			binary.NativeEndian.PutUint64(numbers[8*n:], number)
+			fds[n] = fd
+			n++
+		}
+	}
+	if n == 0 {
+		k.handing = nil
+	}
+	_ = sendMany(k.present.socket, fetch, numbers[:8*n], fds[:n]) // a worker that is gone wants none
 }
 
 func (k *keeper) watch(dir string) {

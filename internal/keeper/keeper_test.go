@@ -268,6 +268,17 @@ func TestHold(t *testing.T) {
 	w.hears("released <nil>")
 }
 
+// TestHeldGoesOn: the next worker gets all that is held, and nothing that was let go.
+func TestHeldGoesOn(t *testing.T) {
+	w := keep(t, "holds", silent)
+	for _, held := range []int{0, manyHeld * 2 / 3, manyHeld * 2 / 3} {
+		w.hears("holds", "cause=")
+		w.hears(fmt.Sprintf("held %d, of which right %d", held, held))
+	}
+	w.signals <- syscall.SIGTERM
+	w.ends(0)
+}
+
 // TestEndInOrder: a worker that says farewell is not followed by another.
 func TestEndInOrder(t *testing.T) {
 	w := keep(t, "ends")

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -11,7 +12,7 @@ import (
 
 // Version is that of the messages and of what the environment says. A keeper and a
 // worker of different builds work together if it is the same.
-const Version = 1
+const Version = 2
 
 // kind says what a message is about; it is the first byte.
 type kind byte
@@ -20,6 +21,7 @@ const (
 	deposit  kind = 'D' // name; with a descriptor
 	hold     kind = 'H' // number, 8 bytes; with a descriptor
 	release  kind = 'R' // number, 8 bytes
+	fetch    kind = 'F' // for what is held: some of it, numbers with descriptors, is the answer; nothing when that was all
 	mounted  kind = 'M' // directory
 	ready    kind = 'S' // signals are taken in order from now on
 	serving  kind = 'V' // the first request was answered
@@ -30,14 +32,25 @@ const (
 // maxMessage bounds a message: a directory's name.
 const maxMessage = 1 + unix.PathMax
 
+// batch is how many descriptors the kernel passes at once (SCM_MAX_FD).
+const batch = 253
+
 // send sends one message, with fd unless it is negative.
 func send(socket int, k kind, body []byte, fd int) error {
+	if fd < 0 {
+		return sendMany(socket, k, body, nil)
+	}
+	return sendMany(socket, k, body, []int{fd})
+}
+
+// sendMany sends one message with up to a batch of descriptors.
+func sendMany(socket int, k kind, body []byte, fds []int) error {
 	if len(body) >= maxMessage {
 		return fmt.Errorf("a message of %d bytes is too long", len(body))
 	}
 	var rights []byte
-	if fd >= 0 {
-		rights = unix.UnixRights(fd)
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
 	}
 	message := append([]byte{byte(k)}, body...)
 	for {
@@ -97,3 +110,37 @@ func rightIn(control []byte) int {
 }
 
 func number(n uint64) []byte { return binary.NativeEndian.AppendUint64(nil, n) }
+
+// receiveHeld receives an answer to fetch.
+func receiveHeld(socket int) (numbers []uint64, fds []int, err error) {
+	body, control := make([]byte, 1+8*batch), make([]byte, unix.CmsgSpace(4*batch))
+	var n, controls, flags int
+	for {
+		n, controls, flags, _, err = unix.Recvmsg(socket, body, control, unix.MSG_CMSG_CLOEXEC)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, nil, os.NewSyscallError("recvmsg", err)
+	}
+	if controls > 0 {
+		messages, err := unix.ParseSocketControlMessage(control[:controls])
+		if err == nil && len(messages) > 0 {
+			fds, err = unix.ParseUnixRights(&messages[0])
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+	}
+	for at := 1; at+8 <= n; at += 8 {
+		numbers = append(numbers, binary.NativeEndian.Uint64(body[at:]))
+	}
+	if n == 0 || kind(body[0]) != fetch || flags&unix.MSG_CTRUNC != 0 || len(numbers) != len(fds) {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+		return nil, nil, fmt.Errorf("of %d descriptors that the keeper holds %d came: is the limit of open files too low?", len(numbers), len(fds))
+	}
+	return numbers, fds, nil
+}

@@ -101,9 +101,35 @@ func (w *Worker) Deposit(name string, fd int) error {
 	return send(w.socket, deposit, []byte(name), fd)
 }
 
-// Hold hands the keeper a copy of a descriptor that nobody gets back: what it
-// names is kept from going.
+// Hold hands the keeper a copy of a descriptor: what it names is kept from going.
+// The next worker may have it by Held.
 func (w *Worker) Hold(n uint64, fd int) error { return send(w.socket, hold, number(n), fd) }
+
+// Held returns copies of all that the keeper holds, by number; they become the
+// caller's. It is called before anything else is awaited from the keeper.
+func (w *Worker) Held() (map[uint64]int, error) {
+	held := map[uint64]int{}
+	for {
+		err := send(w.socket, fetch, nil, -1)
+		var numbers []uint64
+		var fds []int
+		if err == nil {
+			numbers, fds, err = receiveHeld(w.socket)
+		}
+		if err != nil {
+			for _, fd := range held {
+				unix.Close(fd)
+			}
+			return nil, err
+		}
+		if len(numbers) == 0 {
+			return held, nil
+		}
+		for i, n := range numbers {
+			held[n] = fds[i]
+		}
+	}
+}
 
 // Release has the keeper close what it holds under a number, if anything.
 func (w *Worker) Release(n uint64) error { return send(w.socket, release, number(n), -1) }

@@ -85,6 +85,38 @@ var roles = map[string]func(*Worker) int{
 		must(w.Farewell(0))
 		return 0
 	},
+	// holds has more held than go into two messages, lets some go, and looks what it gets.
+	"holds": func(w *Worker) int {
+		signals := start(w)
+		held, err := w.Held()
+		must(err)
+		right := 0
+		for n, fd := range held {
+			b := make([]byte, 100)
+			length, err := unix.Pread(fd, b, 0)
+			must(err)
+			if string(b[:length]) == fmt.Sprint(n) {
+				right++
+			}
+			unix.Close(fd)
+		}
+		say("held %d, of which right %d", len(held), right)
+		if w.Restarts[Killed] == 2 {
+			<-signals
+			must(w.Farewell(0))
+			return 0
+		}
+		for n := range manyHeld {
+			must(w.Hold(uint64(n), textFile(fmt.Sprint(n))))
+		}
+		for n := 0; n < manyHeld; n += 3 {
+			must(w.Release(uint64(n)))
+		}
+		must(w.Hold(1, textFile("another")))
+		must(w.Hold(1, textFile("1")))
+		die(syscall.SIGKILL)
+		return 0
+	},
 	// panics when it is told to stop.
 	"panics": func(w *Worker) int {
 		<-start(w)
@@ -106,6 +138,17 @@ var roles = map[string]func(*Worker) int{
 		}
 		panic("the memory cgroup does not hold")
 	},
+}
+
+const manyHeld = 2*batch + 300
+
+// textFile returns a descriptor of a file of memory that holds a text.
+func textFile(text string) int {
+	fd, err := unix.MemfdCreate("text", unix.MFD_CLOEXEC)
+	must(err)
+	_, err = unix.Write(fd, []byte(text))
+	must(err)
+	return fd
 }
 
 // start tells the keeper and the test that this worker serves.
