@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -86,6 +87,50 @@ func await(t *testing.T, what string, ok func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatal(what)
 		}
+	}
+}
+
+// TestEmptyMessageWithDescriptor: an empty message reads as the end of the connection, and
+// the descriptors that come with it must not stay with who serves many mounts.
+func TestEmptyMessageWithDescriptor(t *testing.T) {
+	s := NewServer("the mount", &recorder{}, memory(t, Device))
+	defer s.Close()
+	fd := memory(t, "left behind")
+	defer unix.Close(fd)
+	open := func() int {
+		all, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, f := range all {
+			if name, _ := os.Readlink("/proc/self/fd/" + f.Name()); strings.HasPrefix(name, "/memfd:test") {
+				n++
+			}
+		}
+		return n
+	}
+	before := open()
+	near, far := pair(t)
+	// By hand, since Go sends a byte where there is none.
+	rights := unix.UnixRights(fd, fd)
+	message := unix.Msghdr{Control: &rights[0]}
+	message.SetControllen(len(rights))
+	raw, err := far.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failed unix.Errno
+	if err := raw.Control(func(socket uintptr) {
+		_, _, failed = unix.Syscall(unix.SYS_SENDMSG, socket, uintptr(unsafe.Pointer(&message)), 0)
+	}); err != nil || failed != 0 {
+		t.Fatal(err, failed)
+	}
+	if err := s.Serve(near); err != nil { // it is the end
+		t.Error(err)
+	}
+	if after := open(); after != before {
+		t.Errorf("%d descriptors stay", after-before)
 	}
 }
 

@@ -71,12 +71,12 @@ func send(c *net.UnixConn, message any, fds ...int) error {
 // the caller's.
 func receive(c *net.UnixConn, message any) ([]int, error) {
 	text, control := make([]byte, messageMax+1), make([]byte, unix.CmsgSpace(4*fdsMax))
-	n, oobn, flags, _, err := c.ReadMsgUnix(text, control)
-	if err != nil {
-		return nil, err
-	}
+	n, oobn, flags, _, failed := c.ReadMsgUnix(text, control)
+	// An empty message is taken for the end, and may have brought some all the same.
 	fds, err := descriptors(control[:oobn])
 	switch {
+	case failed != nil:
+		err = failed
 	case err != nil:
 	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || n > messageMax:
 		err = errors.New("handover: a message was cut short")
