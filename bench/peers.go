@@ -25,9 +25,9 @@ import (
 // subject is the peer that the others are compared with.
 const subject = "byokd"
 
-// kept is the same with a keeper: what its journal costs. -peers byokd,"byokd kept"
+// alone is the same without a keeper, which tells what that costs. -peers byokd,"byokd alone"
 // compares the two.
-const kept = "byokd kept"
+const alone = "byokd alone"
 
 // peer is a filesystem under test.
 type peer struct {
@@ -51,7 +51,7 @@ func startPeers(ctx context.Context, o options, stderr io.Writer) ([]peer, error
 	var all []peer
 	for _, name := range o.peers {
 		start, ok := map[string]func(context.Context, options, *peer) error{
-			"raw": startRaw, subject: startByokd, kept: startByokd, uncrypted: startUncrypted, "loopback": startLoopback,
+			"raw": startRaw, subject: startByokd, alone: startByokd, uncrypted: startUncrypted, "loopback": startLoopback,
 			"gocryptfs": startGocryptfs, "encfs": startEncfs, "cryfs": startCryfs, "rclone": startRclone,
 		}[name]
 		if !ok {
@@ -136,9 +136,9 @@ func (p *peer) startByokd(ctx context.Context, o options, program string) error 
 		return err
 	}
 	p.admin, p.arn, p.control = "http://"+admin, arn, kmstest.Control{Endpoint: "http://" + cloud}
-	keeper := "off"
-	if p.name == kept {
-		keeper = "on"
+	keeper := "auto"
+	if p.name == alone {
+		keeper = "off"
 	}
 	config := fmt.Sprintf("cluster: {id: bench, region: %s}\nkeys:\n  primary: {arn: %q, endpoint: %q}\nvolume: {role: orchestration, lower: %q, mount: %q, keeper: %s}\nadmin: {listen: %s}\nlog: {level: warn}\n",
 		kmstest.DefaultRegion, arn, "http://"+cloud, lower, p.dir, keeper, admin)

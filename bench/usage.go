@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -19,12 +20,24 @@ type usage struct {
 	threads        int
 }
 
-// pid of the peer's server, the last that was started; 0 where there is none.
+// pid of the peer's server, the last that was started, and of byokd with a keeper the
+// worker that serves; 0 where there is none.
 func (p *peer) pid() int {
 	if len(p.server) == 0 {
 		return 0
 	}
-	return p.server[len(p.server)-1].Process.Pid
+	server := p.server[len(p.server)-1].Process.Pid
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", server))
+	for _, list := range lists {
+		text, _ := os.ReadFile(list) // of a thread that has ended: none
+		for _, child := range strings.Fields(string(text)) {
+			if command, err := os.ReadFile("/proc/" + child + "/cmdline"); err == nil && bytes.Contains(command, []byte("\x00run\x00")) {
+				pid, _ := strconv.Atoi(child)
+				return pid
+			}
+		}
+	}
+	return server
 }
 
 // usage reads /proc/PID; false where the peer has no server.
