@@ -81,6 +81,9 @@ type VolumeConfig struct {
 	// The socket at which a node driver (byokd node) passes a mount that it has made, so that byokd needs no
 	// privilege. Absolute path. mount is then only shown, as the place where the workload sees the files.
 	MountSocket string `yaml:"mountSocket"`
+	// Whether an empty lower directory is made a new volume. auto: it is. never: it is refused, which once
+	// there is a volume tells a disk that is not mounted from one that is new.
+	Create string `yaml:"create"`
 	// Which of the keys protects the volume. The volume remembers the key's ARN: another one takes a move
 	// (byokd key rewrap). May be left out when there is one key only.
 	Key string `yaml:"key"`
@@ -267,6 +270,7 @@ func (c Config) withDefaults() Config {
 	if c.Volume != nil {
 		v := *c.Volume
 		setDefault(&v.Role, "orchestration")
+		setDefault(&v.Create, createAuto)
 		setDefault(&v.Key, only)
 		setDefault(&v.Cache, cacheWriteback)
 		setDefault(&v.Keeper, keeperAuto)
@@ -314,6 +318,8 @@ const (
 	ownershipLower  = "lower"
 	ownershipSealed = "sealed"
 
+	createAuto      = "auto"
+	createNever     = "never"
 	keeperAuto      = "auto"
 	keeperOff       = "off"
 	keeperOn        = "on"

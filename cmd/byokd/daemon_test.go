@@ -363,6 +363,9 @@ func TestRefusals(t *testing.T) {
 		}, exitConfig, []string{"/nowhere/audit"}},
 		{"foreign files", func(t *testing.T, s *site) { s.write(t, filepath.Join(s.lower, "precious.db"), "x", 0o600) }, exitLower, []string{"precious.db"}},
 		{"damaged header", func(t *testing.T, s *site) { s.write(t, filepath.Join(s.lower, "byokd.volume"), "x", 0o600) }, exitLower, []string{"byokd.volume"}},
+		{"no volume", func(t *testing.T, s *site) {
+			s.configure(t, map[string]string{"volume: {": "volume: {create: never, "})
+		}, exitLower, []string{"no volume is to be made in it", "findmnt --target "}},
 		{"another key", func(t *testing.T, s *site) {
 			s.makeVolume(t)
 			other, err := s.kms.CreateKey("", "", "", false)

@@ -130,6 +130,9 @@ func volumeGroup(cfg Config) checkGroup {
 	v := &volume{cfg: cfg}
 	ownership := v.ownership()
 	switch {
+	case errors.Is(err, fs.ErrNotInitialised) && cfg.Volume.Create == createNever:
+		g.Checks = append(g.Checks, outcome("lower directory", "", "", errNoneToBeMade(lower)))
+		return g
 	case errors.Is(err, fs.ErrNotInitialised):
 		g.Checks = append(g.Checks, awskey.Check{Name: "lower directory", Result: awskey.Pass, Detail: fmt.Sprintf("empty: a new volume will be made, with ownership %s", ownership)})
 	case err != nil:

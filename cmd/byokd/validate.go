@@ -144,6 +144,7 @@ func (c *checker) volume(cfg Config) {
 	if lower && mount && (within(v.Lower, v.Mount) || within(v.Mount, v.Lower)) {
 		c.fail("volume.mount", "%s and volume.lower %s are the same or one inside the other", v.Mount, v.Lower)
 	}
+	c.oneOf("volume.create", v.Create, createAuto, createNever)
 	c.oneOf("volume.cache", v.Cache, cacheWriteback, cacheWritethrough)
 	c.oneOf("volume.keeper", v.Keeper, keeperAuto, keeperOff, keeperOn)
 	c.oneOf("volume.ownership", v.Ownership, ownershipAuto, ownershipLower, ownershipSealed)

@@ -60,6 +60,8 @@ func (v *volume) inspect() error {
 	}
 	header, err := fs.ReadHeader(v.cfg.Volume.Lower)
 	switch {
+	case errors.Is(err, fs.ErrNotInitialised) && v.cfg.Volume.Create == createNever:
+		return failure(v.log, "volume.lower is refused", exitLower, errNoneToBeMade(v.cfg.Volume.Lower))
 	case errors.Is(err, fs.ErrNotInitialised):
 		v.fresh = true
 		// The resource name is unique to the volume, so that KMS itself refuses to unwrap one volume's
@@ -76,6 +78,10 @@ func (v *volume) inspect() error {
 	}
 	v.warnOfOwnership()
 	return nil
+}
+
+func errNoneToBeMade(lower string) error {
+	return fmt.Errorf("%s is empty, and no volume is to be made in it (volume.create: never). Its disk is not mounted? To see: findmnt --target %s", lower, lower)
 }
 
 // remember takes over what the volume's header says.
