@@ -126,6 +126,9 @@ func (d *sqlite) feed(number int, text func(n int) string) *ledger {
 			if _, err := w.WriteString(text(n)); err != nil {
 				return // it was killed
 			}
+			for c.acked() < n && !c.stop.Load() && !c.ended() { // a text that waits in the pipe would leave no pause
+				time.Sleep(time.Millisecond)
+			}
 			time.Sleep(think)
 		}
 	}()
