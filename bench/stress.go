@@ -101,7 +101,7 @@ func (s *stress) first(ctx context.Context) (at time.Time, err error) {
 
 // end ends the load, and tells if it had ended by itself.
 func (s *stress) end() error {
-	_ = s.cmd.Process.Signal(unix.SIGTERM)
+	_ = s.cmd.Process.Kill() // SIGTERM is for whoever started us
 	err := s.cmd.Wait()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && !exit.Exited() {
@@ -110,7 +110,7 @@ func (s *stress) end() error {
 	return errors.Join(errors.New("the load ended before its time"), err)
 }
 
-// runStress is the child's side: it runs every loop until a signal comes.
+// runStress is the child's side: it runs every loop until it is killed.
 func runStress(dir, file string) error {
 	boards, err := mapBoards(file)
 	if err != nil {
