@@ -63,7 +63,7 @@ fuzz: ## fuzz every decoder for FUZZTIME (30s) each
 	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 	    echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s $$pkg; done; done
 
-bench: build ## compare with raw ext4, loopback and the peers installed, S3 with the direct way; gate, freezes under load: in 20 minutes
+bench: build ## compare with raw ext4, loopback and the peers installed, S3 with the direct way; gate, freezes under load: in some 10 minutes
 	@mkdir -p .cache
 	$(GO) run ./bench -json .cache/bench.json -svg .cache/bench.svg $(BENCH)
 	@echo "figures: .cache/bench.json, picture: .cache/bench.svg"
@@ -72,7 +72,7 @@ bench-limits: build ## what loads reach without cryptography, on a disk in memor
 	@mkdir -p .cache
 	$(GO) run ./bench -parts limits,s3limits -json .cache/limits.json -svg .cache/limits.svg $(BENCH)
 
-bench-scale: build ## a million files, a file of 1 TiB, 10,000 open files, 64 writers, starts: curves, in 20 minutes
+bench-scale: build ## a million files, a file of 1 TiB, 10,000 open files, 64 writers, starts: curves, in some 10 minutes
 	@mkdir -p .cache
 	$(GO) run ./bench -parts scale -json .cache/scale.json -plot .cache/scale.svg $(BENCH)
 	@echo "figures: .cache/scale.json, curves: .cache/scale.svg"

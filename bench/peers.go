@@ -25,7 +25,7 @@ import (
 // subject is the peer that the others are compared with.
 const subject = "byokd"
 
-// alone is the same without a keeper, which tells what that costs. -peers byokd,"byokd alone"
+// alone is the same without a keeper, as it is by default: the two tell what that costs. -peers byokd,"byokd alone"
 // compares the two.
 const alone = "byokd alone"
 

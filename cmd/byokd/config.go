@@ -98,7 +98,8 @@ type VolumeConfig struct {
 	// again when it is killed, runs out of memory or is replaced (byokd upgrade): callers wait for some
 	// milliseconds and none fails. Without CAP_DAC_READ_SEARCH, and on XFS of many TiB, each inode that the
 	// kernel knows takes a descriptor of both. off: the mount ends with byokd.
-	// auto: on, but off with mountSocket, where who has mounted holds the mount.
+	// auto: on, but off with mountSocket, where who has mounted holds the mount. Off unless said, until
+	// byokd with a keeper keeps within its memory when the kernel forgets a million inodes at once.
 	Keeper string `yaml:"keeper"`
 	// Where a volume keeps owner, group and mode of its files, which is settled when it is made. sealed: in
 	// an attribute of lower files that are all byokd's own, so that byokd needs no privilege. lower: on the
@@ -273,7 +274,7 @@ func (c Config) withDefaults() Config {
 		setDefault(&v.Create, createAuto)
 		setDefault(&v.Key, only)
 		setDefault(&v.Cache, cacheWriteback)
-		setDefault(&v.Keeper, keeperAuto)
+		setDefault(&v.Keeper, keeperOff)
 		setDefault(&v.Ownership, ownershipAuto)
 		v.DirtyLimit.setDefault(fs.DefaultDirtyLimit)
 		c.Volume = &v

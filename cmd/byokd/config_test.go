@@ -179,7 +179,7 @@ var referenceValues = map[string]string{
 	"keys.primary.arn":           `"arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"`,
 	"keys.primary.probeInterval": "1s", "keys.primary.outageGrace": "60s", "keys.primary.endpoint": `""`, "keys.primary.stretchTo": "0s",
 	"fleet.peers": `["byokd-fleet.acme.svc:9182"]`, "fleet.listen": `":9182"`, "fleet.secretFile": "/etc/byokd/fleet-secret",
-	"volume.role": "orchestration", "volume.lower": "/sealed", "volume.mount": "/data", "volume.mountSocket": `""`, "volume.key": "primary", "volume.create": "auto", "volume.cache": "writeback", "volume.dirtyLimit": "32MiB", "volume.keeper": "auto", "volume.ownership": "auto",
+	"volume.role": "orchestration", "volume.lower": "/sealed", "volume.mount": "/data", "volume.mountSocket": `""`, "volume.key": "primary", "volume.create": "auto", "volume.cache": "writeback", "volume.dirtyLimit": "32MiB", "volume.keeper": "off", "volume.ownership": "auto",
 	"objects.listen": "127.0.0.1:9000", "objects.allowRemote": "false", "objects.tls.certificate": "/etc/byokd/tls/tls.crt", "objects.tls.key": "/etc/byokd/tls/tls.key", "objects.domains": "[]",
 	"objects.credentials.file": "/etc/byokd/s3-credentials",
 	"objects.holdFor":          "20s", "objects.stallTimeout": "2m", "objects.buckets.documents.upstream.bucket": "acme-documents",
