@@ -142,11 +142,13 @@ func TestSidecarsThatComeAndGo(t *testing.T) {
 		c := dial(t, socket)
 		tell(t, c, `{"id":1,"op":"hold","name":"init"}`, fd)
 		c.Close()
-		for {
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
 			if now, clients := v.server.Serving(); !now && clients == i+1 {
 				break
 			}
-			time.Sleep(time.Millisecond)
+			if time.Now().After(deadline) {
+				t.Fatalf("sidecar %d has left, and its connection stays", i+1)
+			}
 		}
 	}
 	var stacks bytes.Buffer
