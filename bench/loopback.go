@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -79,11 +80,19 @@ func serveLoopback(lower, mount string) error {
 }
 
 // readAhead sets the window that byokd sets.
-func readAhead(mount string) error {
+func readAhead(mount string) error { return setBDI(mount, "read_ahead_kb", "1024") }
+
+// limitDirty bounds what the kernel may hold dirty of a mount, in bytes, as byokd does.
+func limitDirty(mount string, bytes int64) error {
+	return setBDI(mount, "max_bytes", strconv.FormatInt(bytes, 10))
+}
+
+// setBDI writes a setting of the mount's backing device.
+func setBDI(mount, setting, value string) error {
 	var st unix.Stat_t
 	if err := unix.Stat(mount, &st); err != nil {
 		return err
 	}
-	name := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
-	return os.WriteFile(name, []byte("1024"), 0)
+	name := fmt.Sprintf("/sys/class/bdi/%d:%d/%s", unix.Major(st.Dev), unix.Minor(st.Dev), setting)
+	return os.WriteFile(name, []byte(value), 0)
 }

@@ -35,6 +35,7 @@ type options struct {
 	rounds int
 	loads  *regexp.Regexp
 	peers  []string
+	chosen bool     // the peers were named
 	parts  []string // of the comparison: fs, s3
 	large  int64    // GiB of an object whose transfer is watched, 0 for none
 	keep   bool     // do not stop: for a profiler
@@ -49,6 +50,7 @@ type options struct {
 	scale   *regexp.Regexp // parts of the scale part
 	files   int            // of the scale part
 	open    int            // files that it opens at once
+	dirty   int64          // MiB that byokd's mounts and loopback's may hold dirty, 0 for their own limits
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -84,9 +86,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.StringVar(&scale, "scale", ".", "regular expression of the steps of the scale part: start, files, sparse, open, writers")
 	flags.IntVar(&o.files, "files", 1_000_000, "files of the scale part")
 	flags.IntVar(&o.open, "open", 10_000, "files that the scale part has open at once")
+	flags.Int64Var(&o.dirty, "dirty", 0, "MiB that the kernel may hold dirty of byokd's mounts and of loopback's (default: their own limits)")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
+	flags.Visit(func(f *flag.Flag) { o.chosen = o.chosen || f.Name == "peers" })
 	var err error
 	if o.loads, err = regexp.Compile(loads); err != nil {
 		return err

@@ -80,7 +80,7 @@ func startPeers(ctx context.Context, o options, stderr io.Writer) ([]peer, error
 
 func startRaw(context.Context, options, *peer) error { return nil }
 
-func startLoopback(_ context.Context, _ options, p *peer) error {
+func startLoopback(_ context.Context, o options, p *peer) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -89,7 +89,10 @@ func startLoopback(_ context.Context, _ options, p *peer) error {
 	if err != nil {
 		return err
 	}
-	return p.serve(self, "loopback", lower, p.dir)
+	if err := p.serve(self, "loopback", lower, p.dir); err != nil || o.dirty == 0 {
+		return err
+	}
+	return limitDirty(p.dir, o.dirty<<20)
 }
 
 func startGocryptfs(_ context.Context, _ options, p *peer) error {
@@ -140,8 +143,12 @@ func (p *peer) startByokd(ctx context.Context, o options, program string) error 
 	if p.name == alone {
 		keeper = "off"
 	}
-	config := fmt.Sprintf("cluster: {id: bench, region: %s}\nkeys:\n  primary: {arn: %q, endpoint: %q}\nvolume: {role: orchestration, lower: %q, mount: %q, keeper: %s}\nadmin: {listen: %s}\nlog: {level: warn}\n",
-		kmstest.DefaultRegion, arn, "http://"+cloud, lower, p.dir, keeper, admin)
+	limit := ""
+	if o.dirty != 0 {
+		limit = fmt.Sprintf(", dirtyLimit: %dMiB", o.dirty)
+	}
+	config := fmt.Sprintf("cluster: {id: bench, region: %s}\nkeys:\n  primary: {arn: %q, endpoint: %q}\nvolume: {role: orchestration, lower: %q, mount: %q, keeper: %s%s}\nadmin: {listen: %s}\nlog: {level: warn}\n",
+		kmstest.DefaultRegion, arn, "http://"+cloud, lower, p.dir, keeper, limit, admin)
 	file := p.dir + ".yaml"
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return err

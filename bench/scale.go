@@ -17,8 +17,8 @@ import (
 
 // The scale part asks what an operation costs as there is more of everything: a
 // million files, a file of 1 TiB, ten thousand open files, 64 writers, and what
-// starting takes then. It measures curves, on the raw filesystem and on byokd: it
-// is their being flat that counts, not their height.
+// starting takes then. It measures curves, on the raw filesystem and on byokd, or on
+// the peers that were asked for: it is their being flat that counts, not their height.
 
 // curve is what something costs, or takes, as a number grows.
 type curve struct {
@@ -111,7 +111,9 @@ func (s *scaleRun) say(p *peer, what string) { s.progress.step("scale: %s: %s", 
 
 // compareScale measures the scale part and prints it.
 func compareScale(ctx context.Context, o options, stdout, stderr io.Writer) (_ *scaled, err error) {
-	o.peers = slices.DeleteFunc(slices.Clone(o.peers), func(name string) bool { return name != "raw" && name != subject })
+	if !o.chosen { // curves are of the raw filesystem and byokd; the others tell what a growth comes from
+		o.peers = []string{"raw", subject}
+	}
 	peers, err := startPeers(ctx, o, stderr)
 	defer func() {
 		for i := range slices.Backward(peers) {
@@ -236,11 +238,11 @@ func (s *scaleRun) manyFiles(p *peer) error {
 // time, a freeze, a restart; and what is left of it when the kernel has forgotten.
 func (s *scaleRun) known(p *peer, memory []point, across string) error {
 	u, ok := p.usage()
-	if !ok {
+	if !ok || p.admin == "" {
 		return nil
 	}
 	s.add("memory", p.name, across, "MiB", append(memory, point{float64(s.files), u.resident}))
-	s.fact("%d inodes known to the kernel: byokd has %.0f MiB resident (%.0f MiB at its peak) and %d descriptors", s.files, u.resident, u.peak, u.descriptors)
+	s.fact("%d inodes known to the kernel: %s has %.0f MiB resident (%.0f MiB at its peak) and %d descriptors", s.files, p.name, u.resident, u.peak, u.descriptors)
 	s.say(p, "idle")
 	busy, err := p.idle(s.ctx)
 	if err != nil {

@@ -26,7 +26,7 @@ func (s *scaleRun) start(p *peer) error { return s.restart(p, 0) }
 
 // restart stops and starts the server of a volume of so many files.
 func (s *scaleRun) restart(p *peer, files int) error {
-	if p.pid() == 0 {
+	if p.admin == "" {
 		return nil
 	}
 	var stop, start []float64
@@ -190,7 +190,7 @@ func (s *scaleRun) openFiles(p *peer) error {
 		s.say(p, fmt.Sprintf("%d open files: %s", s.open, step.name))
 		if step.name == "close" {
 			if u, ok := p.usage(); ok {
-				s.fact("%d open files: byokd has %d descriptors (%d before), %.0f MiB resident (%.0f before), %d threads", s.open, u.descriptors, before.descriptors, u.resident, before.resident, u.threads)
+				s.fact("%d open files: %s has %d descriptors (%d before), %.0f MiB resident (%.0f before), %d threads", s.open, p.name, u.descriptors, before.descriptors, u.resident, before.resident, u.threads)
 			}
 		}
 		took, err := paced(s.ctx, s.open, step.op)
