@@ -32,11 +32,27 @@ func newOutputFile(name string) (*outputFile, error) {
 	if _, err := os.Lstat(name); err == nil {
 		return nil, fmt.Errorf("%s exists already; byokd decrypt writes over nothing", name)
 	}
-	f, err := os.OpenFile(name+partialSuffix, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
+	o := &outputFile{name: name}
+	var err error
+	if o.File, err = o.create(name + partialSuffix); err != nil {
 		return nil, err
 	}
-	return &outputFile{File: f, name: name}, nil
+	return o, nil
+}
+
+// create makes a new file in place of one that an earlier run may have left. Plain bytes never go
+// through a name that is there already: whoever may write to the directory could have made it a
+// symlink to elsewhere, or keep it open. O_EXCL follows no symlink at the end of a name.
+func (o *outputFile) create(name string) (*os.File, error) {
+	const flags = os.O_WRONLY | os.O_CREATE | os.O_EXCL
+	remove, open := os.Remove, os.OpenFile
+	if o.root != nil {
+		remove, open = o.root.Remove, o.root.OpenFile
+	}
+	if err := remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	return open(name, flags, 0o600)
 }
 
 // Commit implements objstore.RestoreTarget: what is there under its name is all of it, also after a crash.
@@ -62,10 +78,12 @@ func (o *outputFile) writeBeside() error {
 	if err != nil {
 		return err
 	}
-	if o.root != nil {
-		return o.root.WriteFile(o.name+metadataSuffix, text, 0o600)
+	f, err := o.create(o.name + metadataSuffix)
+	if err != nil {
+		return err
 	}
-	return os.WriteFile(o.name+metadataSuffix, text, 0o600)
+	_, err = f.Write(text)
+	return errors.Join(err, f.Close())
 }
 
 // Abort implements objstore.RestoreTarget.
@@ -133,9 +151,10 @@ func (t *outputTree) target(e objstore.Entry) (*outputFile, error) {
 			return nil, err
 		}
 	}
-	f, err := t.root.OpenFile(name+partialSuffix, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
+	o := &outputFile{root: t.root, name: name}
+	var err error
+	if o.File, err = o.create(name + partialSuffix); err != nil {
 		return nil, err
 	}
-	return &outputFile{File: f, root: t.root, name: name}, nil
+	return o, nil
 }
