@@ -6,7 +6,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
@@ -109,4 +111,51 @@ func deletedBelow(t *testing.T, dir string) int {
 		}
 	}
 	return count
+}
+
+// TestForgetStorm: FORGETs that cannot be served at once stay in the kernel rather than
+// in a slot each, and the device is read all the same, if later.
+func TestForgetStorm(t *testing.T) {
+	v := newVolume(t, Options{})
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	device, kernel := ends[0], ends[1]
+	const requests = 250
+	forget := make([]byte, unsafe.Sizeof(fuse.ForgetIn{}))
+	*(*fuse.ForgetIn)(unsafe.Pointer(&forget[0])) = fuse.ForgetIn{InHeader: fuse.InHeader{Length: uint32(len(forget)), Opcode: opForget, Unique: 2, NodeId: 1 << 60}}
+	for range requests {
+		if _, err := unix.Write(kernel, forget); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := newLoop(v.fs, device, nil)
+	taken := func() int {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.taken
+	}
+
+	v.fs.nodes.mu.Lock()
+	l.start()
+	const few = idleReaders + forgetWorkers + 2 // two were started late
+	for deadline := time.Now().Add(20 * time.Second); taken() < few && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	at := taken()
+	v.fs.nodes.mu.Unlock()
+	if at < few || at > requests/2 {
+		t.Errorf("%d slots are taken by %d FORGETs that wait for the nodes, want %d or a few more", at, requests, few)
+	}
+
+	await(t, func() string { return "the device is not read any more" }, func() bool {
+		unread, err := unix.IoctlGetInt(device, unix.TIOCINQ)
+		return err == nil && unread == 0 && l.forgetting.Load() == 0
+	})
+	unix.Close(kernel) // read returns 0, the end
+	await(t, func() string { return fmt.Sprintf("%d slots are still taken", taken()) }, func() bool { return taken() == 0 })
+	if err := l.close(); err != nil {
+		t.Error(err)
+	}
 }

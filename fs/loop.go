@@ -44,6 +44,11 @@ const (
 	// at work would only wait for each other, each with a slot of its own.
 	flushWorkers = 8
 
+	// forgetWorkers is the same for FORGETs, which come by the hundred thousand when
+	// the kernel lacks memory, and all want the lock of the nodes. With a journal each
+	// more at work would make a megabyte resident.
+	forgetWorkers = 2
+
 	// lateAfter is when a reader is started all the same: those WRITEs wait for a
 	// slow disk, and other requests should not.
 	lateAfter = 20 * time.Millisecond
@@ -81,14 +86,15 @@ type loop struct {
 	given   *sync.Cond // a slot was given back; with mu
 	lacking bool       // there was no memory for a slot, and it was said; guarded by mu
 
-	waiting  atomic.Int32  // goroutines in read(2)
-	flushing atomic.Int32  // WRITEs of the kernel's flush being served
-	left     atomic.Bool   // close gave up on the readers: nothing is served any more
-	mute     atomic.Bool   // calls that are not being served are left to a successor (passed.go)
-	resuming chan struct{} // holds one for each call that is served after it was set aside
-	serving  sync.WaitGroup
-	ended    chan struct{} // closed when the connection is gone
-	end      sync.Once
+	waiting    atomic.Int32  // goroutines in read(2)
+	flushing   atomic.Int32  // WRITEs of the kernel's flush being served
+	forgetting atomic.Int32  // FORGETs being served
+	left       atomic.Bool   // close gave up on the readers: nothing is served any more
+	mute       atomic.Bool   // calls that are not being served are left to a successor (passed.go)
+	resuming   chan struct{} // holds one for each call that is served after it was set aside
+	serving    sync.WaitGroup
+	ended      chan struct{} // closed when the connection is gone
+	end        sync.Once
 }
 
 func newLoop(f *Filesystem, dev int, j *journal) *loop {
@@ -138,7 +144,8 @@ func (l *loop) serve() {
 			return
 		}
 		flush := isFlush(s.in[:n])
-		busy := flush && l.flushing.Add(1) > flushWorkers
+		forget := isForget(headerOf(s.in))
+		busy := flush && l.flushing.Add(1) > flushWorkers || forget && l.forgetting.Add(1) > forgetWorkers
 		switch {
 		case left > 0:
 		case busy:
@@ -155,6 +162,9 @@ func (l *loop) serve() {
 		l.settle(s, n)
 		if flush {
 			l.flushing.Add(-1)
+		}
+		if forget {
+			l.forgetting.Add(-1)
 		}
 		if s.lone.Swap(false) {
 			s.late.Stop()
@@ -190,6 +200,11 @@ func (l *loop) parks(s *slot) {
 func isFlush(request []byte) bool {
 	in := (*fuse.WriteIn)(unsafe.Pointer(&request[0]))
 	return in.Opcode == opWrite && len(request) >= int(unsafe.Sizeof(*in)) && in.WriteFlags&fuse.WRITE_CACHE != 0
+}
+
+// isForget reports whether a request is a FORGET, to which there is no reply.
+func isForget(header *fuse.InHeader) bool {
+	return header.Opcode == opForget || header.Opcode == opBatchForget
 }
 
 // next waits for a request.

@@ -84,7 +84,7 @@ func TestTransferCutShort(t *testing.T) {
 // TestRepliesSettled: what a predecessor has given is given if the kernel has the
 // reply, or will have the one that is recorded; else it is taken back.
 func TestRepliesSettled(t *testing.T) {
-	const opLookup, opForget, opCreate = 1, 2, 35
+	const opLookup, opCreate = 1, 35
 	for _, c := range []struct {
 		name            string
 		opcode          uint32

@@ -267,6 +267,5 @@ func (r *record) replyOf() []byte {
 
 // answerable says whether the kernel waits for a reply to a request.
 func answerable(header *fuse.InHeader) bool {
-	const opForget, opBatchForget = 2, 42
-	return header.Opcode != opForget && header.Opcode != opBatchForget && header.Opcode != opInterrupt
+	return !isForget(header) && header.Opcode != opInterrupt
 }

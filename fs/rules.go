@@ -38,11 +38,13 @@ const (
 
 // Opcodes, include/uapi/linux/fuse.h.
 const (
-	opGetattr   = 3
-	opRead      = 15
-	opWrite     = 16
-	opInit      = 26
-	opInterrupt = 36
+	opForget      = 2
+	opGetattr     = 3
+	opRead        = 15
+	opWrite       = 16
+	opInit        = 26
+	opInterrupt   = 36
+	opBatchForget = 42
 )
 
 // rules is indexed by opcode. What is not in it is answered without a key: the
