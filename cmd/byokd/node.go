@@ -76,6 +76,9 @@ func (f *nodeFlags) serve(ctx context.Context, log *zap.Logger) error {
 	if err := refuseRequestTimeouts(fuseSysctls); err != nil {
 		return exitWith(exitMount, err)
 	}
+	if err := existingDirectory(f.kubeletDir); err != nil {
+		return exitWith(exitUsage, fmt.Errorf("%w: --kubelet-dir must be kubelet's root directory (its --root-dir), mounted into this container at the same path", err))
+	}
 	registry := metrics.NewRegistry(buildVersion(), erasureLabel())
 	observer := registry.NewNode()
 	driver, err := csinode.New(csinode.Options{Endpoint: f.endpoint, NodeName: f.nodeName, KubeletDir: f.kubeletDir, StateDir: f.stateDir,
@@ -100,6 +103,16 @@ func (f *nodeFlags) serve(ctx context.Context, log *zap.Logger) error {
 	err = errors.Join(err, health.Close())
 	if stopped := <-ended; !errors.Is(stopped, http.ErrServerClosed) {
 		err = errors.Join(err, stopped)
+	}
+	return err
+}
+
+// existingDirectory says why path is none. What is missing is not made: mounts below a
+// directory that kubelet does not know would reach no pod.
+func existingDirectory(path string) error {
+	info, err := os.Stat(path)
+	if err == nil && !info.IsDir() {
+		err = &os.PathError{Op: "open", Path: path, Err: unix.ENOTDIR}
 	}
 	return err
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,6 +30,10 @@ var ErrNotConnected = errors.New("handover: the node driver does not answer")
 type Client struct {
 	path string
 	log  *zap.Logger
+
+	// order is held while held changes and the server is told so, that it is told in
+	// that order: else a copy could reach a new server after its release. Before mu.
+	order sync.Mutex
 
 	mu      sync.Mutex
 	conn    *net.UnixConn          // guarded by mu; nil while not connected
@@ -184,14 +190,21 @@ func (c *Client) drop() {
 
 // ask sends a request and waits for the answer.
 func (c *Client) ask(ctx context.Context, r request, fds ...int) (answer, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerTime)
-	defer cancel()
-	to := make(chan answer, 1)
+	id, to, err := c.tell(r, fds...)
+	if err != nil {
+		return answer{}, err
+	}
+	return c.await(ctx, id, to)
+}
+
+// tell sends a request, whose answer await takes.
+func (c *Client) tell(r request, fds ...int) (id uint64, to chan answer, err error) {
+	to = make(chan answer, 1)
 	c.mu.Lock()
 	conn := c.conn
 	if conn == nil {
 		c.mu.Unlock()
-		return answer{}, ErrNotConnected
+		return 0, nil, ErrNotConnected
 	}
 	c.next++
 	r.ID = c.next
@@ -199,8 +212,15 @@ func (c *Client) ask(ctx context.Context, r request, fds ...int) (answer, error)
 	c.mu.Unlock()
 	if err := send(conn, r, fds...); err != nil {
 		c.lost(conn)
-		return answer{}, fmt.Errorf("%w: %w", ErrNotConnected, err)
+		return 0, nil, fmt.Errorf("%w: %w", ErrNotConnected, err)
 	}
+	return r.ID, to, nil
+}
+
+// await waits for the answer to the request with the id.
+func (c *Client) await(ctx context.Context, id uint64, to chan answer) (answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
 	select {
 	case a, ok := <-to:
 		switch {
@@ -213,7 +233,7 @@ func (c *Client) ask(ctx context.Context, r request, fds ...int) (answer, error)
 		return a, nil
 	case <-ctx.Done():
 		c.mu.Lock()
-		delete(c.waiting, r.ID)
+		delete(c.waiting, id)
 		c.mu.Unlock()
 		return answer{}, ctx.Err()
 	}
@@ -248,25 +268,37 @@ func (c *Client) Stay(ctx context.Context) {
 func (c *Client) restore(ctx context.Context) error {
 	c.mu.Lock()
 	limit := c.limit
-	held := make(map[string]int, len(c.held))
-	var err error
-	for name, fd := range c.held { // copies: one may be released meanwhile
-		var dup int
-		if dup, err = duplicate(fd); err != nil {
-			break
-		}
-		held[name] = dup
-	}
+	names := slices.Collect(maps.Keys(c.held))
 	c.mu.Unlock()
-	for name, fd := range held {
-		if err == nil {
-			_, err = c.ask(ctx, request{Op: opHold, Name: name}, fd)
+	for _, name := range names {
+		if err := c.holdAgain(ctx, name); err != nil {
+			return err
 		}
-		unix.Close(fd)
 	}
-	if err == nil && limit != 0 {
-		_, err = c.ask(ctx, request{Op: opLimit, Bytes: limit})
+	if limit == 0 {
+		return nil
 	}
+	_, err := c.ask(ctx, request{Op: opLimit, Bytes: limit})
+	return err
+}
+
+// holdAgain passes a new server the copy of what is called name, unless it was released
+// meanwhile.
+func (c *Client) holdAgain(ctx context.Context, name string) error {
+	c.order.Lock()
+	c.mu.Lock()
+	fd, known := c.held[name]
+	c.mu.Unlock()
+	if !known {
+		c.order.Unlock()
+		return nil
+	}
+	id, to, err := c.tell(request{Op: opHold, Name: name}, fd)
+	c.order.Unlock()
+	if err != nil {
+		return err
+	}
+	_, err = c.await(ctx, id, to)
 	return err
 }
 
@@ -332,10 +364,17 @@ func (c *Client) Killed(threads []uint32) []uint32 {
 
 // Hold implements fs.Services.
 func (c *Client) Hold(name string, fd int) error {
+	c.order.Lock()
 	if err := c.remember(name, fd); err != nil {
+		c.order.Unlock()
 		return err
 	}
-	_, err := c.ask(context.Background(), request{Op: opHold, Name: name}, fd)
+	id, to, err := c.tell(request{Op: opHold, Name: name}, fd)
+	c.order.Unlock()
+	if err != nil {
+		return err
+	}
+	_, err = c.await(context.Background(), id, to)
 	return err
 }
 
@@ -345,6 +384,8 @@ func (c *Client) Release(name string) {
 	if name == Device {
 		return
 	}
+	c.order.Lock()
+	defer c.order.Unlock()
 	c.mu.Lock()
 	fd, known := c.held[name]
 	delete(c.held, name)
