@@ -110,7 +110,7 @@ soak: ## 10 M operations against plain ext4, 1000 freezes and thaws under load, 
 	  -run 'TestDifferential|TestFreezeFigures|TestFreezeMatrix' ./fs
 	BYOKD_FROZEN_FOR=3m $(GO) test -count=1 -v -timeout 0 -run TestUploadThroughALongFreeze ./objstore
 	BYOKD_ROUNDS=1000 $(GO) test -count=1 -v -timeout 0 -run 'TestRevocation/(disable|disable,_write-through)$$' ./test
-	BYOKD_POWERCUT_ROUNDS=25 $(GO) test -count=1 -v -timeout 0 ./test/powercut # 11,750 points on byokd
+	BYOKD_POWERCUT_ROUNDS=25 $(GO) test -count=1 -v -timeout 0 ./test/powercut # 10,500 points on byokd
 	BYOKD_KILL_CYCLES=500 $(GO) test -count=1 -v -timeout 0 -run TestEverythingKilled ./test
 	BYOKD_KILLS=1000 $(GO) test -count=1 -v -timeout 0 -run 'TestTorture(Below)?$$' ./fs
 	BYOKD_KILLS=200 $(GO) test -count=1 -v -timeout 0 -run 'TestWorkerKilled$$|TestDatabasesOverWorkerKills|TestWorkerOutOfMemory' ./test

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unsafe"
@@ -138,16 +139,16 @@ func TestForgetStorm(t *testing.T) {
 	}
 
 	v.fs.nodes.mu.Lock()
+	release := sync.OnceFunc(v.fs.nodes.mu.Unlock)
+	t.Cleanup(release) // the volume's end needs the lock
 	l.start()
 	const few = idleReaders + forgetWorkers + 2 // two were started late
-	for deadline := time.Now().Add(20 * time.Second); taken() < few && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
-	}
-	at := taken()
-	v.fs.nodes.mu.Unlock()
-	if at < few || at > requests/2 {
+	await(t, func() string { return fmt.Sprintf("%d slots are taken, and no reader is started late", taken()) },
+		func() bool { return taken() >= few })
+	if at := taken(); at > requests/2 {
 		t.Errorf("%d slots are taken by %d FORGETs that wait for the nodes, want %d or a few more", at, requests, few)
 	}
+	release()
 
 	await(t, func() string { return "the device is not read any more" }, func() bool {
 		unread, err := unix.IoctlGetInt(device, unix.TIOCINQ)

@@ -49,8 +49,8 @@ const (
 	// more at work would make a megabyte resident.
 	forgetWorkers = 2
 
-	// lateAfter is when a reader is started all the same: those WRITEs wait for a
-	// slow disk, and other requests should not.
+	// lateAfter is when a reader is started all the same: those requests wait for a
+	// slow disk, and others should not.
 	lateAfter = 20 * time.Millisecond
 
 	// warmSlots is how many slots are made at the start, enough for a flush: what

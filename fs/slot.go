@@ -21,8 +21,8 @@ type slot struct {
 
 	kept *journalSlot // where in and the record of its request are; nil without a journal
 
-	// lone is set while this slot's goroutine serves a WRITE and nobody reads
-	// the device meanwhile; late then fires after lateAfter.
+	// lone is set while this slot's goroutine serves a WRITE or a FORGET and nobody
+	// reads the device meanwhile; late then fires after lateAfter.
 	lone atomic.Bool
 	late *time.Timer
 }
