@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -177,16 +178,33 @@ func newStack(t *testing.T, program func() (string, error), options ...option) *
 // piece of the test's plaintext holds a copy.
 func newCanary() string { return "canary-" + seal.NewID().String() }
 
-// freeEndpoint picks a port below the range from which the kernel takes ports
-// for outgoing connections, so that it is still free when it is used, and again
-// after a restart.
+// freeEndpoint is freeAddress as a URL.
 func freeEndpoint(t *testing.T) string {
 	t.Helper()
+	return "http://" + freeAddress(t)
+}
+
+const (
+	firstPort = 20000
+	ports     = 12000
+)
+
+// nextPort counts the ports that were looked at, from a random one on, so that tests
+// that run side by side seldom look at the same.
+var nextPort atomic.Int64
+
+func init() { nextPort.Store(rand.Int64N(ports)) }
+
+// freeAddress picks a loopback address with a port below the range from which the
+// kernel takes ports for outgoing connections, so that it is still free when it is
+// used, and again after a restart. It picks none twice.
+func freeAddress(t *testing.T) string {
+	t.Helper()
 	for range 200 {
-		address := fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000))
+		address := fmt.Sprintf("127.0.0.1:%d", firstPort+nextPort.Add(1)%ports)
 		if l, err := net.Listen("tcp", address); err == nil {
 			l.Close()
-			return "http://" + address
+			return address
 		}
 	}
 	t.Fatal("no free port")
