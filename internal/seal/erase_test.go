@@ -175,10 +175,7 @@ func useNames(r *Root, n *needles) (sealed []string) {
 	if err != nil {
 		panic(err)
 	}
-	b, err := c.seal(second)
-	if err != nil {
-		panic(err)
-	}
+	b := c.seal(second)
 	if _, err := r.OpenName(b); err != nil {
 		panic(err)
 	}

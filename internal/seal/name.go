@@ -1,6 +1,7 @@
 package seal
 
 import (
+	"bytes"
 	"encoding/base64"
 	"fmt"
 	"strings"
@@ -18,9 +19,9 @@ const (
 // sealedText is unpadded base64url, and refuses bits that decode to nothing.
 var sealedText = base64.RawURLEncoding.Strict()
 
-// nameCipher is Tink's AES-SIV, and the memo that spares most of its calls: it
-// expands a key and allocates seven times at each, 10 µs inside Do, where a name
-// that is remembered takes 30 ns. To remember one takes 2 to 3 µs more.
+// nameCipher is AES-SIV, and the memo that spares most of its calls: inside Do a name
+// takes 0.8 µs to seal or open and remember, for its allocations, and 15 ns where it is
+// remembered.
 type nameCipher struct {
 	siv  deterministic
 	memo *nameMemo
@@ -53,10 +54,7 @@ func (r *Root) SealName(name string) (string, error) {
 	if !isName(name) {
 		return "", ErrBadName
 	}
-	sealed, err := c.seal(name)
-	if err != nil {
-		return "", err
-	}
+	sealed := c.seal(name)
 	c.memo.put(strings.Clone(name), sealed) // the caller's may lie in a buffer that is used again
 	return sealed, nil
 }
@@ -86,29 +84,30 @@ func (r *Root) OpenName(sealed string) (string, error) {
 	return name, nil
 }
 
-// seal is SealName of any text of at most NameMax bytes, without the memo.
-func (c *nameCipher) seal(name string) (string, error) {
-	raw, err := c.siv.EncryptDeterministically([]byte(name), nil)
-	if err != nil {
-		return "", fmt.Errorf("seal: %w", err)
-	}
+// seal is SealName of any text of at most NameMax bytes, without the memo. It
+// allocates its result and nothing else.
+func (c *nameCipher) seal(name string) string {
+	var plain [NameMax]byte
+	var raw [sivSize + NameMax]byte
 	var text [sealedNameMax]byte
-	sealedText.Encode(text[:], raw)
-	return string(text[:sealedText.EncodedLen(len(raw))]), nil
+	sealed := c.siv.seal(raw[:0], plain[:copy(plain[:], name)])
+	sealedText.Encode(text[:], sealed)
+	return string(text[:sealedText.EncodedLen(len(sealed))])
 }
 
 // open is OpenName of at most sealedNameMax bytes that may open to any text,
 // without the memo.
 func (c *nameCipher) open(sealed string) (string, error) {
-	raw, err := decodeText(sealed)
+	var text, room [sealedNameMax]byte
+	raw, err := decodeInto(room[:0], text[:copy(text[:], sealed)])
 	if err != nil {
 		return "", err
 	}
 	if len(raw) <= sivSize {
 		return "", fmt.Errorf("%w: the name is too short", ErrNotSealed)
 	}
-	name, err := c.siv.DecryptDeterministically(raw, nil)
-	if err != nil {
+	name, ok := c.siv.open(raw)
+	if !ok {
 		return "", ErrTampered
 	}
 	return string(name), nil
@@ -123,9 +122,14 @@ func isName(name string) bool {
 // decodeText decodes canonical unpadded base64url: what decodes also encodes to
 // the same text.
 func decodeText(text string) ([]byte, error) {
+	return decodeInto(nil, []byte(text))
+}
+
+// decodeInto is decodeText, and appends what it decodes to dst.
+func decodeInto(dst, text []byte) ([]byte, error) {
 	// encoding/base64 would skip line ends.
-	if strings.IndexByte(text, '\n') < 0 && strings.IndexByte(text, '\r') < 0 {
-		if raw, err := sealedText.DecodeString(text); err == nil {
+	if bytes.IndexByte(text, '\n') < 0 && bytes.IndexByte(text, '\r') < 0 {
+		if raw, err := sealedText.AppendDecode(dst, text); err == nil {
 			return raw, nil
 		}
 	}
