@@ -63,14 +63,19 @@ func newGCM([]byte) (cipher.AEAD, error) { return copying{}, nil }
 
 const nameKeyLen = 64
 
-type deterministic = prefixing
+type deterministic interface {
+	EncryptDeterministically(plain, associated []byte) ([]byte, error)
+	DecryptDeterministically(sealed, associated []byte) ([]byte, error)
+}
 
 type prefixing struct{}
 
-func (prefixing) seal(dst, plain []byte) []byte {
-	return append(append(dst, bytes.Repeat([]byte{0xff}, sivSize)...), plain...)
+func (prefixing) EncryptDeterministically(plain, _ []byte) ([]byte, error) {
+	return append(bytes.Repeat([]byte{0xff}, sivSize), plain...), nil
 }
 
-func (prefixing) open(sealed []byte) ([]byte, bool) { return sealed[sivSize:], true }
+func (prefixing) DecryptDeterministically(sealed, _ []byte) ([]byte, error) {
+	return bytes.Clone(sealed[sivSize:]), nil
+}
 
 func newSIV([]byte) (deterministic, error) { return prefixing{}, nil }

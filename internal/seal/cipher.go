@@ -1,8 +1,11 @@
 package seal
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
+
+	"github.com/tink-crypto/tink-go/v2/daead/subtle"
 )
 
 // The ciphers of the format. All keys come from elsewhere, and nothing else of the
@@ -19,22 +22,16 @@ func newGCM(key []byte) (cipher.AEAD, error) {
 	return cipher.NewGCMWithRandomNonce(block)
 }
 
-// nameKeyLen is the length of a key of names: CMAC's, and the counter mode's.
-const nameKeyLen = 64
+// nameKeyLen is the length of a key of names.
+const nameKeyLen = subtle.AESSIVKeySize
 
-// deterministic seals names: the same to the same. It is no interface, so that what
-// it is given may lie on the stack.
-type deterministic = *siv
+// deterministic seals names: the same to the same.
+type deterministic interface {
+	EncryptDeterministically(plain, associated []byte) ([]byte, error)
+	DecryptDeterministically(sealed, associated []byte) ([]byte, error)
+}
 
 // newSIV returns AES-SIV. The caller clears key.
 func newSIV(key []byte) (deterministic, error) {
-	mac, err := aes.NewCipher(key[:nameKeyLen/2])
-	if err != nil {
-		return nil, err
-	}
-	ctr, err := aes.NewCipher(key[nameKeyLen/2:])
-	if err != nil {
-		return nil, err
-	}
-	return newAESSIV(mac, ctr), nil
+	return subtle.NewAESSIV(bytes.Clone(key)) // it keeps the slice that it is given
 }

@@ -11,8 +11,7 @@
 //   - What was sealed for one place (file and block index; object, part,
 //     segment index and last flag; kind of text) opens only there. Anything
 //     else is ErrTampered, and nothing of it is returned.
-//   - The primitives are the standard library's; AES-SIV, for names, is made of its
-//     AES here (siv.go).
+//   - The primitives are the standard library's, and Tink's AES-SIV for names.
 //   - Each key serves one purpose: HKDF-SHA256 with a label for the kind and a
 //     random salt. No AES-GCM key nears 2^32 random nonces.
 //   - No decoder panics or allocates from a length that it has not checked. A

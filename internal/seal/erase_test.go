@@ -175,7 +175,10 @@ func useNames(r *Root, n *needles) (sealed []string) {
 	if err != nil {
 		panic(err)
 	}
-	b := c.seal(second)
+	b, err := c.seal(second)
+	if err != nil {
+		panic(err)
+	}
 	if _, err := r.OpenName(b); err != nil {
 		panic(err)
 	}

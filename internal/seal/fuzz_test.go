@@ -85,8 +85,8 @@ func FuzzOpenName(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if again := unremembered.seal(name); again != sealed {
-			t.Fatalf("%q opens as %q, which seals to %q", sealed, name, again)
+		if again, err := unremembered.seal(name); err != nil || again != sealed {
+			t.Fatalf("%q opens as %q, which seals to %q, %v", sealed, name, again, err)
 		}
 	})
 }

@@ -1,7 +1,6 @@
 package seal
 
 import (
-	"bytes"
 	"encoding/base64"
 	"fmt"
 	"strings"
@@ -19,9 +18,9 @@ const (
 // sealedText is unpadded base64url, and refuses bits that decode to nothing.
 var sealedText = base64.RawURLEncoding.Strict()
 
-// nameCipher is AES-SIV, and the memo that spares most of its calls: inside Do a name
-// takes 0.8 µs to seal or open and remember, for its allocations, and 15 ns where it is
-// remembered.
+// nameCipher is Tink's AES-SIV, and the memo that spares most of its calls: it
+// expands a key and allocates seven times at each, 10 µs inside Do, where a name
+// that is remembered takes 30 ns. To remember one takes 2 to 3 µs more.
 type nameCipher struct {
 	siv  deterministic
 	memo *nameMemo
@@ -54,7 +53,10 @@ func (r *Root) SealName(name string) (string, error) {
 	if !isName(name) {
 		return "", ErrBadName
 	}
-	sealed := c.seal(name)
+	sealed, err := c.seal(name)
+	if err != nil {
+		return "", err
+	}
 	c.memo.put(strings.Clone(name), sealed) // the caller's may lie in a buffer that is used again
 	return sealed, nil
 }
@@ -84,30 +86,29 @@ func (r *Root) OpenName(sealed string) (string, error) {
 	return name, nil
 }
 
-// seal is SealName of any text of at most NameMax bytes, without the memo. It
-// allocates its result and nothing else.
-func (c *nameCipher) seal(name string) string {
-	var plain [NameMax]byte
-	var raw [sivSize + NameMax]byte
+// seal is SealName of any text of at most NameMax bytes, without the memo.
+func (c *nameCipher) seal(name string) (string, error) {
+	raw, err := c.siv.EncryptDeterministically([]byte(name), nil)
+	if err != nil {
+		return "", fmt.Errorf("seal: %w", err)
+	}
 	var text [sealedNameMax]byte
-	sealed := c.siv.seal(raw[:0], plain[:copy(plain[:], name)])
-	sealedText.Encode(text[:], sealed)
-	return string(text[:sealedText.EncodedLen(len(sealed))])
+	sealedText.Encode(text[:], raw)
+	return string(text[:sealedText.EncodedLen(len(raw))]), nil
 }
 
 // open is OpenName of at most sealedNameMax bytes that may open to any text,
 // without the memo.
 func (c *nameCipher) open(sealed string) (string, error) {
-	var text, room [sealedNameMax]byte
-	raw, err := decodeInto(room[:0], text[:copy(text[:], sealed)])
+	raw, err := decodeText(sealed)
 	if err != nil {
 		return "", err
 	}
 	if len(raw) <= sivSize {
 		return "", fmt.Errorf("%w: the name is too short", ErrNotSealed)
 	}
-	name, ok := c.siv.open(raw)
-	if !ok {
+	name, err := c.siv.DecryptDeterministically(raw, nil)
+	if err != nil {
 		return "", ErrTampered
 	}
 	return string(name), nil
@@ -122,14 +123,9 @@ func isName(name string) bool {
 // decodeText decodes canonical unpadded base64url: what decodes also encodes to
 // the same text.
 func decodeText(text string) ([]byte, error) {
-	return decodeInto(nil, []byte(text))
-}
-
-// decodeInto is decodeText, and appends what it decodes to dst.
-func decodeInto(dst, text []byte) ([]byte, error) {
 	// encoding/base64 would skip line ends.
-	if bytes.IndexByte(text, '\n') < 0 && bytes.IndexByte(text, '\r') < 0 {
-		if raw, err := sealedText.AppendDecode(dst, text); err == nil {
+	if strings.IndexByte(text, '\n') < 0 && strings.IndexByte(text, '\r') < 0 {
+		if raw, err := sealedText.DecodeString(text); err == nil {
 			return raw, nil
 		}
 	}

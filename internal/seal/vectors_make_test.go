@@ -109,7 +109,10 @@ func makeNames(t *testing.T, r *Root) []vector {
 		return vector{Name: fmt.Sprintf("%d bytes", len(plain)), Plain: []byte(plain), Sealed: []byte(sealed)}
 	}
 	hello := name("hello.txt")
-	dots := testNameCipher(t, r).seal("..")
+	dots, err := testNameCipher(t, r).seal("..")
+	if err != nil {
+		t.Fatal(err)
+	}
 	up := hello.changed("sealed ..", "tampered", func(v *vector) { v.Sealed = []byte(dots) })
 	return []vector{
 		hello, name("a"), name("exactly-16-bytes"), name("000000000000042-7.log"), name(strings.Repeat("n", NameMax)), up,
