@@ -153,8 +153,11 @@ func (c *call) root() *seal.Root { return c.pass.Keys().Root(c.fs.header.Volume)
 // fail ends an operation: the one place where an error becomes an errno.
 func (c *call) fail(err error) fuse.Status {
 	c.errno = status(err)
-	if errno := unix.Errno(c.errno); errno == unix.EMFILE || errno == unix.ENFILE {
+	switch errno := unix.Errno(c.errno); errno {
+	case unix.EMFILE, unix.ENFILE:
 		c.fs.outOfDescriptors(errno)
+	case unix.EIO, unix.EROFS, unix.ENOSPC, unix.EDQUOT, unix.ESTALE:
+		c.fs.failures.note(err)
 	}
 	return c.errno
 }

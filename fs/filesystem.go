@@ -75,6 +75,8 @@ type Filesystem struct {
 	handles    *handleTable
 	turns      turns
 	reserve    *reserve
+	failures   lowerFailures
+	lowerFree  atomic.Uint64 // bytes, when the lower filesystem was last asked
 	refilling  atomic.Bool // refill is at work
 	hot        hotBlocks
 	crypting   atomic.Int32   // calls that seal or open
@@ -177,6 +179,7 @@ func OpenLocked(lower string, g *keyguard.Guard, o Options) (*Filesystem, error)
 	f.holdReads.Store(true)
 	f.serving, f.dismiss = context.WithCancel(context.Background())
 	f.openReserve()
+	f.statfs() // what Stats tells until WatchLower looks
 	return f, nil
 }
 
@@ -317,7 +320,7 @@ type Stats struct {
 	ForeignNames   uint64 // lower names that byokd did not write, met while listing
 	Undrained      uint64 // files of which a freeze could not take every page away in time, since the mount
 	Inodes         int    // known to the kernel
-	LowerFreeBytes uint64
+	LowerFreeBytes uint64 // when WatchLower last looked
 	ReserveMissing int64 // bytes that the reserve for a full disk lacks; new data is refused while it lacks any
 }
 
@@ -329,7 +332,7 @@ func (f *Filesystem) mountedAt() string {
 	return ""
 }
 
-// Stats never blocks on the gate.
+// Stats waits for nobody: neither for the gate nor for the lower filesystem.
 func (f *Filesystem) Stats() Stats {
 	s := Stats{
 		Parked: f.parking.count(), Requests: f.requests.Load(),
@@ -341,8 +344,7 @@ func (f *Filesystem) Stats() Stats {
 		s.Writeback = l.granted()&fuse.CAP_WRITEBACK_CACHE != 0
 	}
 	s.Inodes = f.nodes.known()
-	st := f.statfs()
-	s.LowerFreeBytes = st.Bavail * uint64(st.Frsize)
+	s.LowerFreeBytes = f.lowerFree.Load()
 	s.ReserveMissing = f.reserve.missing()
 	return s
 }
@@ -355,6 +357,7 @@ func (f *Filesystem) statfs() fuse.StatfsOut {
 		f.log.Warn("statfs of the lower directory", zap.Error(err))
 		return fuse.StatfsOut{Bsize: block, Frsize: block, NameLen: seal.NameMax}
 	}
+	f.lowerFree.Store(st.Bavail * uint64(st.Frsize))
 	plain := func(blocks uint64) uint64 {
 		return blocks * uint64(st.Frsize) / block * seal.BlockPayload / block
 	}

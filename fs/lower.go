@@ -29,6 +29,8 @@ type lowerFile struct {
 	direct atomic.Int32 // the same file with O_DIRECT, opened at the first rewrite; equals fd where rewrites may be buffered
 	fault  faultBelow   // nil but in tests; fixed before the file is opened
 
+	readOnly atomic.Bool // opened while the lower filesystem took no writes: what is there can still be read
+
 	directs *atomic.Int32 // descriptors with O_DIRECT of the whole volume; nil where nobody counts
 }
 
@@ -43,6 +45,9 @@ type faultBelow func(op string, length int) (allowed int, err error)
 
 // allows asks fault, of which there is none.
 func (f *lowerFile) allows(op string, length int) (int, error) {
+	if f.readOnly.Load() && op != "read" && op != "sync" {
+		return 0, unix.EROFS // not the EBADF or EINVAL of a descriptor for reading
+	}
 	if f.fault == nil {
 		return length, nil
 	}
@@ -55,16 +60,28 @@ func (f *lowerFile) buffered() int { return int(f.fd.Load()) - 1 }
 // adopt makes fd, open for reading and writing, the file's descriptor.
 func (f *lowerFile) adopt(fd int) { f.fd.Store(int32(fd) + 1) }
 
-// open opens the file behind id.
+// open opens the file behind id, for reading only where the lower filesystem takes
+// no writes.
 func (f *lowerFile) open(ids lowerIDs, id uint64) error {
-	fd, err := ids.open(id, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NOATIME)
-	if errors.Is(err, unix.EPERM) { // another owner's, and no CAP_FOWNER
-		fd, err = ids.open(id, unix.O_RDWR|unix.O_NOFOLLOW)
+	fd, err := openWithoutAtime(ids, id, unix.O_RDWR)
+	refused := errors.Is(err, unix.EROFS)
+	if refused {
+		fd, err = openWithoutAtime(ids, id, unix.O_RDONLY)
 	}
 	if err == nil {
+		f.readOnly.Store(refused)
 		f.adopt(fd)
 	}
 	return err
+}
+
+// openWithoutAtime opens the file behind id, and leaves its atime alone where that is ours to say.
+func openWithoutAtime(ids lowerIDs, id uint64, access int) (int, error) {
+	fd, err := ids.open(id, access|unix.O_NOFOLLOW|unix.O_NOATIME)
+	if errors.Is(err, unix.EPERM) { // another owner's, and no CAP_FOWNER
+		fd, err = ids.open(id, access|unix.O_NOFOLLOW)
+	}
+	return fd, err
 }
 
 // openDirect makes rewrites possible without opening the file for each, unless
@@ -109,6 +126,7 @@ func (f *lowerFile) close() {
 // for none, to the caller to close.
 func (f *lowerFile) take() (fd, direct int32) {
 	fd, direct = f.fd.Swap(0), f.direct.Swap(0)
+	f.readOnly.Store(false)
 	if direct == fd {
 		direct = 0
 	}
@@ -277,7 +295,7 @@ func (n *node) truncateLower(size int64) error {
 func (f *Filesystem) settleLower(n *node) {
 	n.using.Add(1)
 	f.background.Go(func() {
-		_ = f.sync(n, true) // its failure is recorded
+		f.failures.note(f.sync(n, true)) // for the files open it is recorded
 		f.nodes.done(n)
 	})
 }

@@ -11,7 +11,11 @@ func (c *call) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.
 	if err := c.share(n); err != nil {
 		return c.fail(err)
 	}
+	readOnly := n.file.readOnly.Load()
 	n.content.RUnlock()
+	if readOnly && in.Flags&unix.O_ACCMODE != unix.O_RDONLY {
+		return c.fail(unix.EROFS)
+	}
 	if err := c.openable(n); err != nil {
 		return c.fail(err)
 	}

@@ -24,6 +24,7 @@ type reserve struct {
 	want int64 // bytes
 
 	short     atomic.Bool   // held < want
+	lacks     atomic.Int64  // want - held
 	shortages atomic.Uint32 // how often it became so
 
 	mu   sync.Mutex
@@ -72,6 +73,7 @@ func newReserve(root int, dirty int64) (*reserve, error) {
 		unix.Close(fd)
 		r.fd, r.want = -1, 0
 		r.short.Store(false)
+		r.lacks.Store(0)
 		return r, err
 	}
 	return r, nil
@@ -116,6 +118,7 @@ func (r *reserve) setShort() {
 		r.shortages.Add(1)
 	}
 	r.short.Store(short)
+	r.lacks.Store(r.want - r.held)
 }
 
 // shortage is the number of the shortage that there is, 0 for none.
@@ -159,12 +162,9 @@ func (r *reserve) yield(need int64) (given, began bool) {
 	return true, began
 }
 
-// missing is what the reserve will take of space that comes free.
-func (r *reserve) missing() int64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.want - r.held
-}
+// missing is what the reserve will take of space that comes free. It does not wait
+// for a disk that hangs.
+func (r *reserve) missing() int64 { return r.lacks.Load() }
 
 func (r *reserve) close() {
 	r.mu.Lock()

@@ -34,6 +34,9 @@ type VolumeGauges struct {
 	Inodes         int    // files and directories that the kernel knows
 	UndrainedFiles uint64 // files of which a freeze left pages in the kernel, since the mount
 	ForeignNames   uint64 // lower names that byokd did not write, met since the mount
+
+	Lower         fs.LowerState // how the directory below is
+	LowerFailures []uint64      // calls that it has failed, in the order of fs.LowerErrors
 }
 
 // NewFS registers the series of the filesystem. gauges is asked at every scrape; ok is false while
@@ -92,13 +95,15 @@ func errnoLabel(errno syscall.Errno) string {
 }
 
 var (
-	lowerFree = prometheus.NewDesc("byokd_fs_lower_free_bytes", "Space left on the filesystem that holds the sealed files.", nil, nil)
-	parked    = prometheus.NewDesc("byokd_fs_parked_calls", "Calls on the mount that wait for the key.", nil, nil)
-	inodes    = prometheus.NewDesc("byokd_fs_cached_inodes", "Files and directories that the kernel knows and byokd keeps in memory.", nil, nil)
-	reserve   = prometheus.NewDesc("byokd_fs_reserve_missing_bytes", "What is missing of the space set aside for a full disk; new data is refused while it is above 0.", nil, nil)
-	undrained = prometheus.NewDesc("byokd_fs_undrained_files_total", "Files of which a freeze could not take every cached page back in time; since the mount.", nil, nil)
-	foreign   = prometheus.NewDesc("byokd_fs_foreign_names_total", "Names in the lower directory that byokd did not write, met while listing; since the mount.", nil, nil)
-	writeback = prometheus.NewDesc("byokd_fs_writeback_cache", "1 when the kernel caches writes (cache: writeback), 0 when it does not.", nil, nil)
+	lowerFree  = prometheus.NewDesc("byokd_fs_lower_free_bytes", "Space left on the filesystem that holds the sealed files.", nil, nil)
+	parked     = prometheus.NewDesc("byokd_fs_parked_calls", "Calls on the mount that wait for the key.", nil, nil)
+	inodes     = prometheus.NewDesc("byokd_fs_cached_inodes", "Files and directories that the kernel knows and byokd keeps in memory.", nil, nil)
+	reserve    = prometheus.NewDesc("byokd_fs_reserve_missing_bytes", "What is missing of the space set aside for a full disk; new data is refused while it is above 0.", nil, nil)
+	undrained  = prometheus.NewDesc("byokd_fs_undrained_files_total", "Files of which a freeze could not take every cached page back in time; since the mount.", nil, nil)
+	lowerState = prometheus.NewDesc("byokd_fs_lower_state", "How the directory of the sealed files is, as a state set: 1 for the present state, 0 for the others.", []string{"state"}, nil)
+	lowerFails = prometheus.NewDesc("byokd_fs_lower_errors_total", "Calls, and syncs of byokd's own, that failed below with one of these errors; since the mount.", []string{"errno"}, nil)
+	foreign    = prometheus.NewDesc("byokd_fs_foreign_names_total", "Names in the lower directory that byokd did not write, met while listing; since the mount.", nil, nil)
+	writeback  = prometheus.NewDesc("byokd_fs_writeback_cache", "1 when the kernel caches writes (cache: writeback), 0 when it does not.", nil, nil)
 )
 
 // volumeCollector reads the gauges of the mounted volume.
@@ -107,7 +112,7 @@ type volumeCollector struct {
 }
 
 func (c volumeCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{lowerFree, parked, writeback, inodes, reserve, undrained, foreign} {
+	for _, d := range []*prometheus.Desc{lowerFree, parked, writeback, inodes, reserve, undrained, foreign, lowerState, lowerFails} {
 		ch <- d
 	}
 }
@@ -124,6 +129,12 @@ func (c volumeCollector) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(reserve, prometheus.GaugeValue, float64(g.ReserveMissing))
 	ch <- prometheus.MustNewConstMetric(undrained, prometheus.CounterValue, float64(g.UndrainedFiles))
 	ch <- prometheus.MustNewConstMetric(foreign, prometheus.CounterValue, float64(g.ForeignNames))
+	for _, s := range fs.LowerStates() {
+		ch <- prometheus.MustNewConstMetric(lowerState, prometheus.GaugeValue, oneIf(s == g.Lower), s.String())
+	}
+	for i, count := range g.LowerFailures {
+		ch <- prometheus.MustNewConstMetric(lowerFails, prometheus.CounterValue, float64(count), errnoLabel(fs.LowerErrors()[i]))
+	}
 }
 
 func oneIf(b bool) float64 {

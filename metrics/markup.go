@@ -91,6 +91,7 @@ func resourcesMarkup(r Report) g.Node {
 				h.H4(g.Text(r.Name)),
 				h.P(h.Class("where"), g.Text(r.Where)),
 				unless(r.Note == "", func() g.Node { return h.P(g.Text(r.Note)) }),
+				unless(r.Next == "", func() g.Node { return h.P(g.Text("Next step: " + r.Next)) }),
 				h.Dl(fact("Key", g.Text(r.Key)), g.Map(r.Facts, func(f Fact) g.Node { return fact(f.Name, g.Text(f.Value)) })),
 			)
 		})

@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/byokd/byokd/fs"
 	"github.com/byokd/byokd/keyguard"
 	"github.com/byokd/byokd/objstore"
 )
@@ -75,7 +76,8 @@ func newSystem(t *testing.T, buckets ...string) *system {
 		s.buckets = append(s.buckets, s.panel.AddResource(name, "bucket", "s3://"+name+" at 127.0.0.1:9000, sealed in s3://acme-"+name, s.guard))
 	}
 	s.fs = registry.NewFS(func() (VolumeGauges, bool) {
-		return VolumeGauges{LowerFreeBytes: 1, ParkedCalls: 2, Writeback: true, Inodes: 3, UndrainedFiles: 4, ForeignNames: 5}, true
+		return VolumeGauges{LowerFreeBytes: 1, ParkedCalls: 2, Writeback: true, Inodes: 3, UndrainedFiles: 4, ForeignNames: 5,
+			Lower: fs.LowerFull, LowerFailures: []uint64{0, 0, 6, 0, 0}}, true
 	})
 	registry.NewWorkers(map[string]uint64{"killed": 1}).Refused()
 	s.objects = registry.NewObjects([]string{"documents"})
@@ -186,10 +188,39 @@ func TestStartedStaysTrueThroughAFreeze(t *testing.T) {
 func TestAFailedResourceIsNotHiddenByAHealthyKey(t *testing.T) {
 	s := newSystem(t)
 	s.guard.set(keyguard.Open, keyguard.Enabled, "")
-	s.disk.Failed("somebody else has unmounted it")
+	s.disk.Failed("somebody else has unmounted it", "")
 	r, ready := s.panel.Ready()
 	if ready || r.State != StateFailed || !strings.Contains(r.Cause, "unmounted") {
 		t.Errorf("ready %v, %s: %s", ready, r.State, r.Cause)
+	}
+}
+
+// A resource that is not well serves, and is ready; the key's state comes before it, the resource's failure first.
+func TestAnImpairedResourceIsReadyAndToldOf(t *testing.T) {
+	s := newSystem(t)
+	s.guard.set(keyguard.Open, keyguard.Enabled, "")
+	s.disk.Impaired("The disk is full.", "Make it larger.")
+	code, _ := s.get(t, "/readyz")
+	r := s.panel.Report()
+	if code != http.StatusOK || r.State != StateImpaired || r.Headline != "The orchestration disk serves, but is not well" || r.Cause != "The disk is full." || r.NextStep != "Make it larger." {
+		t.Errorf("readyz %d, %s: %s: %s: %s", code, r.State, r.Headline, r.Cause, r.NextStep)
+	}
+	if code, _ := s.get(t, "/startupz"); code != http.StatusOK {
+		t.Errorf("startupz %d", code)
+	}
+	s.guard.set(keyguard.Frozen, keyguard.Disabled, keyguard.ReasonKeyDisabled)
+	if r := s.panel.Report(); r.State != StateFrozen || !strings.HasPrefix(r.Headline, "External encryption key is not ready") || r.Resources[0].Next != "Make it larger." {
+		t.Errorf("frozen: %s: %s; the resource says %q", r.State, r.Headline, r.Resources[0].Next)
+	}
+	s.guard.set(keyguard.Open, keyguard.Enabled, "")
+	s.disk.Failed("The disk is read-only.", "See why.")
+	code, body := s.get(t, "/readyz")
+	if code != http.StatusServiceUnavailable || body != "The orchestration disk is not ready\nThe disk is read-only.\nSee why.\n" {
+		t.Errorf("readyz %d: %s", code, body)
+	}
+	s.disk.Serving()
+	if r, ready := s.panel.Ready(); !ready || r.State != StateReady || r.Resources[0].Next != "" {
+		t.Errorf("mended: ready %v, %s, next step %q", ready, r.State, r.Resources[0].Next)
 	}
 }
 
@@ -379,6 +410,6 @@ func TestReadyWhileFrozen(t *testing.T) {
 	s.guard.set(keyguard.Frozen, keyguard.Deleted, keyguard.ReasonKeyDeleted)
 	ready(http.StatusServiceUnavailable, "frozen for good")
 	s.guard.set(keyguard.Open, keyguard.Enabled, keyguard.ReasonNone)
-	s.disk.Failed("gone")
+	s.disk.Failed("gone", "")
 	ready(http.StatusServiceUnavailable, "failed")
 }

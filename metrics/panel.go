@@ -49,8 +49,9 @@ type Resource struct {
 	guard             Watched
 
 	mu     sync.Mutex
-	state  State  // StateWaiting, StateReady or StateFailed; guarded by mu
+	state  State  // StateWaiting, StateReady, StateImpaired or StateFailed; guarded by mu
 	note   string // guarded by mu
+	next   string // the next step; guarded by mu
 	facts  []Fact // guarded by mu
 	served bool   // has been StateReady once; guarded by mu
 }
@@ -64,13 +65,16 @@ func (p *Panel) AddResource(name, kind, where string, guard Watched) *Resource {
 }
 
 // Serving says that the resource serves as far as its key allows.
-func (r *Resource) Serving() { r.set(StateReady, "") }
+func (r *Resource) Serving() { r.set(StateReady, "", "") }
 
 // Waiting says what the resource waits for.
-func (r *Resource) Waiting(note string) { r.set(StateWaiting, note) }
+func (r *Resource) Waiting(note string) { r.set(StateWaiting, note, "") }
 
-// Failed says that the resource broke for a reason other than its key.
-func (r *Resource) Failed(note string) { r.set(StateFailed, note) }
+// Impaired says that the resource serves and is not well all the same, and what to do.
+func (r *Resource) Impaired(note, nextStep string) { r.set(StateImpaired, note, nextStep) }
+
+// Failed says that the resource does not serve for a reason other than its key, and what to do.
+func (r *Resource) Failed(note, nextStep string) { r.set(StateFailed, note, nextStep) }
 
 // Describe says how the resource is sealed.
 func (r *Resource) Describe(facts ...Fact) {
@@ -80,10 +84,10 @@ func (r *Resource) Describe(facts ...Fact) {
 	r.panel.announce()
 }
 
-func (r *Resource) set(s State, note string) {
+func (r *Resource) set(s State, note, nextStep string) {
 	r.mu.Lock()
-	r.state, r.note = s, note
-	r.served = r.served || s == StateReady
+	r.state, r.note, r.next = s, note, nextStep
+	r.served = r.served || s == StateReady || s == StateImpaired
 	r.mu.Unlock()
 	r.panel.announce()
 }
@@ -92,7 +96,7 @@ func (r *Resource) report() ResourceReport {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.guard.Status()
-	out := ResourceReport{Name: r.name, Kind: r.kind, Key: s.Name, State: r.state, Where: r.where, Note: r.note, Facts: r.facts}
+	out := ResourceReport{Name: r.name, Kind: r.kind, Key: s.Name, State: r.state, Where: r.where, Note: r.note, Next: r.next, Facts: r.facts}
 	if key := stateOf(s.Gate, s.Key); key.worse(out.State) {
 		out.State = key
 	}
@@ -183,7 +187,7 @@ func (p *Panel) Report() Report {
 		r.Resources = append(r.Resources, one)
 		if one.State.worse(r.State) {
 			// The keys are well, so it is the resource itself, or a call that its key's policy does not allow.
-			r.State, r.Headline, r.Cause, r.NextStep = one.State, "The "+one.Name+" is not ready", one.Note, ""
+			r.State, r.Headline, r.Cause, r.NextStep = one.State, headlineOf(one), one.Note, one.Next
 			if s := resource.guard.Status(); one.State == StateWaiting && s.Warning != "" {
 				r.Cause, r.NextStep = one.Note+". "+s.Cause(), s.NextStep()
 			}
@@ -203,6 +207,14 @@ func (p *Panel) Report() Report {
 	return r
 }
 
+// headlineOf is the first line where a resource is to blame.
+func headlineOf(r ResourceReport) string {
+	if r.State == StateImpaired {
+		return "The " + r.Name + " serves, but is not well"
+	}
+	return "The " + r.Name + " is not ready"
+}
+
 // Ready reports whether every resource serves, with the report that says why not. After KeepReady, it is true while
 // frozen, too, once everything has served.
 func (p *Panel) Ready() (Report, bool) {
@@ -211,7 +223,7 @@ func (p *Panel) Ready() (Report, bool) {
 		_, started := p.Started()
 		return r, started
 	}
-	return r, r.State == StateReady || r.State == StateDegraded
+	return r, r.State == StateReady || r.State == StateImpaired || r.State == StateDegraded
 }
 
 // Started reports whether every resource has served at least once since the start. Once true it stays

@@ -29,22 +29,23 @@ type State string
 // The states, best first.
 const (
 	StateReady    State = "ready"    // everything serves
+	StateImpaired State = "impaired" // serves, but a resource is not well for a reason other than its key
 	StateDegraded State = "degraded" // serves while KMS cannot be reached, until the lease ends
 	StateWaiting  State = "waiting"  // not started yet: the key is not usable, or was not asked yet
 	StateFrozen   State = "frozen"   // reads and writes hang until the key is back
 	StateFinal    State = "final"    // frozen for good: the key is deleted
 	StateStopping State = "stopping" // on the way out
-	StateFailed   State = "failed"   // a resource broke for a reason other than its key
+	StateFailed   State = "failed"   // a resource does not serve for a reason other than its key
 )
 
 // States lists every state, best first.
 func States() []State {
-	return []State{StateReady, StateDegraded, StateWaiting, StateFrozen, StateFinal, StateStopping, StateFailed}
+	return []State{StateReady, StateImpaired, StateDegraded, StateWaiting, StateFrozen, StateFinal, StateStopping, StateFailed}
 }
 
 // worse orders states for the summary: a larger number hides a smaller one.
 func (s State) worse(than State) bool {
-	rank := map[State]int{StateReady: 0, StateDegraded: 1, StateWaiting: 2, StateFrozen: 3, StateFinal: 4, StateFailed: 5, StateStopping: 6}
+	rank := map[State]int{StateReady: 0, StateImpaired: 1, StateDegraded: 2, StateWaiting: 3, StateFrozen: 4, StateFinal: 5, StateFailed: 6, StateStopping: 7}
 	return rank[s] > rank[than]
 }
 
@@ -95,9 +96,10 @@ type ResourceReport struct {
 	Kind  string `json:"kind"` // volume or bucket
 	Key   string `json:"key"`  // the guard it depends on
 	State State  `json:"state"`
-	Where string `json:"where"`            // mount point, or bucket below and above
-	Note  string `json:"detail,omitempty"` // what it waits for, or how it failed
-	Facts []Fact `json:"facts,omitempty"`  // how it is sealed
+	Where string `json:"where"`              // mount point, or bucket below and above
+	Note  string `json:"detail,omitempty"`   // what it waits for, or how it failed
+	Next  string `json:"nextStep,omitempty"` // what to do where its key is not to blame
+	Facts []Fact `json:"facts,omitempty"`    // how it is sealed
 }
 
 // Fact is one thing worth knowing about a resource that does not change while it serves.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 
+	"github.com/byokd/byokd/fs"
 	"github.com/byokd/byokd/keyguard"
 )
 
@@ -106,6 +107,9 @@ func checkQuery(t *testing.T, where, expr string, known map[string][]string) {
 		states["byokd_key_state"] = append(states["byokd_key_state"], snake(s.String()))
 	}
 	states["byokd_probes_total"] = states["byokd_key_state"]
+	for _, s := range fs.LowerStates() {
+		states["byokd_fs_lower_state"] = append(states["byokd_fs_lower_state"], s.String())
+	}
 	for _, m := range selector.FindAllStringSubmatch(expr, -1) {
 		labels, ok := known[m[1]]
 		if !ok {

@@ -23,6 +23,8 @@ type stateMeaning struct {
 func stateMeanings() []stateMeaning {
 	return []stateMeaning{
 		{state: metrics.StateReady, meaning: "the key is usable", access: "served", byItself: "–", causes: []keyguard.KeyState{keyguard.Enabled}},
+		{state: metrics.StateImpaired, meaning: "the key is usable; a resource is not well", access: "served, but for what the text says", byItself: "when what the text says is mended",
+			anotherCause: "The disk of a volume is full, its path leads elsewhere, or calls on it fail now and then.", anotherRemedy: "byokd status and the log tell what"},
 		{state: metrics.StateDegraded, meaning: "KMS cannot be reached; the lease runs", access: "served until the lease ends",
 			byItself: "yes, when KMS answers", causes: []keyguard.KeyState{keyguard.Unreachable}},
 		{state: metrics.StateWaiting, meaning: "not started: the key was not usable yet", access: "not mounted; S3 answers 503 SlowDown after `holdFor`",
@@ -31,8 +33,8 @@ func stateMeanings() []stateMeaning {
 			causes:       []keyguard.KeyState{keyguard.Disabled, keyguard.PendingDeletion, keyguard.AccessDenied, keyguard.Unavailable, keyguard.Unreachable},
 			anotherCause: "An operator has asked for it (byokd freeze).", anotherRemedy: "byokd thaw"},
 		{state: metrics.StateFinal, meaning: "the key is deleted", access: "hang for good", byItself: "no", causes: []keyguard.KeyState{keyguard.Deleted}},
-		{state: metrics.StateFailed, meaning: "a resource broke for another reason", access: "see the text", byItself: "no",
-			anotherCause: "Something other than the key, such as a mount that somebody else has ended.", anotherRemedy: "byokd status and the log tell what"},
+		{state: metrics.StateFailed, meaning: "a resource does not serve for another reason", access: "see the text", byItself: "see the text",
+			anotherCause: "Something other than the key: a disk that is read-only, gone or does not answer, or a mount that somebody else has ended.", anotherRemedy: "byokd status and the log tell what"},
 		{state: metrics.StateStopping, meaning: "a stop was asked for", access: "end", byItself: "–"},
 	}
 }

@@ -8,6 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/byokd/byokd/fs"
 	"github.com/byokd/byokd/keyguard"
 	"github.com/byokd/byokd/metrics"
 )
@@ -56,6 +59,7 @@ func TestExplainFillsInTheKey(t *testing.T) {
 
 const (
 	statesBegin   = "<!-- states: written by go test ./cmd/byokd -run TestMessagesAreDocumented -update -->\n"
+	lowerBegin    = "<!-- lower: written by go test ./cmd/byokd -run TestMessagesAreDocumented -update -->\n"
 	messagesBegin = "<!-- messages: written by go test ./cmd/byokd -run TestMessagesAreDocumented -update -->\n"
 	tableEnd      = "<!-- end -->\n"
 )
@@ -67,7 +71,7 @@ func TestMessagesAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var states, messages strings.Builder
+	var states, messages, lower strings.Builder
 	states.WriteString("| what you see | meaning | reads and writes | by itself? |\n|---|---|---|---|\n")
 	for _, m := range stateMeanings() {
 		fmt.Fprintf(&states, "| `%s` | %s | %s | %s |\n", m.state, m.meaning, m.access, m.byItself)
@@ -78,8 +82,16 @@ func TestMessagesAreDocumented(t *testing.T) {
 		fmt.Fprintf(&messages, "| `%s` | %s | %s | %s |\n", strings.ReplaceAll(k.name(), ", ", "` `"),
 			strings.TrimPrefix(s.Headline(), "External encryption key "), s.Cause(), s.NextStep())
 	}
+	lower.WriteString("| state | of byokd | cause | next step |\n|---|---|---|---|\n")
+	for _, s := range fs.LowerStates() {
+		cause, nextStep := lowerMessage(fs.LowerHealth{State: s, Err: unix.EIO}, "LOWER")
+		fmt.Fprintf(&lower, "| `%s` | `%s` | %s | %s |\n", s, stateOfLower(s), cause, nextStep)
+		if (s != fs.LowerWell) != (cause != "" && nextStep != "") {
+			t.Errorf("%v has the cause %q and the next step %q", s, cause, nextStep)
+		}
+	}
 	got := string(page)
-	for begin, table := range map[string]string{statesBegin: states.String(), messagesBegin: messages.String()} {
+	for begin, table := range map[string]string{statesBegin: states.String(), messagesBegin: messages.String(), lowerBegin: lower.String()} {
 		before, rest, ok := strings.Cut(got, begin)
 		_, after, closed := strings.Cut(rest, tableEnd)
 		if !ok || !closed {

@@ -145,7 +145,7 @@ func (v *volume) serveOn(ctx context.Context) error {
 		}
 	}()
 	if err := f.Mount(v.cfg.Volume.Mount); err != nil {
-		v.resource.Failed(err.Error())
+		v.resource.Failed(err.Error(), "")
 		return failure(v.log, "the mount of the worker before cannot be gone on with", exitTakeOver, err)
 	}
 	defer v.guardMount()()

@@ -37,6 +37,7 @@ const (
 	exitDenied        = 18 // render: a pod is denied, as the webhook would
 	exitTakeOver      = 19 // the mount of a worker that died cannot be gone on with
 	exitNoAnswer      = 20 // status, freeze, thaw: no byokd answers at the address or socket
+	exitImpaired      = 21 // status: serving, but a resource is not well for a reason other than its key
 )
 
 // exitError carries an exit code with an error.

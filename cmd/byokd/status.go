@@ -38,13 +38,14 @@ func newStatusCommand(environ []string) *cobra.Command {
 
 Exit codes:
   0   ready
-  1   failed: a resource broke for a reason other than its key
+  1   failed: a resource does not serve for a reason other than its key
   10  frozen: reads and writes wait for the key
   11  waiting: not started yet, the key is not usable or was not asked yet
   12  degraded: serving, but KMS cannot be reached; frozen when the lease ends
   13  stopping
   14  final: frozen for good, the key is deleted
   20  no byokd answers at the address
+  21  impaired: serving, but a resource is not well for a reason other than its key, such as a full disk
 With --watch the code is that of the last state seen. Colours are for terminals; NO_COLOR=1 switches them off.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !slices.Contains(statusOutputs(), output) {
@@ -196,6 +197,9 @@ func identity(r metrics.Report) string {
 			parts = append(parts, fmt.Sprint(k.Operator.Freeze, k.Operator.Pending))
 		}
 	}
+	for _, x := range r.Resources {
+		parts = append(parts, x.Name, string(x.State), x.Note)
+	}
 	return strings.Join(parts, "\x00")
 }
 
@@ -249,7 +253,8 @@ func (c statusClient) get(ctx context.Context, path string) (io.ReadCloser, erro
 // codeOf turns a state into the exit code.
 func codeOf(s metrics.State) error {
 	codes := map[metrics.State]int{metrics.StateReady: exitOK, metrics.StateDegraded: exitDegraded, metrics.StateWaiting: exitWaiting,
-		metrics.StateFrozen: exitFrozen, metrics.StateFinal: exitFinal, metrics.StateStopping: exitStopping}
+		metrics.StateFrozen: exitFrozen, metrics.StateFinal: exitFinal, metrics.StateStopping: exitStopping,
+		metrics.StateImpaired: exitImpaired}
 	code, known := codes[s]
 	switch {
 	case !known:
@@ -300,6 +305,9 @@ func writeReport(out io.Writer, r metrics.Report, c colours) error {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", x.Name, c.state(x.State, string(x.State)), x.Key, x.Where)
 		if x.Note != "" {
 			fmt.Fprintf(w, "  %s\n", x.Note)
+		}
+		if x.Next != "" && x.Next != r.NextStep {
+			fmt.Fprintf(w, "  Next step: %s\n", x.Next)
 		}
 	}
 	if err := w.Flush(); err != nil {

@@ -44,7 +44,7 @@ func (c colours) in(style, text string) string {
 }
 
 func (c colours) state(s metrics.State, text string) string {
-	return c.in(map[metrics.State]string{metrics.StateReady: green, metrics.StateDegraded: yellow, metrics.StateWaiting: yellow,
+	return c.in(map[metrics.State]string{metrics.StateReady: green, metrics.StateImpaired: yellow, metrics.StateDegraded: yellow, metrics.StateWaiting: yellow,
 		metrics.StateFrozen: red, metrics.StateFinal: red, metrics.StateFailed: red, metrics.StateStopping: dim}[s], text)
 }
 

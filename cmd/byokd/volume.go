@@ -35,6 +35,7 @@ type volume struct {
 	resource *metrics.Resource
 	observer *metrics.FS
 	mounted  atomic.Pointer[fs.Filesystem] // while mounted; metrics and abandon read it
+	lower    atomic.Uint32                 // fs.LowerState, as it was last seen
 }
 
 func newVolume(cfg Config, log *zap.Logger, w *keeper.Worker) *volume {
@@ -148,7 +149,8 @@ func (v *volume) gauges() (metrics.VolumeGauges, bool) {
 	}
 	s := f.Stats()
 	return metrics.VolumeGauges{LowerFreeBytes: s.LowerFreeBytes, ParkedCalls: int64(s.Parked), Writeback: s.Writeback,
-		ReserveMissing: s.ReserveMissing, Inodes: s.Inodes, UndrainedFiles: s.Undrained, ForeignNames: s.ForeignNames}, true
+		ReserveMissing: s.ReserveMissing, Inodes: s.Inodes, UndrainedFiles: s.Undrained, ForeignNames: s.ForeignNames,
+		Lower: fs.LowerState(v.lower.Load()), LowerFailures: f.LowerFailures()}, true
 }
 
 // serve makes the volume if need be, mounts it once its key is usable, and serves until ctx ends or the
@@ -174,7 +176,7 @@ func (v *volume) serve(ctx context.Context) error {
 	}
 	v.resource.Waiting("is being mounted")
 	if err := f.Mount(v.cfg.Volume.Mount); err != nil {
-		v.resource.Failed(err.Error())
+		v.resource.Failed(err.Error(), "")
 		return failure(v.log, "the volume cannot be mounted", exitMount, err)
 	}
 	defer v.guardMount()()
@@ -186,17 +188,20 @@ func (v *volume) untilEnd(ctx context.Context, f *fs.Filesystem) (err error) {
 	v.mounted.Store(f)
 	v.resource.Describe(v.facts()...)
 	v.resource.Serving()
+	unwatch := v.watchLower(ctx, f)
 	ended := make(chan error, 1)
 	go func() { ended <- f.Wait(context.WithoutCancel(ctx)) }()
 	select {
 	case err = <-ended:
+		unwatch()
 		v.mounted.Store(nil)
 		if err == nil {
 			err = errors.New("somebody else has unmounted it")
 		}
-		v.resource.Failed(err.Error())
+		v.resource.Failed(err.Error(), "")
 		return failure(v.log, "the mount has ended", exitMount, err)
 	case <-ctx.Done():
+		unwatch()
 	}
 	return v.unmount(ctx, f, ended)
 }

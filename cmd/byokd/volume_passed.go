@@ -37,12 +37,15 @@ func (v *volume) servePassed(ctx context.Context) error {
 		v.mounted.Store(f)
 		v.resource.Describe(v.facts()...)
 		v.resource.Serving()
+		unwatch := v.watchLower(ctx, f)
 		select {
 		case <-ended:
+			unwatch()
 			err = errors.New("the node driver has taken it away")
-			v.resource.Failed(err.Error())
+			v.resource.Failed(err.Error(), "")
 			err = failure(v.log, "the mount has ended", exitMount, err)
 		case <-ctx.Done():
+			unwatch()
 		}
 	}
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.cfg.share(2))
