@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/signal"
 	"strings"
@@ -264,6 +265,9 @@ func (d *decryption) prefix(ctx context.Context, bucket, prefix string) error {
 	progress, failures, err := objstore.RestoreAll(ctx, objstore.RestoreAllOptions{
 		Upstream: up, Prefix: prefix, Keys: &d.from,
 		Target: func(e objstore.Entry) (objstore.RestoreTarget, error) {
+			if err := d.nameFree(ctx, up, prefix, e.Key); err != nil {
+				return nil, err
+			}
 			file, err := tree.target(e)
 			if file == nil || err != nil {
 				return nil, err
@@ -298,6 +302,24 @@ func (d *decryption) prefix(ctx context.Context, bucket, prefix string) error {
 		return exitWith(exitFailure, fmt.Errorf("%s: there is no object whose key begins so", d.source))
 	}
 	return nil
+}
+
+// nameFree refuses an object that has the name of another's file of metadata, whichever of
+// the two would be there first.
+func (d *decryption) nameFree(ctx context.Context, up objstore.Upstream, prefix, key string) error {
+	other, found := strings.CutSuffix(key, metadataSuffix)
+	if !d.metadata || !found || !strings.HasPrefix(other, prefix) {
+		return nil
+	}
+	_, err := up.Head(ctx, objstore.GetRequest{Ref: objstore.Ref{Key: other}})
+	var answer *objstore.UpstreamError
+	if errors.As(err, &answer) && answer.Status == http.StatusNotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("its file would have the name of the metadata of %s: restore this object alone, with -o", other)
 }
 
 func (d *decryption) tell(p objstore.RestoreProgress) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -62,7 +63,7 @@ func (o *outputFile) Commit() error {
 		err = o.writeBeside()
 	}
 	if err == nil {
-		err = o.rename()
+		err = o.rename(o.name)
 	}
 	if err != nil {
 		o.remove()
@@ -73,17 +74,50 @@ func (o *outputFile) Commit() error {
 // metadataSuffix ends the name of the file with an object's metadata.
 const metadataSuffix = ".metadata.json"
 
+// writeBeside writes the file of metadata, over nothing: an object may have its name,
+// too. One that holds the same was left by a run that ended before the object's file was there.
 func (o *outputFile) writeBeside() error {
 	text, err := o.beside()
 	if err != nil {
 		return err
 	}
-	f, err := o.create(o.name + metadataSuffix)
+	name := o.name + metadataSuffix
+	switch info, err := o.lstat(name); {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return err
+	case info.Mode().IsRegular() && o.holds(name, text):
+		return nil
+	default:
+		return fmt.Errorf("%s exists already and is not the metadata of this object; byokd decrypt writes over nothing (restore elsewhere, or without --metadata)", name)
+	}
+	f, err := o.create(name + partialSuffix)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(text)
-	return errors.Join(err, f.Close())
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return o.rename(name)
+}
+
+// lstat looks at a name beside the file, without following a symlink.
+func (o *outputFile) lstat(name string) (os.FileInfo, error) {
+	if o.root != nil {
+		return o.root.Lstat(name)
+	}
+	return os.Lstat(name)
+}
+
+// holds reports whether a regular file holds text.
+func (o *outputFile) holds(name string, text []byte) bool {
+	read := os.ReadFile
+	if o.root != nil {
+		read = o.root.ReadFile
+	}
+	got, err := read(name)
+	return err == nil && bytes.Equal(got, text)
 }
 
 // Abort implements objstore.RestoreTarget.
@@ -92,20 +126,22 @@ func (o *outputFile) Abort() {
 	o.remove()
 }
 
-func (o *outputFile) rename() error {
+// rename gives a complete file its name.
+func (o *outputFile) rename(name string) error {
 	if o.root != nil {
-		return o.root.Rename(o.name+partialSuffix, o.name)
+		return o.root.Rename(name+partialSuffix, name)
 	}
-	return os.Rename(o.name+partialSuffix, o.name)
+	return os.Rename(name+partialSuffix, name)
 }
 
 // remove is best effort: a file that is left says by its name what it is.
 func (o *outputFile) remove() {
+	remove := os.Remove
 	if o.root != nil {
-		_ = o.root.Remove(o.name + partialSuffix)
-		return
+		remove = o.root.Remove
 	}
-	_ = os.Remove(o.name + partialSuffix)
+	_ = remove(o.name + partialSuffix)
+	_ = remove(o.name + metadataSuffix + partialSuffix)
 }
 
 // outputTree is a directory for the objects below a prefix. Keys come from the storage: none of them may

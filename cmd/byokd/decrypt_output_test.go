@@ -32,7 +32,7 @@ func TestOutputFollowsNoSymlink(t *testing.T) {
 				must(t, os.Mkdir(dir, 0o700))
 				must(t, os.WriteFile(filepath.Join(dir, victim), []byte("mine"), 0o600))
 				must(t, os.Symlink(victim, filepath.Join(dir, "a"+partialSuffix)))
-				must(t, os.Symlink(victim, filepath.Join(dir, "a"+metadataSuffix)))
+				must(t, os.Symlink(victim, filepath.Join(dir, "a"+metadataSuffix+partialSuffix)))
 				out, err := begin(dir)
 				must(t, err)
 				out.beside = func() ([]byte, error) { return []byte("beside"), nil }
@@ -48,6 +48,46 @@ func TestOutputFollowsNoSymlink(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestOutputBesideReplacesNothing: what has the name of the file of metadata stays, and
+// the object's own file does not come without its metadata.
+func TestOutputBesideReplacesNothing(t *testing.T) {
+	const beside = "a" + metadataSuffix
+	for name, c := range map[string]struct {
+		plant func(dir string) error
+		want  string // what is there afterwards
+		ok    bool
+	}{
+		"another file":     {plant: func(dir string) error { return os.WriteFile(filepath.Join(dir, beside), []byte("mine"), 0o600) }, want: "mine"},
+		"what it would be": {plant: func(dir string) error { return os.WriteFile(filepath.Join(dir, beside), []byte("beside"), 0o600) }, want: "beside", ok: true},
+		"a symlink to what it would be": {plant: func(dir string) error {
+			return errors.Join(os.WriteFile(filepath.Join(dir, "there"), []byte("beside"), 0o600), os.Symlink("there", filepath.Join(dir, beside)))
+		}, want: "beside"},
+		"half of it, by a run that died": {plant: func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, beside+partialSuffix), []byte("bes"), 0o600)
+		}, want: "beside", ok: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			must(t, c.plant(dir))
+			out, err := newOutputFile(filepath.Join(dir, "a"))
+			must(t, err)
+			out.beside = func() ([]byte, error) { return []byte("beside"), nil }
+			if err := out.Commit(); (err == nil) != c.ok {
+				t.Errorf("it ends with %v", err)
+			}
+			if got, err := os.ReadFile(filepath.Join(dir, beside)); err != nil || string(got) != c.want {
+				t.Errorf("%q is there, %v", got, err)
+			}
+			if _, err := os.Lstat(filepath.Join(dir, "a")); (err == nil) != c.ok {
+				t.Errorf("the file of the object: %v", err)
+			}
+			if left, err := filepath.Glob(filepath.Join(dir, "*"+partialSuffix)); err != nil || len(left) > 0 {
+				t.Errorf("%v is left, %v", left, err)
+			}
+		})
 	}
 }
 

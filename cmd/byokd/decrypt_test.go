@@ -178,6 +178,28 @@ func (s *bucketSite) decryptPrefix(t *testing.T, dir string, bodies map[string][
 	}
 }
 
+// An object that has the name of another's file of metadata is told, and neither is lost for the other.
+func TestDecryptMetadataOfTwins(t *testing.T) {
+	s := newBucketSite(t)
+	s.fill(t, map[string][]byte{"twin": []byte("plain"), "twin" + metadataSuffix: []byte("an object"), "alone" + metadataSuffix: []byte("another")})
+	dir := filepath.Join(t.TempDir(), "tree")
+	for _, again := range [][]string{nil, {"--resume"}} {
+		_, messages := s.decrypt(t, exitFailure, append([]string{"s3://documents/", "--config", s.config, "-r", "--metadata", "-o", dir}, again...)...)
+		if !strings.Contains(messages, "byokd: twin.metadata.json: its file would have the name of the metadata of twin: restore this object alone, with -o") ||
+			!strings.Contains(messages, "1 of 3 objects could not be restored") {
+			t.Errorf("it says: %s", messages)
+		}
+	}
+	for name, want := range map[string]string{"twin": "plain", "alone" + metadataSuffix: "another"} {
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "twin"+metadataSuffix)); err != nil || !strings.Contains(string(got), "text/plain") {
+		t.Errorf("the metadata of twin: %q, %v", got, err)
+	}
+}
+
 // A key source asks KMS once for each data key, however many objects are restored.
 func TestDecryptAsksOncePerDataKey(t *testing.T) {
 	s := newBucketSite(t)
