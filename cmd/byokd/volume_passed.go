@@ -62,8 +62,12 @@ func (v *volume) takeOver(ctx, stay context.Context, f *fs.Filesystem) (ended ch
 	client, device, held, err := handover.Take(ctx, v.cfg.Volume.MountSocket, v.log, func(err error) {
 		v.log.Warn("waiting for the node driver's mount: is `byokd node` running on this node?", zap.Error(err))
 	})
-	if err != nil {
-		return nil, nil // ctx ended
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, nil
+	case err != nil:
+		v.resource.Failed(err.Error(), "")
+		return nil, failure(v.log, "the node driver's mount cannot be taken over", exitMount, err)
 	}
 	if err := f.Serve(fs.Passed{Device: device, Held: held, Services: client}); err != nil {
 		return nil, failure(v.log, "the mount cannot be served", exitMount, err)

@@ -160,3 +160,29 @@ func TestSidecarsThatComeAndGo(t *testing.T) {
 	}
 	soon(t, "the end of the mount", func() { d.forget(v.ID) })
 }
+
+// TestNoDescriptorForASidecar: a driver that could not let a sidecar in, for want of a
+// descriptor, lets the next in when it has some.
+func TestNoDescriptorForASidecar(t *testing.T) {
+	d := newTestDriver(t)
+	_, socket := d.publish(t)
+	var limit unix.Rlimit
+	open, err := os.ReadDir("/proc/self/fd")
+	if err = errors.Join(err, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)); err != nil {
+		t.Fatal(err)
+	}
+	few := limit
+	few.Cur = uint64(len(open)) // of which one was that of the look: it goes to the sidecar's end
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	first, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: socket, Net: "unixpacket"})
+	lift := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+	if err = errors.Join(err, lift); err != nil {
+		t.Fatal(err)
+	}
+	first.Close()
+	c := dial(t, socket)
+	defer c.Close()
+	tell(t, c, `{"id":1,"op":"hello","version":1}`)
+}

@@ -99,13 +99,25 @@ func (d *Driver) offer(r record, run, dev int) (*volume, error) {
 // and the others are being refused. More wait in the kernel.
 const connectionsMax = 8
 
+// acceptAgainAfter is the pause after a connection that could not be accepted.
+const acceptAgainAfter = time.Second
+
 // accept serves one sidecar after the other.
 func (v *volume) accept() {
 	turns := make(chan struct{}, connectionsMax)
 	for {
 		c, err := v.listener.AcceptUnix()
-		if err != nil {
-			return // closed
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // such as no descriptor left, for a while
+			v.log.Error("a sidecar cannot be let in; it is tried again", zap.Error(err))
+			select {
+			case <-time.After(acceptAgainAfter):
+				continue
+			case <-v.ended:
+				return
+			}
 		}
 		select {
 		case turns <- struct{}{}:

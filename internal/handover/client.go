@@ -20,10 +20,18 @@ const (
 	dialEvery = 200 * time.Millisecond
 	// answerTime bounds the wait for an answer: the server's own bound and some.
 	answerTime = serviceTime + time.Second
+	// restoreEvery is the pause before a server is told again what it has not taken.
+	restoreEvery = 2 * time.Second
 )
 
-// ErrNotConnected: the node driver is away for a moment.
-var ErrNotConnected = errors.New("handover: the node driver does not answer")
+// Errors of a Client.
+var (
+	// ErrNotConnected: the node driver is away for a moment.
+	ErrNotConnected = errors.New("handover: the node driver does not answer")
+	// ErrDescriptors: this process may not have as many files open as are to be taken
+	// over, which no waiting changes.
+	ErrDescriptors = errors.New("handover: no descriptor is left for what the node driver passes: raise the limit of open files (LimitNOFILE=, --ulimit nofile=)")
+)
 
 // Client is byokd's end. It connects again when the server was away, tells it again
 // what it is to hold, and what the limit is. It implements fs.Services.
@@ -35,11 +43,17 @@ type Client struct {
 	// that order: else a copy could reach a new server after its release. Before mu.
 	order sync.Mutex
 
+	// sending is held while a message is sent: a deadline is of the connection, and the
+	// next sender's would give the one before more time.
+	sending sync.Mutex
+
 	mu      sync.Mutex
 	conn    *net.UnixConn          // guarded by mu; nil while not connected
+	ended   error                  // why there is no connection, where that is known; guarded by mu
 	next    uint64                 // guarded by mu
 	waiting map[uint64]chan answer // guarded by mu
 	held    map[string]int         // copies of ours, guarded by mu
+	untold  map[string]bool        // released while no server could be told; guarded by mu
 	limit   int64                  // the last one asked for, 0 for none; guarded by mu
 
 	mount string // set by Take
@@ -55,15 +69,20 @@ type answer struct {
 
 // Take connects to the server at path, waiting for one until ctx ends, and takes over
 // what it holds: the FUSE device, and what a predecessor left. Both become the
-// caller's. waits is called once, if there is a wait, with its reason.
+// caller's. waits is called with the reason of a wait, and again when it is another.
+// Where ctx goes on the error is final, such as ErrDescriptors.
 func Take(ctx context.Context, path string, log *zap.Logger, waits func(error)) (c *Client, device int, held map[string]int, err error) {
-	c = &Client{path: path, log: log, waiting: map[uint64]chan answer{}, held: map[string]int{}}
-	for first := true; ; first = false {
+	c = &Client{path: path, log: log, waiting: map[uint64]chan answer{}, held: map[string]int{}, untold: map[string]bool{}}
+	for told := ""; ; {
 		if held, err = c.take(ctx); err == nil {
 			break
 		}
-		if first {
+		if errors.Is(err, errLostDescriptors) || errors.Is(err, unix.EMFILE) {
+			return nil, -1, nil, fmt.Errorf("%w (%w)", ErrDescriptors, err)
+		}
+		if ctx.Err() == nil && err.Error() != told {
 			waits(err)
+			told = err.Error()
 		}
 		select {
 		case <-time.After(dialEvery):
@@ -71,17 +90,25 @@ func Take(ctx context.Context, path string, log *zap.Logger, waits func(error)) 
 			return nil, -1, nil, errors.Join(ctx.Err(), err)
 		}
 	}
-	device = held[Device]
-	delete(held, Device)
 	for name, fd := range held {
 		if err := c.remember(name, fd); err != nil {
-			return nil, -1, nil, err
+			c.forget(held)
+			return nil, -1, nil, fmt.Errorf("%w (%w)", ErrDescriptors, err)
 		}
 	}
-	if err := c.remember(Device, device); err != nil {
-		return nil, -1, nil, err
-	}
+	device = held[Device]
+	delete(held, Device)
 	return c, device, held, nil
+}
+
+// forget gives up the connection, what was taken over and the copies of it.
+func (c *Client) forget(taken map[string]int) {
+	c.drop(nil)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	closeAll(slices.Collect(maps.Values(c.held)))
+	clear(c.held)
+	closeAll(slices.Collect(maps.Values(taken)))
 }
 
 func (c *Client) take(ctx context.Context) (map[string]int, error) {
@@ -96,10 +123,7 @@ func (c *Client) take(ctx context.Context) (map[string]int, error) {
 		}
 		if err != nil {
 			closeAll(a.fds)
-			c.drop()
-			for _, fd := range held {
-				unix.Close(fd)
-			}
+			c.forget(held)
 			return nil, err
 		}
 		for i, name := range a.Names {
@@ -110,10 +134,7 @@ func (c *Client) take(ctx context.Context) (map[string]int, error) {
 		}
 	}
 	if _, ok := held[Device]; !ok {
-		c.drop()
-		for _, fd := range held {
-			unix.Close(fd)
-		}
+		c.forget(held)
 		return nil, errors.New("the node driver has no FUSE device to pass: the mount's last byokd died while it was away itself")
 	}
 	return held, nil
@@ -128,12 +149,12 @@ func (c *Client) connect(ctx context.Context) error {
 	}
 	conn := made.(*net.UnixConn)
 	c.mu.Lock()
-	c.conn = conn
+	c.conn, c.ended = conn, nil
 	c.mu.Unlock()
 	go c.read(conn)
 	a, err := c.ask(ctx, request{Op: opHello, Version: Version})
 	if err != nil {
-		c.drop()
+		c.drop(nil)
 		return err
 	}
 	if c.mount == "" {
@@ -149,7 +170,7 @@ func (c *Client) read(conn *net.UnixConn) {
 		var err error
 		a.fds, err = receive(conn, &a.reply)
 		if err != nil {
-			c.lost(conn)
+			c.lost(conn, err)
 			return
 		}
 		c.mu.Lock()
@@ -164,28 +185,54 @@ func (c *Client) read(conn *net.UnixConn) {
 	}
 }
 
-// lost tells those who wait that no answer comes.
-func (c *Client) lost(conn *net.UnixConn) {
+// lost tells those who wait that no answer comes, and why.
+func (c *Client) lost(conn *net.UnixConn, why error) {
 	_ = conn.Close()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.conn != conn {
 		return
 	}
-	c.conn = nil
+	c.conn, c.ended = nil, why
 	for id, ch := range c.waiting {
 		close(ch)
 		delete(c.waiting, id)
 	}
 }
 
-func (c *Client) drop() {
+// drop ends the connection that there is.
+func (c *Client) drop(why error) {
 	c.mu.Lock()
 	conn := c.conn
 	c.mu.Unlock()
 	if conn != nil {
-		c.lost(conn)
+		c.lost(conn, why)
 	}
+}
+
+// notConnected is ErrNotConnected, with what ended the connection.
+func (c *Client) notConnected() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended == nil {
+		return ErrNotConnected
+	}
+	return fmt.Errorf("%w: %w", ErrNotConnected, c.ended)
+}
+
+// send sends a message within serviceTime, or gives the connection up: a server that
+// takes nothing any more must not hold up who lets go of files.
+func (c *Client) send(conn *net.UnixConn, r request, fds ...int) error {
+	c.sending.Lock()
+	defer c.sending.Unlock()
+	err := conn.SetWriteDeadline(time.Now().Add(serviceTime))
+	if err == nil {
+		err = send(conn, r, fds...)
+	}
+	if err != nil {
+		c.lost(conn, err)
+	}
+	return err
 }
 
 // ask sends a request and waits for the answer.
@@ -210,8 +257,7 @@ func (c *Client) tell(r request, fds ...int) (id uint64, to chan answer, err err
 	r.ID = c.next
 	c.waiting[r.ID] = to
 	c.mu.Unlock()
-	if err := send(conn, r, fds...); err != nil {
-		c.lost(conn)
+	if err := c.send(conn, r, fds...); err != nil {
 		return 0, nil, fmt.Errorf("%w: %w", ErrNotConnected, err)
 	}
 	return r.ID, to, nil
@@ -225,7 +271,7 @@ func (c *Client) await(ctx context.Context, id uint64, to chan answer) (answer, 
 	case a, ok := <-to:
 		switch {
 		case !ok:
-			return answer{}, ErrNotConnected
+			return answer{}, c.notConnected()
 		case a.Error != "":
 			closeAll(a.fds)
 			return answer{}, fmt.Errorf("the node driver says: %s", a.Error)
@@ -239,37 +285,60 @@ func (c *Client) await(ctx context.Context, id uint64, to chan answer) (answer, 
 	}
 }
 
-// Stay connects again whenever the server was away, until ctx ends.
+// Stay connects again whenever the server was away, and tells it what it is to know
+// until it has taken all of it, until ctx ends.
 func (c *Client) Stay(ctx context.Context) {
 	tick := time.NewTicker(dialEvery)
 	defer tick.Stop()
+	informed := c.connection() // the connection whose server knows all
+	var failed time.Time
+	told := ""
 	for {
 		select {
 		case <-ctx.Done():
-			c.drop()
+			c.drop(nil)
 			return
 		case <-tick.C:
 		}
-		c.mu.Lock()
-		connected := c.conn != nil
-		c.mu.Unlock()
-		if connected || c.connect(ctx) != nil {
+		conn := c.connection()
+		if conn != nil && (conn == informed || time.Since(failed) < restoreEvery) {
 			continue
+		}
+		if conn == nil {
+			if c.connect(ctx) != nil {
+				continue
+			}
+			conn = c.connection()
 		}
 		if err := c.restore(ctx); err != nil {
-			c.log.Warn("the node driver is back, but not all is as it was", zap.Error(err))
+			failed = time.Now()
+			if ctx.Err() == nil && err.Error() != told {
+				c.log.Warn("the node driver is back, but has not taken all that it is to hold; it is told again", zap.Error(err))
+				told = err.Error()
+			}
 			continue
 		}
+		informed, told = conn, ""
 		c.log.Info("the node driver is back")
 	}
 }
 
-// restore tells a new server what the old one knew.
+func (c *Client) connection() *net.UnixConn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conn
+}
+
+// restore tells a new server what the old one knew, and one that was there all the time
+// what it could not be told.
 func (c *Client) restore(ctx context.Context) error {
 	c.mu.Lock()
 	limit := c.limit
-	names := slices.Collect(maps.Keys(c.held))
+	names, untold := slices.Collect(maps.Keys(c.held)), slices.Collect(maps.Keys(c.untold))
 	c.mu.Unlock()
+	for _, name := range untold {
+		c.releaseAgain(name)
+	}
 	for _, name := range names {
 		if err := c.holdAgain(ctx, name); err != nil {
 			return err
@@ -319,6 +388,7 @@ func (c *Client) remember(name string, fd int) error {
 		unix.Close(before)
 	}
 	c.held[name] = dup
+	delete(c.untold, name)
 	return nil
 }
 
@@ -389,12 +459,36 @@ func (c *Client) Release(name string) {
 	c.mu.Lock()
 	fd, known := c.held[name]
 	delete(c.held, name)
-	conn := c.conn
+	if known {
+		c.untold[name] = true
+	}
 	c.mu.Unlock()
 	if known {
 		unix.Close(fd)
 	}
-	if conn != nil {
-		_ = send(conn, request{Op: opRelease, Name: name}) // a server that is away has forgotten it
+	c.tellReleased(name)
+}
+
+// releaseAgain tells the server of a release that it was not told of, unless the name
+// is held again.
+func (c *Client) releaseAgain(name string) {
+	c.order.Lock()
+	defer c.order.Unlock()
+	c.mu.Lock()
+	untold := c.untold[name]
+	c.mu.Unlock()
+	if untold {
+		c.tellReleased(name)
 	}
+}
+
+// tellReleased tells the server of a release, if it is there; order is held.
+func (c *Client) tellReleased(name string) {
+	conn := c.connection()
+	if conn == nil || c.send(conn, request{Op: opRelease, Name: name}) != nil {
+		return
+	}
+	c.mu.Lock()
+	delete(c.untold, name)
+	c.mu.Unlock()
 }

@@ -21,6 +21,9 @@ const (
 	fdsMax = 200
 )
 
+// errLostDescriptors: the kernel could not give us all descriptors of a message.
+var errLostDescriptors = errors.New("handover: descriptors of a message are lost: this process may not have as many open, or there were too many")
+
 // request is what a client asks. Op decides which of the other fields are set.
 type request struct {
 	ID      uint64   `json:"id"`
@@ -78,7 +81,9 @@ func receive(c *net.UnixConn, message any) ([]int, error) {
 	case failed != nil:
 		err = failed
 	case err != nil:
-	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || n > messageMax:
+	case flags&unix.MSG_CTRUNC != 0:
+		err = errLostDescriptors
+	case flags&unix.MSG_TRUNC != 0 || n > messageMax:
 		err = errors.New("handover: a message was cut short")
 	default:
 		d := json.NewDecoder(bytes.NewReader(text[:n]))

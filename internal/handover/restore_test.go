@@ -14,7 +14,7 @@ import (
 // held is not held by that driver for ever.
 func TestReleasedWhileRestored(t *testing.T) {
 	near, far := pair(t)
-	c := &Client{log: zap.NewNop(), conn: near, waiting: map[uint64]chan answer{}, held: map[string]int{}}
+	c := &Client{log: zap.NewNop(), conn: near, waiting: map[uint64]chan answer{}, held: map[string]int{}, untold: map[string]bool{}}
 	go c.read(near)
 	const descriptors = 50
 	for i := range descriptors {
