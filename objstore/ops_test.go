@@ -371,6 +371,11 @@ func TestBucketOperations(t *testing.T) {
 	}
 	_, err = w.client.CreateBucket(ctx, &s3.CreateBucketInput{Bucket: documents})
 	wantCode(t, err, http.StatusConflict, "BucketAlreadyOwnedByYou")
+	_, err = w.client.CreateBucket(ctx, &s3.CreateBucketInput{Bucket: aws.String("nope")})
+	wantCode(t, err, http.StatusForbidden, "AccessDenied")
+	if !strings.Contains(err.Error(), "objects.buckets") { // of the answer clients print the message alone
+		t.Errorf("what to do about a bucket that byokd does not serve: %v", err)
+	}
 	if _, err := w.client.GetBucketVersioning(ctx, &s3.GetBucketVersioningInput{Bucket: documents}); err != nil {
 		t.Fatal(err)
 	}

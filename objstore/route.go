@@ -264,6 +264,9 @@ func (p *Proxy) resolveBucket(c *call) error {
 		if name, _, err := p.splitTarget(c.r); err == nil && !validBucketName(name) {
 			return refuse(http.StatusBadRequest, "InvalidBucketName", "The specified bucket is not valid.")
 		}
+		if c.op == OpCreateBucket { // clients print the message, not the hint
+			return refuse(http.StatusForbidden, "AccessDenied", "byokd serves the buckets of its configuration: add this one under objects.buckets, and it can be created where it is missing upstream.")
+		}
 		return noSuchBucket()
 	}
 	return checkKey(c.key)
