@@ -29,6 +29,9 @@ type call struct {
 	looked  []uint64 // references given to the kernel by this reply
 	bytes   int
 	errno   fuse.Status
+	// loaded says that the length of a file was read, and cold that the disk was
+	// waited for.
+	loaded, cold bool
 
 	sealed []byte // scratchSize bytes, page-aligned for O_DIRECT
 	block  []byte // one block
@@ -65,7 +68,9 @@ func (c *call) init(f *Filesystem, scratch []byte) {
 	c.runJob, c.runOther, c.beside = c.run, c.runOtherHalf, c.runBeside
 }
 
-func (c *call) begin(header *fuse.InHeader) { c.header, c.forgets = *header, 0 }
+func (c *call) begin(header *fuse.InHeader) {
+	c.header, c.forgets, c.loaded, c.cold = *header, 0, false, false
+}
 
 func (c *call) enter(pass keyguard.Pass) { c.pass, c.inside = pass, true }
 

@@ -42,6 +42,7 @@ func (c *call) load(n *node) error {
 	}
 	if lower > 0 {
 		last := lower/block - 1
+		c.loaded = true
 		length, err := c.openBlock(n, last, c.plain[:])
 		var errno unix.Errno
 		if errors.As(err, &errno) {
@@ -184,14 +185,17 @@ func (c *call) openBlock(n *node, index int64, dst []byte) (int, error) {
 		return length, nil
 	}
 	one := c.block[:block]
-	if err := c.readLower(n, one, index*block); err != nil {
-		return 0, err
+	got, err := n.file.readCached(one, index*block)
+	c.cold = c.cold || err == unix.EAGAIN
+	if got < block {
+		if err := c.readLower(n, one, index*block); err != nil {
+			return 0, err
+		}
 	}
 	if seal.IsHole(one) {
 		return -1, nil
 	}
-	j := job{kind: openOne, dst: dst, sealed: one, index: index}
-	err := c.crypt(n, j)
+	err = c.crypt(n, job{kind: openOne, dst: dst, sealed: one, index: index})
 	return c.job.n, err
 }
 

@@ -81,7 +81,8 @@ type Filesystem struct {
 	hot        hotBlocks
 	crypting   atomic.Int32   // calls that seal or open
 	cores      int            // that may do so
-	background sync.WaitGroup // syncs of our own
+	background sync.WaitGroup // syncs of our own, and reading ahead
+	lookahead  lookahead
 	idleDrop   idleDrop
 	inherited  inherited
 	stable     bool       // pages under writeback do not change below

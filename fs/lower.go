@@ -157,6 +157,16 @@ func (f *lowerFile) readAt(b []byte, off int64) error {
 	return nil
 }
 
+// readCached reads b from lower offset off as far as that lies in the lower page
+// cache, and fails with EAGAIN where the disk would have to be waited for.
+func (f *lowerFile) readCached(b []byte, off int64) (int, error) {
+	if f.fault != nil {
+		return 0, nil
+	}
+	n, err := unix.Preadv2(f.buffered(), [][]byte{b}, off, unix.RWF_NOWAIT)
+	return max(n, 0), err
+}
+
 // writeClean writes whole blocks whose pages are clean, or not there.
 func (f *lowerFile) writeClean(b []byte, off int64) error {
 	return f.writeAt(f.buffered(), b, off)

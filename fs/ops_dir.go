@@ -114,12 +114,18 @@ func (c *call) list(in *fuse.ReadIn, add func(dir int, sealed string, e fuse.Dir
 	if s.buf == nil {
 		s.buf = make([]byte, direntBytes)
 	}
+	var ahead listedAhead
+	defer ahead.end()
 	for {
+		ahead.end() // it reads buf
 		got, err := ignoringEINTR(func() (int, error) { return unix.Getdents(s.fd, s.buf) })
 		if err != nil || got == 0 {
 			return err
 		}
 		for rest := s.buf[:got]; len(rest) > 0; {
+			if c.cold && !ahead.begun { // what is to come is probably cold, too
+				ahead.begin(s.fd, rest)
+			}
 			var e fuse.DirEntry
 			rest = rest[e.Parse(rest):]
 			sealed := e.Name

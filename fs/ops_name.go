@@ -14,6 +14,9 @@ func (c *call) Lookup(_ <-chan struct{}, header *fuse.InHeader, name string, out
 	dir, sealed, err := c.dir(header.NodeId, name)
 	if err == nil {
 		err = c.entry(dir, sealed, out)
+		if f, in := c.fs, header.NodeId; c.loaded && f.lookahead.sighted(in, out.Attr.Ino, c.cold) {
+			f.background.Go(func() { f.advance(in) })
+		}
 	}
 	if err == unix.ENOENT { // cached too: nobody else creates names here
 		*out = fuse.EntryOut{}
