@@ -4,9 +4,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"syscall"
 	"time"
@@ -87,12 +89,48 @@ func limitDirty(mount string, bytes int64) error {
 	return setBDI(mount, "max_bytes", strconv.FormatInt(bytes, 10))
 }
 
-// setBDI writes a setting of the mount's backing device.
+// boundDevice bounds what the kernel may hold dirty of the device that dir lies on, and
+// returns what puts the old settings back.
+func boundDevice(dir string, bytes int64) (restore func() error, err error) {
+	name, err := bdiOf(dir)
+	if err != nil {
+		return nil, err
+	}
+	old := map[string][]byte{}
+	restore = func() (all error) {
+		for setting, value := range old {
+			all = errors.Join(all, os.WriteFile(filepath.Join(name, setting), value, 0))
+		}
+		return all
+	}
+	for _, setting := range []string{"strict_limit", "max_ratio_fine"} { // the latter is what max_bytes sets
+		if old[setting], err = os.ReadFile(filepath.Join(name, setting)); err != nil {
+			return nil, err
+		}
+	}
+	if err = setBDI(dir, "strict_limit", "1"); err == nil {
+		err = limitDirty(dir, bytes)
+	}
+	if err != nil {
+		return nil, errors.Join(err, restore())
+	}
+	return restore, nil
+}
+
+// setBDI writes a setting of the backing device of a mount.
 func setBDI(mount, setting, value string) error {
-	var st unix.Stat_t
-	if err := unix.Stat(mount, &st); err != nil {
+	name, err := bdiOf(mount)
+	if err != nil {
 		return err
 	}
-	name := fmt.Sprintf("/sys/class/bdi/%d:%d/%s", unix.Major(st.Dev), unix.Minor(st.Dev), setting)
-	return os.WriteFile(name, []byte(value), 0)
+	return os.WriteFile(filepath.Join(name, setting), []byte(value), 0)
+}
+
+// bdiOf returns the directory of the settings of a mount's backing device.
+func bdiOf(mount string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(mount, &st); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("/sys/class/bdi/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)), nil
 }

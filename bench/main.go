@@ -50,7 +50,7 @@ type options struct {
 	scale   *regexp.Regexp // parts of the scale part
 	files   int            // of the scale part
 	open    int            // files that it opens at once
-	dirty   int64          // MiB that byokd's mounts and loopback's may hold dirty, 0 for their own limits
+	dirty   int64          // MiB that byokd's mounts and loopback's, or the raw peer's device, may hold dirty, 0 for their own limits
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -86,7 +86,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.StringVar(&scale, "scale", ".", "regular expression of the steps of the scale part: start, files, sparse, open, writers")
 	flags.IntVar(&o.files, "files", 1_000_000, "files of the scale part")
 	flags.IntVar(&o.open, "open", 10_000, "files that the scale part has open at once")
-	flags.Int64Var(&o.dirty, "dirty", 0, "MiB that the kernel may hold dirty of byokd's mounts and of loopback's (default: their own limits)")
+	flags.Int64Var(&o.dirty, "dirty", 0, "MiB that the kernel may hold dirty of byokd's mounts and of loopback's, and of the device of the raw peer where that is the only one (default: their own limits)")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}

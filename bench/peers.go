@@ -34,6 +34,7 @@ type peer struct {
 	name    string
 	dir     string // where the loads work
 	mounted bool
+	restore func() error // of settings of the machine that were changed for it, nil for none
 	server  []*exec.Cmd // stopped last first
 
 	// Of byokd: its admin endpoint, its key and the control of its stand-in for AWS.
@@ -78,7 +79,15 @@ func startPeers(ctx context.Context, o options, stderr io.Writer) ([]peer, error
 	return all, nil
 }
 
-func startRaw(context.Context, options, *peer) error { return nil }
+// startRaw limits what the kernel may hold dirty of the device, where that is asked for
+// and no other peer has its lower directory there.
+func startRaw(_ context.Context, o options, p *peer) (err error) {
+	if o.dirty == 0 || len(o.peers) > 1 {
+		return nil
+	}
+	p.restore, err = boundDevice(p.dir, o.dirty<<20)
+	return err
+}
 
 func startLoopback(_ context.Context, o options, p *peer) error {
 	self, err := os.Executable()
@@ -224,6 +233,9 @@ func (p *peer) awaitMount() error {
 // stop ends the servers, which unmount.
 func (p *peer) stop() error {
 	var all error
+	if p.restore != nil {
+		all = p.restore()
+	}
 	for _, cmd := range slices.Backward(p.server) {
 		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
 		done := make(chan struct{})
