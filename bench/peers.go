@@ -35,7 +35,7 @@ type peer struct {
 	dir     string // where the loads work
 	mounted bool
 	restore func() error // of settings of the machine that were changed for it, nil for none
-	server  []*exec.Cmd // stopped last first
+	server  []*exec.Cmd  // stopped last first
 
 	// Of byokd: its admin endpoint, its key and the control of its stand-in for AWS.
 	admin   string

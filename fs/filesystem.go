@@ -77,7 +77,7 @@ type Filesystem struct {
 	reserve    *reserve
 	failures   lowerFailures
 	lowerFree  atomic.Uint64 // bytes, when the lower filesystem was last asked
-	refilling  atomic.Bool // refill is at work
+	refilling  atomic.Bool   // refill is at work
 	hot        hotBlocks
 	crypting   atomic.Int32   // calls that seal or open
 	cores      int            // that may do so
@@ -322,7 +322,7 @@ type Stats struct {
 	Undrained      uint64 // files of which a freeze could not take every page away in time, since the mount
 	Inodes         int    // known to the kernel
 	LowerFreeBytes uint64 // when WatchLower last looked
-	ReserveMissing int64 // bytes that the reserve for a full disk lacks; new data is refused while it lacks any
+	ReserveMissing int64  // bytes that the reserve for a full disk lacks; new data is refused while it lacks any
 }
 
 // mountedAt returns the mount point, "" when there is none.
