@@ -54,8 +54,8 @@ var passedBack = []string{
 var (
 	passedOnError = []string{"X-Amz-Delete-Marker", "X-Amz-Version-Id", "Allow"}
 	passedDetails = []string{
-		"ArgumentName", "ArgumentValue", "Condition", "Header", "Method", "PartNumber", "ResourceType",
-		"TagKey", "TagValue", "UploadId", "VersionId",
+		"AccessTier", "ArgumentName", "ArgumentValue", "Condition", "Header", "Method", "PartNumber", "ResourceType",
+		"StorageClass", "TagKey", "TagValue", "UploadId", "VersionId",
 	}
 )
 
@@ -80,9 +80,26 @@ func withPassing(ctx context.Context, op Op, h http.Header) (context.Context, *p
 	return context.WithValue(ctx, passingKey{}, p), p
 }
 
+// passedOf is what withPassing gave a context, or nil.
+func passedOf(ctx context.Context) *passedThrough {
+	p, _ := ctx.Value(passingKey{}).(*passedThrough)
+	return p
+}
+
+// general are the headers that go up with all operations. p may be nil.
+func (p *passedThrough) general() http.Header {
+	h := http.Header{}
+	for _, name := range passedHeaders[""] {
+		if p != nil && len(p.sent[name]) > 0 {
+			h[name] = p.sent[name]
+		}
+	}
+	return h
+}
+
 // ofSource are the headers for requests about the source of a copy.
 func ofSource(ctx context.Context) context.Context {
-	p, _ := ctx.Value(passingKey{}).(*passedThrough)
+	p := passedOf(ctx)
 	if p == nil {
 		return ctx
 	}
@@ -174,7 +191,7 @@ func (p *passedThrough) answer(h http.Header) {
 // passThrough makes the client send and receive the headers of withPassing.
 func passThrough(stack *middleware.Stack) error {
 	send := middleware.BuildMiddlewareFunc("byokd:send", func(ctx context.Context, in middleware.BuildInput, next middleware.BuildHandler) (middleware.BuildOutput, middleware.Metadata, error) {
-		p, _ := ctx.Value(passingKey{}).(*passedThrough)
+		p := passedOf(ctx)
 		if r, ok := in.Request.(*smithyhttp.Request); ok && p != nil {
 			p.send(awsmiddleware.GetOperationName(ctx), r.Header)
 		}
@@ -182,7 +199,7 @@ func passThrough(stack *middleware.Stack) error {
 	})
 	receive := middleware.DeserializeMiddlewareFunc("byokd:receive", func(ctx context.Context, in middleware.DeserializeInput, next middleware.DeserializeHandler) (middleware.DeserializeOutput, middleware.Metadata, error) {
 		out, meta, err := next.HandleDeserialize(ctx, in)
-		p, _ := ctx.Value(passingKey{}).(*passedThrough)
+		p := passedOf(ctx)
 		if r, ok := out.RawResponse.(*smithyhttp.Response); ok && p != nil {
 			operation := awsmiddleware.GetOperationName(ctx)
 			p.receive(operation, r.Header)

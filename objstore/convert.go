@@ -67,6 +67,8 @@ type convert struct {
 	report ConvertReport    // guarded by mu
 	again  []Entry          // guarded by mu: objects that were replaced under the conversion
 	left   map[string]Entry // guarded by mu: copies of former runs, by their keys
+
+	lock lockSource // fixed once objects are visited
 }
 
 // Convert seals the plain objects of a bucket in place. Each is read, sealed into
@@ -74,8 +76,9 @@ type convert struct {
 // the object's place, under the condition that nobody has replaced the object
 // meanwhile: a writer who did keeps his. Then the object is read and compared once
 // more before the copy is removed. A run may be stopped or killed at any time; the
-// next one goes on. Metadata, tags and content headers are kept; ACLs are not, and
-// noncurrent versions stay as they are. Convert waits while the key is frozen.
+// next one goes on. Metadata, tags, content headers, locks and, where byokd may
+// read them, ACLs are kept. Noncurrent versions stay as they are; where a lock keeps the
+// plain object, it becomes one. Convert waits while the key is frozen.
 func (p *Proxy) Convert(ctx context.Context, name string, o ConvertOptions) (ConvertReport, error) {
 	b := p.buckets[name]
 	if b == nil {
@@ -98,6 +101,10 @@ func (v *convert) run(ctx context.Context) error {
 			return err
 		}
 		if err := v.findLeftovers(ctx); err != nil {
+			return err
+		}
+		var err error
+		if v.lock.lockable, err = v.b.lockable(ctx); err != nil {
 			return err
 		}
 	}
@@ -285,7 +292,7 @@ func (v *convert) isPlain(ctx context.Context, ref Ref, e Entry) (bool, error) {
 // object converts one plain object.
 func (v *convert) object(ctx context.Context, e Entry) error {
 	c := &call{bucket: v.b, lane: v.p.lanes.Add(1), key: e.Key, r: (&http.Request{}).WithContext(ctx)}
-	info, err := v.b.Upstream.Head(ctx, GetRequest{Ref: Ref{Key: e.Key}, Conditions: Conditions{IfMatch: e.ETag}})
+	info, rules, err := v.p.headWithRules(ctx, v.b, GetRequest{Ref: Ref{Key: e.Key}, Conditions: Conditions{IfMatch: e.ETag}}, v.lock)
 	if err != nil {
 		return err
 	}
@@ -294,14 +301,18 @@ func (v *convert) object(ctx context.Context, e Entry) error {
 	delete(v.left, staged.Key) // which is written over now
 	v.mu.Unlock()
 	src := &plainSourceOf{sealedReader: sealedReader{ctx: ctx, up: v.b.Upstream, ref: Ref{Key: e.Key}, etag: e.ETag, size: info.Size}, sum: sha256.New()}
-	stored, err := v.p.store(ctx, c, PutRequest{Key: staged.Key, Attributes: Attributes{ContentType: defaultContentType}}, src, info.Size)
+	store := v.p.store
+	if locks(withRules(ctx, rules)) { // see there why in parts; the copy itself is not locked
+		store = v.p.storeLarge
+	}
+	stored, err := store(ctx, c, PutRequest{Key: staged.Key, Attributes: Attributes{ContentType: defaultContentType}}, src, info.Size)
 	if err != nil {
 		return err
 	}
 	if err := v.compare(ctx, c, staged, stored.ETag, src.sum.Sum(nil)); err != nil {
 		return fmt.Errorf("the sealed copy: %w", err)
 	}
-	err = v.replace(ctx, c, e, info, staged, stored.ETag, src.sum.Sum(nil))
+	err = v.replace(withRules(ctx, rules), c, e, info, staged, stored.ETag, src.sum.Sum(nil))
 	if err == nil || replaced(err) {
 		_, deleteErr := v.b.Upstream.Delete(ctx, staged, "")
 		err = errors.Join(err, deleteErr)

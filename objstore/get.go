@@ -266,5 +266,8 @@ func (p *Proxy) layoutOf(ctx context.Context, b *bucket, ref Ref, info Info) (*l
 		return &layout{etag: info.ETag, sealed: info.Size, plain: plain, count: 1}, nil
 	}
 	lay, _, err := b.layoutFor(ctx, GetRequest{Ref: ref, Conditions: Conditions{IfMatch: info.ETag}})
+	if up, refused := asUpstream(err); refused && up.Code == "InvalidObjectState" && ours {
+		return archivedLayout(info, err)
+	}
 	return lay, err
 }

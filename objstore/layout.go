@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strconv"
 	"sync"
 
 	"github.com/byokd/byokd/internal/seal"
@@ -28,7 +29,8 @@ type layout struct {
 	object seal.ObjectID
 	parts  []partSpan // all of them when walked, else only the first
 	count  int
-	packed bool // compressed: segments differ in length, and every part is walked
+	packed bool  // compressed: segments differ in length, and every part is walked
+	unread error // why there are no parts; see archivedLayout
 
 	mu      sync.Mutex
 	headers map[int]seal.ObjectHeader // guarded by mu; by part index, bounded
@@ -71,6 +73,24 @@ func newLayout(info Info, first seal.ObjectHeader) (*layout, error) {
 	l.plain = plain
 	if multipart(info.ETag) != (first.Part > 0) || l.count == 1 && size != plain {
 		return nil, fmt.Errorf("%w: header and ETag differ", errBroken)
+	}
+	return l, nil
+}
+
+// archivedLayout is what can be told of an object that has to be restored from an archive
+// before its headers can be read: how long it is, and of how many parts. A compressed one
+// tells its length in its metadata. unread is the upstream's refusal.
+func archivedLayout(info Info, unread error) (*layout, error) {
+	l := &layout{etag: info.ETag, sealed: info.Size, count: partsOf(info.ETag), headers: map[int]seal.ObjectHeader{}, unread: unread}
+	size, packed := info.Metadata[packedEntry]
+	var err error
+	if l.packed = packed; packed {
+		l.plain, err = strconv.ParseInt(size, 10, 64)
+	} else {
+		l.plain, err = seal.PlainObjectSize(info.Size, l.count)
+	}
+	if err != nil || l.plain < 0 {
+		return nil, fmt.Errorf("%w: length of an archived object: %w", errBroken, err)
 	}
 	return l, nil
 }

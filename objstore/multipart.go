@@ -53,7 +53,7 @@ func (p *Proxy) createMultipartUpload(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	c.bucket.uploads.put(id, uploadSums{strings.ToLower(algorithm), kind})
+	c.bucket.uploads.put(id, begunUpload{strings.ToLower(algorithm), kind, lockOf(c.r.Header)})
 	h := c.w.header()
 	if algorithm != "" {
 		h.Set("X-Amz-Checksum-Algorithm", algorithm)
@@ -180,12 +180,18 @@ func (p *Proxy) complete(ctx context.Context, c *call, id UploadID, wanted []Par
 	if err != nil {
 		return Stored{}, wholeSum{}, err
 	}
+	var lock lockSource
+	if !aligned {
+		if lock, err = p.lockSourceOf(ctx, c, id); err != nil {
+			return Stored{}, wholeSum{}, err
+		}
+	}
 	stored, err := c.bucket.Upstream.CompleteUpload(ctx, c.key, id, wanted, conditions(c.r.Header, ""))
 	switch {
 	case err == nil && aligned:
 		p.keepSum(ctx, c, stored, whole)
 	case err == nil:
-		stored, err = p.realign(ctx, c, stored, whole)
+		stored, err = p.realign(ctx, c, stored, whole, lock)
 	}
 	return stored, whole, err
 }
@@ -280,9 +286,11 @@ func (p *Proxy) eachPart(ctx context.Context, c *call, id UploadID, visit func(P
 // where its boundaries are walked, a first download breaks off where they seemed
 // predictable, and List announces up to 28 bytes per part too much; so the client is told of success only afterwards. When somebody replaced
 // the object meanwhile, there is nothing left to do. The checksum of the whole has its place in the new metadata.
-func (p *Proxy) realign(ctx context.Context, c *call, completed Stored, whole wholeSum) (Stored, error) {
+// Lock and ACL go over to the new object; the former one stays below it as a version where there are versions, as
+// long as its lock does.
+func (p *Proxy) realign(ctx context.Context, c *call, completed Stored, whole wholeSum, lock lockSource) (Stored, error) {
 	src := &copySource{bucket: c.bucket, ref: Ref{Key: c.key, VersionID: completed.VersionID}, Conditions: Conditions{IfMatch: completed.ETag}}
-	info, err := src.head(ctx)
+	info, rules, err := p.headWithRules(ctx, c.bucket, GetRequest{Ref: src.ref, Conditions: src.Conditions}, lock)
 	if err != nil {
 		return Stored{}, err
 	}
@@ -306,7 +314,7 @@ func (p *Proxy) realign(ctx context.Context, c *call, completed Stored, whole wh
 	if err != nil {
 		return Stored{}, err
 	}
-	stored, err := p.store(ctx, c, req, &plainReader{ctx: ctx, o: o}, lay.plain)
+	stored, err := p.store(withRules(ctx, rules), c, req, &plainReader{ctx: ctx, o: o}, lay.plain)
 	if up, ok := asUpstream(err); ok && up.Status == http.StatusPreconditionFailed {
 		return completed, nil
 	}

@@ -118,17 +118,18 @@ type Proxy struct {
 // bucket is a Bucket with the state that belongs to it.
 type bucket struct {
 	Bucket
-	name    string
-	keyARN  string // of the guard's KMS key, for headers
-	ring    *keyring
-	writing *writingKey
-	layouts *layoutCache
-	packed  packedLengths
-	opened  openBatches
-	sums    recent[partName, partSum]
-	uploads recent[UploadID, uploadSums]
-	untold  atomic.Bool  // that checksums of uploads in parts cannot be kept
-	refused atomic.Int64 // when it was last told that the upstream refuses byokd, in ns; 0 before
+	name      string
+	keyARN    string // of the guard's KMS key, for headers
+	ring      *keyring
+	writing   *writingKey
+	layouts   *layoutCache
+	packed    packedLengths
+	opened    openBatches
+	sums      recent[partName, partSum]
+	uploads   recent[UploadID, begunUpload]
+	untold    atomic.Bool  // that checksums of uploads in parts cannot be kept
+	aclUntold atomic.Bool  // that ACLs cannot be read
+	refused   atomic.Int64 // when it was last told that the upstream refuses byokd, in ns; 0 before
 }
 
 // tellAgainAfter is how often it is logged that an upstream refuses byokd.

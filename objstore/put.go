@@ -181,6 +181,11 @@ func describeStored(h http.Header, s Stored) {
 // longer read.
 func (p *Proxy) store(ctx context.Context, c *call, req PutRequest, src plainSource, size int64) (Stored, error) {
 	req.Metadata = dropPacked(req.Metadata)
+	if c.op != OpPutObject && locks(ctx) {
+		// S3 demands a checksum of a PutObject that locks, which sealed bytes have only at
+		// their end; of an upload in parts it demands none.
+		return p.storeLarge(ctx, c, req, src, size)
+	}
 	if c.bucket.Compress && size > 0 {
 		return p.storePacked(ctx, c, req, src, size)
 	}
@@ -215,7 +220,7 @@ func (p *Proxy) storeLarge(ctx context.Context, c *call, req PutRequest, src pla
 		return Stored{}, err
 	}
 	var parts []Part
-	for left := size; left > 0; left -= p.limits.upstreamPart {
+	for left := size; left > 0 || len(parts) == 0; left -= p.limits.upstreamPart {
 		n := min(left, p.limits.upstreamPart)
 		part, err := p.storePart(ctx, c, req.Key, id, int32(len(parts)+1), &portion{src: src, left: n, last: n == left}, n)
 		if err != nil {

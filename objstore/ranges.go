@@ -114,6 +114,9 @@ func (w *rangeWant) resolvePart(lay *layout) (*plainRange, error) {
 	if lay.count == 1 {
 		return &plainRange{n: lay.plain, byPart: true}, nil
 	}
+	if lay.unread != nil {
+		return nil, lay.unread
+	}
 	s := lay.part(w.part - 1)
 	return &plainRange{off: s.plainFrom, n: s.plainSize, byPart: true}, nil
 }

@@ -100,6 +100,7 @@ var (
 		"PUT legal-hold":            "PutObjectLegalHold",
 		"GET retention":             "GetObjectRetention",
 		"PUT retention":             "PutObjectRetention",
+		"POST restore":              opRestoreObject,
 		optionsMethod + " ":         opPreflight,
 		optionsMethod + " acl":      opPreflight,
 		optionsMethod + " tagging":  opPreflight,
@@ -293,6 +294,12 @@ func (p *Proxy) createBucket(ctx context.Context, c *call) error {
 			return err
 		}
 		answer, err := c.bucket.Upstream.Forward(ctx, req)
+		if up, is := asUpstream(err); is && up.Status == http.StatusForbidden {
+			// In the message, since clients show no more than that.
+			refused := refuse(http.StatusForbidden, "AccessDenied", "The bucket configured under objects.buckets.%s.upstream does not exist, and the S3 service below byokd does not let byokd's role create it (%s). Create it there, or allow the role s3:CreateBucket.", c.bucket.name, up.Code)
+			refused.Cause = err
+			return refused
+		}
 		if err != nil {
 			return err
 		}
@@ -370,6 +377,7 @@ func withSettings(table map[Op]handler) map[Op]handler {
 		}
 	}
 	table["DeleteBucket"], table[opPreflight] = (*Proxy).deleteBucket, (*Proxy).preflight
+	table[opRestoreObject] = (*Proxy).restoreArchived
 	return table
 }
 

@@ -8,18 +8,20 @@ import (
 	"strings"
 )
 
-// uploadSums is which checksum an upload in parts was begun with. The service below is
+// begunUpload is which checksum, and which lock, an upload in parts was begun with. The service below is
 // not told, since what it has are sealed bytes, and so cannot tell: bucket.uploads
 // remembers the uploads that this byokd has begun. What concerns one of another byokd, or
 // of before a restart, is not checked against how it was begun, and its parts have the checksums that came
 // with them.
-type uploadSums struct {
+type begunUpload struct {
 	algorithm string // in lower case; "" for none
 	kind      string // COMPOSITE or FULL_OBJECT
+	// lock are the headers that lock what it becomes; empty for none, nil where unknown.
+	lock http.Header
 }
 
 // mismatch refuses a part with another checksum than its upload was begun with.
-func (u uploadSums) mismatch(actual string) error {
+func (u begunUpload) mismatch(actual string) error {
 	if actual = strings.ToUpper(actual); actual == "" {
 		actual = "null"
 	}
@@ -28,7 +30,7 @@ func (u uploadSums) mismatch(actual string) error {
 
 // sumPart prepares the body of a part for the checksum that its upload was begun with:
 // one that the client does not send is computed for it, as far as S3 would.
-func (u uploadSums) sumPart(in *ingress, h http.Header) error {
+func (u begunUpload) sumPart(in *ingress, h http.Header) error {
 	if u.algorithm == "" {
 		return nil
 	}
@@ -50,7 +52,7 @@ func (u uploadSums) sumPart(in *ingress, h http.Header) error {
 
 // agree completes what the request to complete an upload names by how it was begun, and
 // refuses what differs.
-func (u uploadSums) agree(named wholeSum) (wholeSum, error) {
+func (u begunUpload) agree(named wholeSum) (wholeSum, error) {
 	switch {
 	case u.algorithm == "":
 		return named, nil
@@ -62,7 +64,7 @@ func (u uploadSums) agree(named wholeSum) (wholeSum, error) {
 }
 
 // spelt are algorithm and kind as documents and headers spell them.
-func (u uploadSums) spelt() (algorithm, kind string) {
+func (u begunUpload) spelt() (algorithm, kind string) {
 	return strings.ToUpper(u.algorithm), u.kind
 }
 
@@ -83,7 +85,7 @@ func (s *summing) release() { releaseSource(s.plainSource) }
 
 // summed wraps the source of a part that is copied, where its upload has a checksum. The
 // function returned tells it once the source was read.
-func (u uploadSums) summed(src plainSource) (plainSource, func() partSum) {
+func (u begunUpload) summed(src plainSource) (plainSource, func() partSum) {
 	if u.algorithm == "" {
 		return src, func() partSum { return partSum{} }
 	}

@@ -32,10 +32,13 @@ func newSealCommand(environ []string) *cobra.Command {
 		Long: "Seals every plain object of a bucket in place; byokd refuses to serve such objects until then. An object is replaced\n" +
 			"only after its sealed copy was read back and compared, and only if nobody has replaced it meanwhile: a writer who\n" +
 			"comes between wins. byokd may serve the bucket at the same time. Stop it at any time and start it again: it goes on\n" +
-			"with what is left. Content headers, metadata and tags are kept, ACLs are not. Noncurrent versions stay as they are;\n" +
+			"with what is left. Content headers, metadata and tags are kept, and so are locks and, where s3:GetObjectAcl is\n" +
+			"allowed, ACLs. Noncurrent versions stay as they are;\n" +
 			"they are counted, and deleting them is yours.\n" +
 			"Each plain object is read once and its sealed copy written twice and read four times. Needs s3:GetObject,\n" +
-			"s3:PutObject, s3:DeleteObject, s3:ListBucket, s3:GetObjectTagging and s3:PutObjectTagging.\n" +
+			"s3:PutObject, s3:DeleteObject, s3:ListBucket, s3:GetObjectTagging and s3:PutObjectTagging,\n" +
+			"in a bucket with Object Lock s3:GetObjectRetention, s3:GetObjectLegalHold, s3:PutObjectRetention and\n" +
+			"s3:PutObjectLegalHold, too.\n" +
 			"Exit code 0 when no plain object is left, 1 when some could not be sealed (each is told), 9 when one of them is\n" +
 			"damaged, 10 when KMS refuses the key.",
 		RunE: func(cmd *cobra.Command, _ []string) error {

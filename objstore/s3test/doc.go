@@ -6,5 +6,6 @@
 // It knows what objstore's upstream adapter uses: objects with ranges, metadata,
 // tags and preconditions, copies, multipart uploads, listings of both versions.
 // It verifies checksums (CRC32, Content-MD5, also in a trailer) and can demand them.
-// Signatures are not verified and there are no versions.
+// A bucket can have versions, Object Lock and ACLs, and archived objects have to
+// be restored. Signatures are not verified.
 package s3test

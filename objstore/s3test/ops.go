@@ -29,7 +29,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Amz-Request-Id", "S3TEST")
 	bucket, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	s.mu.Lock()
-	objects := s.buckets[bucket]
+	objects, locked := s.buckets[bucket], s.locked[bucket]
 	s.mu.Unlock()
 	if objects == nil {
 		refuse(w, http.StatusNotFound, "NoSuchBucket")
@@ -45,6 +45,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		s.serveUpload(w, r, bucket, key, q)
 	case q.Has("tagging"):
 		s.serveTags(w, r, bucket, key)
+	case locked && (q.Has("acl") || q.Has("retention") || q.Has("legal-hold")):
+		s.serveRule(w, r, bucket, key, q)
+	case r.Method == http.MethodPost && q.Has("restore"):
+		s.restore(w, r, bucket, key, q)
 	case r.Method == http.MethodPut && r.Header.Get("X-Amz-Copy-Source") != "":
 		s.copy(w, r, bucket, key)
 	case r.Method == http.MethodPut:
@@ -62,9 +66,11 @@ func (s *Server) serveBucket(w http.ResponseWriter, r *http.Request, bucket stri
 	switch {
 	case r.Method == http.MethodHead:
 	case r.Method == http.MethodGet && q.Has("versioning"):
-		answer(w, struct {
-			XMLName xml.Name `xml:"VersioningConfiguration"`
-		}{})
+		s.versioning(w, bucket)
+	case r.Method == http.MethodGet && q.Has("object-lock"):
+		s.lockConfiguration(w, bucket)
+	case r.Method == http.MethodGet && q.Has("versions"):
+		s.listVersions(w, bucket, q)
 	case r.Method == http.MethodGet && q.Has("uploads"):
 		s.listUploads(w, bucket, q)
 	case r.Method == http.MethodGet:
@@ -81,7 +87,7 @@ func kept(h http.Header) http.Header {
 	out := http.Header{}
 	for name, v := range h {
 		switch {
-		case strings.HasPrefix(name, "X-Amz-Meta-"), name == "X-Amz-Storage-Class", name == "X-Amz-Server-Side-Encryption":
+		case strings.HasPrefix(name, "X-Amz-Meta-"), name == "X-Amz-Storage-Class", name == "X-Amz-Server-Side-Encryption", slices.Contains(ruleHeaders, name):
 			out[name] = v
 		case slices.Contains([]string{"Content-Type", "Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Expires"}, name):
 			out[name] = v
@@ -110,14 +116,22 @@ func (s *Server) put(w http.ResponseWriter, r *http.Request, bucket, key string)
 	if err != nil {
 		return // the client is gone, or was answered
 	}
-	o.Header, o.Tags = kept(r.Header), r.Header.Get("X-Amz-Tagging")
+	o.Header, o.Tags, o.Grants = kept(r.Header), r.Header.Get("X-Amz-Tagging"), grantsOf(r.Header)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	why := s.lockRefusal(bucket, r.Header)
+	if sum, _ := newChecksum(r.Header); why == "" && sum == nil && len(lockedBy(r.Header)) > 0 {
+		why = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock parameters"
+	}
+	if why != "" {
+		refuseWith(w, http.StatusBadRequest, "InvalidRequest", why)
+		return
+	}
 	if status, code := s.writable(r, s.buckets[bucket][key]); status != 0 {
 		refuse(w, status, code)
 		return
 	}
-	s.buckets[bucket][key] = o
+	s.keep(w, bucket, key, o)
 	w.Header().Set("Etag", o.ETag)
 }
 
@@ -141,10 +155,14 @@ func readable(h http.Header, prefix string, o *Stored) int {
 
 func (s *Server) get(w http.ResponseWriter, r *http.Request, bucket, key string) {
 	s.mu.Lock()
-	o := s.buckets[bucket][key]
+	o := s.find(bucket, key, r.URL.Query().Get("versionId"))
 	s.mu.Unlock()
 	if o == nil {
 		refuse(w, http.StatusNotFound, "NoSuchKey")
+		return
+	}
+	if r.Method == http.MethodGet && archived(o) {
+		refuseState(w, o)
 		return
 	}
 	switch status := readable(r.Header, "", o); status {
@@ -159,6 +177,9 @@ func (s *Server) get(w http.ResponseWriter, r *http.Request, bucket, key string)
 	h := w.Header()
 	maps.Copy(h, o.Header)
 	h.Set("Etag", o.ETag)
+	if o.Version != "" {
+		h.Set("X-Amz-Version-Id", o.Version)
+	}
 	h.Set("Last-Modified", o.Modified.Format(http.TimeFormat))
 	if o.Tags != "" {
 		h.Set("X-Amz-Tagging-Count", strconv.Itoa(strings.Count(o.Tags, "&")+1))
@@ -190,10 +211,11 @@ func (s *Server) copy(w http.ResponseWriter, r *http.Request, bucket, key string
 		refuse(w, http.StatusBadRequest, "InvalidArgument")
 		return
 	}
+	path, version, _ := strings.Cut(path, "?versionId=")
 	fromBucket, fromKey, _ := strings.Cut(path, "/")
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	src := s.buckets[fromBucket][fromKey]
+	src := s.find(fromBucket, fromKey, version)
 	if src == nil {
 		refuse(w, http.StatusNotFound, "NoSuchKey")
 		return
@@ -206,7 +228,22 @@ func (s *Server) copy(w http.ResponseWriter, r *http.Request, bucket, key string
 		refuse(w, status, code)
 		return
 	}
+	if why := s.lockRefusal(bucket, r.Header); why != "" {
+		refuseWith(w, http.StatusBadRequest, "InvalidRequest", why)
+		return
+	}
+	if archived(src) {
+		refuseState(w, src)
+		return
+	}
 	o := *src
+	o.Grants = grantsOf(r.Header)
+	o.Header = o.Header.Clone() // rules are those of the request
+	for _, name := range append([]string{"X-Amz-Storage-Class", "X-Amz-Restore"}, ruleHeaders...) {
+		if o.Header.Del(name); r.Header.Get(name) != "" {
+			o.Header.Set(name, r.Header.Get(name))
+		}
+	}
 	// A copy is one object, whatever its source was.
 	sum := newSum()
 	sum.Write(o.Data)
@@ -217,7 +254,7 @@ func (s *Server) copy(w http.ResponseWriter, r *http.Request, bucket, key string
 	if r.Header.Get("X-Amz-Tagging-Directive") == "REPLACE" {
 		o.Tags = r.Header.Get("X-Amz-Tagging")
 	}
-	s.buckets[bucket][key] = &o
+	s.keep(w, bucket, key, &o)
 	answer(w, struct {
 		XMLName      xml.Name `xml:"CopyObjectResult"`
 		ETag         string
@@ -233,6 +270,10 @@ func (s *Server) remove(w http.ResponseWriter, r *http.Request, bucket, key stri
 			refuse(w, http.StatusPreconditionFailed, "PreconditionFailed")
 			return
 		}
+	}
+	if s.locked[bucket] {
+		s.removeVersion(w, r, bucket, key)
+		return
 	}
 	delete(s.buckets[bucket], key)
 	w.WriteHeader(http.StatusNoContent)
@@ -268,7 +309,7 @@ func (s *Server) serveTags(w http.ResponseWriter, r *http.Request, bucket, key s
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o := s.buckets[bucket][key]
+	o := s.find(bucket, key, r.URL.Query().Get("versionId"))
 	if o == nil {
 		refuse(w, http.StatusNotFound, "NoSuchKey")
 		return
@@ -303,10 +344,14 @@ func (s *Server) serveUpload(w http.ResponseWriter, r *http.Request, bucket, key
 	if r.Method == http.MethodPost && q.Has("uploads") {
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		if why := s.lockRefusal(bucket, r.Header); why != "" {
+			refuseWith(w, http.StatusBadRequest, "InvalidRequest", why)
+			return
+		}
 		s.serial++
 		id := fmt.Sprintf("upload-%06d", s.serial)
 		s.uploads[id] = &upload{
-			bucket: bucket, key: key, header: kept(r.Header), tags: r.Header.Get("X-Amz-Tagging"), parts: map[int]*Stored{},
+			bucket: bucket, key: key, header: kept(r.Header), tags: r.Header.Get("X-Amz-Tagging"), grants: grantsOf(r.Header), parts: map[int]*Stored{},
 			algorithm: r.Header.Get("X-Amz-Checksum-Algorithm"),
 		}
 		answer(w, struct {
@@ -369,7 +414,7 @@ func (s *Server) complete(w http.ResponseWriter, r *http.Request, id string, u *
 		refuse(w, status, code)
 		return
 	}
-	o := &Stored{Header: u.header, Tags: u.tags, Modified: time.Now().UTC().Truncate(time.Second)}
+	o := &Stored{Header: u.header, Tags: u.tags, Grants: u.grants, Modified: time.Now().UTC().Truncate(time.Second)}
 	var data bytes.Buffer
 	all := newSum()
 	for _, p := range doc.Parts {
@@ -389,7 +434,7 @@ func (s *Server) complete(w http.ResponseWriter, r *http.Request, id string, u *
 	}
 	o.Data = data.Bytes()
 	o.ETag = fmt.Sprintf(`"%x-%d"`, all.Sum(nil), len(doc.Parts))
-	s.buckets[u.bucket][u.key] = o
+	s.keep(w, u.bucket, u.key, o)
 	delete(s.uploads, id)
 	answer(w, struct {
 		XMLName xml.Name `xml:"CompleteMultipartUploadResult"`

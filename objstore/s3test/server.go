@@ -40,6 +40,10 @@ type Server struct {
 	patience time.Duration // guarded by mu
 	// checksums are demanded of uploads.
 	checksums bool // guarded by mu
+	// locked are the buckets with versions and Object Lock, versions their objects by
+	// bucket/key, the oldest first.
+	locked   map[string]bool      // guarded by mu
+	versions map[string][]*Stored // guarded by mu
 }
 
 // Stored is one object.
@@ -49,6 +53,9 @@ type Stored struct {
 	ETag     string
 	Header   http.Header // content headers and x-amz-meta-*
 	Tags     string
+	Grants   http.Header // x-amz-acl and x-amz-grant-* that it was created with
+	Version  string      // in locked buckets
+	Tier     string      // that its restore was asked for with
 	Modified time.Time
 	checksum string // CRC32 that a part was uploaded with
 }
@@ -57,6 +64,7 @@ type upload struct {
 	bucket, key string
 	header      http.Header
 	tags        string
+	grants      http.Header
 	algorithm   string // of the checksums of its parts; may be empty
 	parts       map[int]*Stored
 }
@@ -98,7 +106,7 @@ func NewTLS(buckets ...string) *Server {
 }
 
 func newServer(buckets []string) *Server {
-	s := &Server{buckets: map[string]map[string]*Stored{}, uploads: map[string]*upload{}, calls: map[string]int{}}
+	s := &Server{buckets: map[string]map[string]*Stored{}, uploads: map[string]*upload{}, calls: map[string]int{}, locked: map[string]bool{}, versions: map[string][]*Stored{}}
 	for _, b := range buckets {
 		s.buckets[b] = map[string]*Stored{}
 	}
