@@ -238,7 +238,7 @@ func TestKeyringDamage(t *testing.T) {
 	for name, o := range map[string]*s3test.Stored{
 		"put back": old,
 		"bit":      damaged(func(d []byte) []byte { d[len(d)-5] ^= 1; return d }),
-		"form":     damaged(func(d []byte) []byte { i := bytes.LastIndex(d, []byte("0=")); d[i+9] ^= 2; return d }),
+		"form":     damaged(func(d []byte) []byte { i := bytes.LastIndex(d, []byte(" 0=")); d[i+10] ^= 2; return d }),
 		"cut":      damaged(func(d []byte) []byte { return d[:len(d)/2] }),
 		"empty":    damaged(func([]byte) []byte { return nil }),
 		"foreign":  damaged(func([]byte) []byte { return []byte("hello") }),
