@@ -3,6 +3,7 @@ package objstore
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -63,6 +64,9 @@ func (p *Proxy) keepSum(ctx context.Context, c *call, stored Stored, whole whole
 	}
 	err := p.within(ctx, func(ctx context.Context) error { return c.bucket.setOwnTag(ctx, c.lane, c.key, stored, whole) })
 	switch {
+	case errors.Is(err, errTagsMixed):
+		p.log.Warn("tags of an object may be those of the one that it replaced; compare them, and set them again (a bucket with versions does not have this race)",
+			zap.String("bucket", c.bucket.name), zap.String("key", c.key), zap.String("request", c.id), zap.Error(err))
 	case err == nil:
 		c.bucket.untold.Store(false)
 	case ctx.Err() == nil && !c.bucket.untold.Swap(true):
@@ -72,18 +76,13 @@ func (p *Proxy) keepSum(ctx context.Context, c *call, stored Stored, whole whole
 }
 
 // setOwnTag adds byokd's tag to those of an object that was just completed. It names
-// the version, if there are any. Without, it looks at the object again just before, since
-// another one that takes its place between would get its tags.
+// the version, if there are any. Without, another object that takes its place meanwhile
+// would get its tags: S3 sets tags under no condition. So everything that takes time (a
+// key may have to be waited for) comes before, the object is looked at again just
+// before the tags are set, and once more afterwards, so that at least it is told.
 func (b *bucket) setOwnTag(ctx context.Context, lane uint32, key string, stored Stored, whole wholeSum) error {
-	ref := Ref{Key: key, VersionID: stored.VersionID}
-	tags, _, err := b.Upstream.GetTags(ctx, ref)
-	if err != nil {
-		return err
-	}
-	if tags, _ = splitOwnTag(tags); len(tags) >= maxTags {
-		return fmt.Errorf("the object has %d tags already", len(tags))
-	}
-	header, _, err := fetchHeader(ctx, b.Upstream, GetRequest{Ref: ref, Conditions: Conditions{IfMatch: stored.ETag}})
+	ref, same := Ref{Key: key, VersionID: stored.VersionID}, Conditions{IfMatch: stored.ETag}
+	header, _, err := fetchHeader(ctx, b.Upstream, GetRequest{Ref: ref, Conditions: same})
 	if err != nil {
 		return err
 	}
@@ -91,9 +90,33 @@ func (b *bucket) setOwnTag(ctx context.Context, lane uint32, key string, stored 
 	if err != nil {
 		return err
 	}
-	_, err = b.Upstream.PutTags(ctx, ref, append(tags, Tag{Key: ownTag, Value: text}))
-	return err
+	tags, _, err := b.Upstream.GetTags(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if tags, _ = splitOwnTag(tags); len(tags) >= maxTags {
+		return fmt.Errorf("the object has %d tags already", len(tags))
+	}
+	look := func() (err error) {
+		if ref.VersionID == "" {
+			_, err = b.Upstream.Head(ctx, GetRequest{Ref: ref, Conditions: same})
+		}
+		return err
+	}
+	if err := look(); err != nil {
+		return err
+	}
+	if _, err = b.Upstream.PutTags(ctx, ref, append(tags, Tag{Key: ownTag, Value: text})); err != nil {
+		return err
+	}
+	if up, refused := asUpstream(look()); refused && up.Status == http.StatusPreconditionFailed {
+		return errTagsMixed
+	}
+	return nil
 }
+
+// errTagsMixed: an object was replaced in the moment in which its tags were set.
+var errTagsMixed = errors.New("the object was replaced while the checksum of the one before was kept in its tags: the new object may have the tags of the old one")
 
 // sealOwnTag is the value of byokd's tag of the object that a part's header is of.
 func (b *bucket) sealOwnTag(ctx context.Context, lane uint32, header seal.ObjectHeader, whole wholeSum) (text string, err error) {

@@ -346,3 +346,69 @@ func TestChecksumsThatAnUploadWasBegunWith(t *testing.T) {
 	}
 	w.returns(w.client, "documents", "o", body[:50], []string{base64Of(crc32.NewIEEE(), body[:50]), "", "", "", "FULL_OBJECT"})
 }
+
+// TestReplacedWhileItsChecksumIsKept: another object may take the place of one whose
+// checksum is being kept in its tags. It keeps its own tags as long as that can be told;
+// where it cannot, it is logged.
+func TestReplacedWhileItsChecksumIsKept(t *testing.T) {
+	isHeader := func(r *http.Request) bool { return r.Method == http.MethodGet && r.Header.Get("Range") != "" }
+	isTags := func(method string) func(*http.Request) bool {
+		return func(r *http.Request) bool { return r.Method == method && r.URL.Query().Has("tagging") }
+	}
+	isHead := func(r *http.Request) bool { return r.Method == http.MethodHead }
+	for name, c := range map[string]struct {
+		at    func(*http.Request) bool // the request at whose beginning it is replaced
+		mixed bool
+	}{
+		"before its header is read":   {at: isHeader},
+		"before its tags are read":    {at: isTags(http.MethodGet)},
+		"after its tags were read":    {at: isHead},
+		"when its tags are to be set": {at: isTags(http.MethodPut), mixed: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, worldOptions{})
+			other := &s3test.Stored{Data: []byte("theirs"), ETag: `"00000000000000000000000000000007"`, Header: http.Header{}, Tags: "whose=theirs"}
+			replaced := false
+			w.up.Inject(&s3test.Fault{Status: http.StatusTeapot, Match: func(r *http.Request) bool {
+				if !replaced && strings.HasSuffix(r.URL.Path, "/o") && c.at(r) {
+					w.up.ReplaceLocked("acme-documents", "o", other)
+					replaced = true
+				}
+				return false
+			}})
+			w.uploadSummed("o", types.ChecksumAlgorithmCrc32, 2*segment, 99)
+			w.up.Heal()
+			if !replaced {
+				t.Fatal("nothing was replaced")
+			}
+			tags := w.up.Object("acme-documents", "o").Tags
+			if (tags == "whose=theirs") == c.mixed {
+				t.Errorf("the tags of the other object are %q", tags)
+			}
+			if told := w.log.FilterMessageSnippet("tags of an object may be those").Len(); (told == 1) != c.mixed {
+				t.Errorf("it is told %d times", told)
+			}
+		})
+	}
+}
+
+// uploadSummed uploads an object in parts with a full-object checksum.
+func (w *world) uploadSummed(key string, algorithm types.ChecksumAlgorithm, sizes ...int) {
+	w.t.Helper()
+	ctx := w.t.Context()
+	created, err := w.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{Bucket: documents, Key: &key, ChecksumAlgorithm: algorithm, ChecksumType: types.ChecksumTypeFullObject})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var parts []completed
+	for i, n := range sizes {
+		out, err := w.client.UploadPart(ctx, &s3.UploadPartInput{Bucket: documents, Key: &key, UploadId: created.UploadId, PartNumber: aws.Int32(int32(i + 1)), Body: bytes.NewReader(pattern(n, i)), ChecksumAlgorithm: algorithm})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		parts = append(parts, completed{int32(i + 1), *out.ETag})
+	}
+	if _, err := w.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{Bucket: documents, Key: &key, UploadId: created.UploadId, MultipartUpload: completedParts(parts)}); err != nil {
+		w.t.Fatal(err)
+	}
+}
