@@ -2,7 +2,10 @@ package objstore_test
 
 import (
 	"bytes"
+	"encoding/base64"
+	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -49,6 +52,41 @@ func TestChecksumsInTrailers(t *testing.T) {
 		}
 		w.noPlaintext()
 	}
+}
+
+// TestLongTrailersCostNothing: a long object whose checksum follows it is one request
+// upstream; one in parts, whose checksum is kept in a tag, has five more than its own.
+func TestLongTrailersCostNothing(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	w.put("key", nil) // the bucket's data key, and where it is kept
+	requests := func() int {
+		return w.up.Calls("GET") + w.up.Calls("HEAD") + w.up.Calls("PUT") + w.up.Calls("POST")
+	}
+	before := requests()
+	body := pattern(9*segment, 1)
+	framed := fmt.Sprintf("%x\r\n%s\r\n0\r\nx-amz-checksum-crc32:%s\r\n\r\n", len(body), body, crc32Text(body))
+	r := w.request("PUT", "/documents/o", strings.NewReader(framed), int64(len(framed)))
+	r.Header.Set("X-Amz-Trailer", "x-amz-checksum-crc32")
+	r.Header.Set("X-Amz-Decoded-Content-Length", fmt.Sprint(len(body)))
+	w.sign(r, "STREAMING-UNSIGNED-PAYLOAD-TRAILER")
+	response, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusOK || requests()-before != 1 {
+		t.Errorf("the answer is %d after %d requests upstream", response.StatusCode, requests()-before)
+	}
+	before = requests()
+	w.uploadSummed("parts", types.ChecksumAlgorithmCrc32, 2*segment, 99)
+	if n := requests() - before; n != 5+5 { // created, two parts, listed, completed
+		t.Errorf("an upload of two parts is %d requests", n)
+	}
+}
+
+// crc32Text is a CRC32 as S3 writes it.
+func crc32Text(body []byte) string {
+	return base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, crc32.ChecksumIEEE(body)))
 }
 
 // TestWrongTrailers: no object comes of a body whose checksum is another one,
