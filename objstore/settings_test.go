@@ -18,7 +18,8 @@ import (
 // and looks at which requests to the upstream carry them: the one that stores the
 // object, and none about the keyring, which a lock would make unchangeable.
 func TestRightsGoUpWithTheObjectOnly(t *testing.T) {
-	w := newWorld(t, worldOptions{})
+	w := newWorld(t, worldOptions{checksums: true}) // without which S3 takes no lock
+	w.up.Lock("acme-documents")
 	var mu sync.Mutex
 	seen := map[string]http.Header{} // by method and key
 	w.up.Inject(&s3test.Fault{Match: func(r *http.Request) bool {

@@ -52,12 +52,17 @@ func TestUnknownOperations(t *testing.T) {
 		}
 		asked++
 	}
-	for _, sub := range []string{"select&select-type=2", "restore", "torrent", "annotation=x", "append&position=0", "renameObject", "brandnew", "x-amz-brandnew", "acl&tagging", "uploads&acl", "analytics", "inventory", "metadataTable", "session"} {
+	for _, sub := range []string{"select&select-type=2", "restore&select", "torrent", "annotation=x", "append&position=0", "renameObject", "brandnew", "x-amz-brandnew", "acl&tagging", "uploads&acl", "analytics", "inventory", "metadataTable", "session"} {
 		for _, method := range []string{"GET", "HEAD", "PUT", "POST", "DELETE"} {
 			try(method, "/documents/o?"+sub)
 			try(method, "/documents?"+sub)
 		}
 	}
+	for _, method := range []string{"GET", "HEAD", "PUT", "DELETE"} { // POST restores archived objects
+		try(method, "/documents/o?restore")
+		try(method, "/documents?restore")
+	}
+	try("POST", "/documents?restore")
 	for _, method := range []string{"POST", "PATCH", "PROPFIND"} {
 		try(method, "/documents/o")
 		try(method, "/documents")
