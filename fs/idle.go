@@ -26,9 +26,23 @@ const restTries = 8
 
 // idleNode is what is left of a node.
 type idleNode struct {
-	lookups uint32
-	touched bool
+	references uint32 // of the kernel, and idleTouched
+	entry      uint32 // in the journal, as node.entry
 }
+
+const idleTouched = 1 << 31
+
+// idleOf packs an idle node.
+func idleOf(lookups uint32, touched bool, entry uint32) idleNode {
+	e := idleNode{references: min(lookups, idleTouched-1), entry: entry}
+	if touched {
+		e.references |= idleTouched
+	}
+	return e
+}
+
+func (e idleNode) lookups() uint32 { return e.references &^ idleTouched }
+func (e idleNode) touched() bool   { return e.references&idleTouched != 0 }
 
 // insert adds a node, and makes others idle where there are many; mu is held.
 func (t *nodeTable) insert(n *node) {
@@ -50,14 +64,11 @@ func (t *nodeTable) insert(n *node) {
 // rest makes a node idle if nobody needs more of it; mu is held.
 func (t *nodeTable) rest(n *node) {
 	lookups := n.lookups.Load()
-	if n.using.Load() > 0 || n.opens.Load() > 0 || n.file.isOpen() || n.path.Load() != 0 || n.pinned.Load() || lookups <= 0 || lookups > 1<<31 {
+	if n.using.Load() > 0 || n.opens.Load() > 0 || n.file.isOpen() || n.path.Load() != 0 || n.pinned.Load() || lookups <= 0 || lookups >= idleTouched {
 		return
 	}
 	delete(t.byID, n.id)
-	t.idle[n.id] = idleNode{lookups: uint32(lookups), touched: n.touched.Load()}
-	if t.journal != nil {
-		t.entries[n.id] = n.entry
-	}
+	t.idle[n.id] = idleOf(uint32(lookups), n.touched.Load(), n.entry)
 }
 
 // wake makes a node of an id: of the idle one, or of one that is not known; mu is
@@ -65,9 +76,9 @@ func (t *nodeTable) rest(n *node) {
 func (t *nodeTable) wake(id uint64) *node {
 	n := t.newNode(id)
 	if e, ok := t.idle[id]; ok {
-		n.lookups.Store(int64(e.lookups))
-		n.touched.Store(e.touched)
-		t.takeEntry(n)
+		n.lookups.Store(int64(e.lookups()))
+		n.touched.Store(e.touched())
+		n.entry = e.entry
 		delete(t.idle, id)
 	} else if t.resumed {
 		n.lookups.Store(1) // some number: the kernel forgets all of them at once
@@ -82,18 +93,14 @@ func (t *nodeTable) forgetIdle(id, count uint64) {
 	if !ok {
 		return
 	}
-	if count < uint64(e.lookups) {
-		e.lookups -= uint32(count)
+	if count < uint64(e.lookups()) {
+		e.references -= uint32(count)
 		t.idle[id] = e
 		return
 	}
 	delete(t.idle, id)
 	t.ids.forget(id)
-	if t.journal != nil {
-		n := &node{id: id}
-		t.takeEntry(n)
-		t.erase(n)
-	}
+	t.erase(id, e.entry)
 }
 
 // freeze keeps nodes from becoming idle until thaw, and returns those there are,
@@ -124,7 +131,7 @@ func (t *nodeTable) touchedIdle() []uint64 {
 	defer t.mu.RUnlock()
 	var ids []uint64
 	for id, e := range t.idle {
-		if e.touched {
+		if e.touched() {
 			ids = append(ids, id)
 		}
 	}
@@ -136,7 +143,7 @@ func (t *nodeTable) untouch(id uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if e, ok := t.idle[id]; ok {
-		e.touched = false
+		e.references &^= idleTouched
 		t.idle[id] = e
 	}
 }

@@ -37,7 +37,7 @@ type journal struct {
 
 // JournalVersion is the version of the journal's layout: a process goes on only
 // with a mount whose journal has its own.
-const JournalVersion = 2
+const JournalVersion = 3
 
 const (
 	journalMagic = 0x6c6e726a646b7962 // "bykdjrnl"
@@ -71,7 +71,7 @@ type journalHead struct {
 	initLength, replyLength atomic.Uint32
 	init, reply             [initMessage]byte
 
-	counted  atomic.Uint32 // 1: ids are those of tableIDs, and references are counted
+	numbers  atomic.Uint32 // 1: ids are those of tableIDs
 	transfer transfer      // see references.go
 
 	chunks atomic.Uint64

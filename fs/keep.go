@@ -92,21 +92,17 @@ func (f *Filesystem) takeOver() (*loop, error) {
 		l.agreed(request, reply)
 	}
 	k.after(stepTakeOver)
-	ids, counted := f.nodes.ids.(*tableIDs)
-	if counted != (j.head.counted.Load() == 1) {
+	if (f.nodes.byNumber() != nil) != (j.head.numbers.Load() == 1) {
 		return nil, fmt.Errorf("%w: the kernel knows the inodes by lower file handles where byokd has CAP_DAC_READ_SEARCH, by numbers where not, and that has changed", ErrCannotTakeOver)
 	}
-	if counted {
-		held, err := k.Held()
-		if err != nil {
-			return nil, fmt.Errorf("take over the inodes that the keeper holds: %w", err)
-		}
-		k.after(stepTakeOver)
-		j.settleReplies(l.stillWaits)
-		f.nodes.journal = j
-		f.nodes.takeOver(ids, held)
-		k.after(stepTakeOver)
+	held, err := k.Held()
+	if err != nil {
+		return nil, fmt.Errorf("take over the inodes that the keeper holds: %w", err)
 	}
+	k.after(stepTakeOver)
+	j.settleReplies(l.stillWaits)
+	f.nodes.takeOver(j, held)
+	k.after(stepTakeOver)
 	l.forgetUnfinished()
 	k.after(stepTakeOver)
 	f.nodes.recover(j)
@@ -132,10 +128,9 @@ func (l *loop) sameAgreement(request, reply []byte) error {
 	return nil
 }
 
-// forgetUnfinished takes back what requests without a recorded reply have given:
-// they will be served again, and give it anew.
+// forgetUnfinished takes back the handles that requests without a recorded reply have
+// given: they will be served again, and give them anew.
 func (l *loop) forgetUnfinished() {
-	_, counted := l.fs.nodes.counted() // then references were taken back
 	for _, s := range l.journal.slots {
 		r := s.record
 		if s.pending() == nil || r.phase.Load() == phaseAnswered {
@@ -143,14 +138,6 @@ func (l *loop) forgetUnfinished() {
 		}
 		if fh := r.handle.Swap(0); fh != 0 {
 			l.journal.dropHandle(fh)
-		}
-		if id := r.node.Swap(0); id != 0 && !counted {
-			l.fs.options.Keep.Release(id)
-			l.journal.nodes.each(func(index uint32, e *entry) {
-				if e.key.Load() == id {
-					l.journal.nodes.remove(index)
-				}
-			})
 		}
 	}
 }

@@ -49,6 +49,11 @@ const (
 	// more at work would make a megabyte resident.
 	forgetWorkers = 2
 
+	// forgetMost bounds them altogether: with so many at work the device is read no
+	// further, however late they are. They wait for the lock of the nodes alone, as
+	// all calls do; descriptors are closed elsewhere (closing.go).
+	forgetMost = 8
+
 	// lateAfter is when a reader is started all the same: those requests wait for a
 	// slow disk, and others should not.
 	lateAfter = 20 * time.Millisecond
@@ -145,12 +150,18 @@ func (l *loop) serve() {
 		}
 		flush := isFlush(s.in[:n])
 		forget := isForget(headerOf(s.in))
-		busy := flush && l.flushing.Add(1) > flushWorkers || forget && l.forgetting.Add(1) > forgetWorkers
+		var forgets int32
+		if forget {
+			forgets = l.forgetting.Add(1)
+		}
+		busy := flush && l.flushing.Add(1) > flushWorkers || forgets > forgetWorkers
 		switch {
 		case left > 0:
 		case busy:
 			s.lone.Store(true)
-			s.late.Reset(lateAfter)
+			if forgets < forgetMost {
+				s.late.Reset(lateAfter)
+			}
 		default: // always leave one behind to read
 			l.readOn()
 		}

@@ -150,8 +150,8 @@ func (f *Filesystem) connect(dir string) (*loop, error) {
 		}
 		j.stall = k.after
 		f.nodes.keepJournal(j)
-		if _, counted := f.nodes.counted(); counted {
-			j.head.counted.Store(1)
+		if f.nodes.byNumber() != nil {
+			j.head.numbers.Store(1)
 		}
 		f.handles.journal = j
 	}

@@ -34,8 +34,6 @@ type node struct {
 	dir    atomic.Bool  // path is kept while the kernel knows the node: it is asked again
 	pinned atomic.Bool  // path is kept because the name is gone and the inode must not be
 	orphan atomic.Bool  // who has made the mount keeps a descriptor of it, too (passed.go)
-	held   bool         // the keeper has a descriptor, too; guarded by nodeTable.mu
-	maybe  bool         // or may have, for all that an earlier process said; guarded by nodeTable.mu
 	entry  uint32       // in the journal, + 1; 0 when it is in none; guarded by nodeTable.mu
 	file   lowerFile
 
@@ -110,8 +108,8 @@ type nodeTable struct {
 	idle map[uint64]idleNode // those of the kernel's that are not in byID, see idle.go; guarded by mu
 	held bool                // none becomes idle; guarded by mu
 
-	entries map[uint64]uint32 // of idle nodes, as node.entry; made with the journal, guarded by mu
-	most    int               // nodes, before some become idle: maxNodes but in tests
+	most    int    // nodes, before some become idle: maxNodes but in tests
+	closing closer // of descriptors of nodes that the kernel has forgotten
 }
 
 func newNodeTable(ids lowerIDs, root int) *nodeTable {
@@ -203,8 +201,7 @@ func (t *nodeTable) find(dir int, name string, st *unix.Stat_t) *node {
 func (t *nodeTable) use(id uint64) *node {
 	t.mu.RLock()
 	n := t.byID[id]
-	_, counted := t.counted()
-	if n != nil && (t.journal == nil || counted || n.lookups.Load() > 0) {
+	if n != nil {
 		n.using.Add(1)
 		t.mu.RUnlock()
 		return n
@@ -214,9 +211,6 @@ func (t *nodeTable) use(id uint64) *node {
 	defer t.mu.Unlock()
 	if n = t.byID[id]; n == nil {
 		n = t.wake(id)
-	}
-	if t.journal != nil && !counted && n.lookups.Load() == 0 && t.record(n) == nil {
-		n.lookups.Store(1) // the kernel knows it, or it would not ask; see recover
 	}
 	n.using.Add(1)
 	return n
@@ -292,7 +286,8 @@ func (t *nodeTable) settle(n *node) (left released) {
 	if n.orphan.Load() {
 		left.orphan = n.id
 	}
-	t.erase(n)
+	t.erase(n.id, n.entry)
+	n.entry = 0
 	return left
 }
 
@@ -327,6 +322,8 @@ func (t *nodeTable) forget(id, count uint64, s *journalSlot, nth uint32) {
 		left = t.uncount(id, count)
 	}
 	t.mu.Unlock()
+	t.closing.close(left.fds)
+	left.fds = descriptors{}
 	t.drop(left)
 }
 
@@ -394,6 +391,7 @@ func (t *nodeTable) pin(n *node, inUse bool) {
 
 // close closes every descriptor.
 func (t *nodeTable) close() {
+	t.closing.wait()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for id, n := range t.byID {

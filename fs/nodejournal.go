@@ -9,8 +9,7 @@ import (
 
 // record puts a node into the journal before the kernel knows it; mu is held. What
 // is there is found again by the next process, which has to know at a freeze of
-// which inodes the kernel may hold pages. How often the kernel knows it is there
-// only where that is counted (references.go): else a FORGET takes back all there is.
+// which inodes the kernel may hold pages, and how often it knows each (references.go).
 func (t *nodeTable) record(n *node) error {
 	if t.journal == nil || n.entry != 0 || n.id == fuse.FUSE_ROOT_ID {
 		return nil
@@ -20,27 +19,28 @@ func (t *nodeTable) record(n *node) error {
 		return unix.ENFILE
 	}
 	e.state.Store(0)
-	if ids, counted := t.counted(); counted {
+	if ids := t.byNumber(); ids != nil {
 		if err := t.keep.Hold(n.id, ids.held(n.id)); err != nil {
 			t.journal.nodes.putBack(index)
 			return unix.ENFILE
 		}
-		n.held = true
+		e.state.Store(nodeHeld)
 	}
 	e.key.Store(n.id)
 	n.entry = index + 1
 	return nil
 }
 
-// erase takes a node out of the journal and lets the keeper go of it; mu is held.
-func (t *nodeTable) erase(n *node) {
-	if n.entry != 0 {
-		t.journal.nodes.remove(n.entry - 1)
-		n.entry = 0
+// erase takes a node, by its id and node.entry, out of the journal and lets the keeper
+// go of it; mu is held.
+func (t *nodeTable) erase(id uint64, entry uint32) {
+	if entry == 0 {
+		return
 	}
-	if n.held || n.maybe {
-		n.held, n.maybe = false, false
-		t.keep.Release(n.id)
+	held := t.journal.nodes.at(entry-1).state.Load()&nodeHeld != 0
+	t.journal.nodes.remove(entry - 1)
+	if held {
+		t.keep.Release(id)
 	}
 }
 
@@ -48,57 +48,33 @@ func (t *nodeTable) erase(n *node) {
 func (t *nodeTable) entrust(n *node, fd int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if n.held || n.entry == 0 || t.keep.Hold(n.id, fd) != nil {
+	if n.entry == 0 {
 		return
 	}
-	n.held = true
-	t.journal.nodes.at(n.entry - 1).state.Or(nodePinned | nodeHeld)
+	if e := t.journal.nodes.at(n.entry - 1); e.state.Load()&nodeHeld == 0 && t.keep.Hold(n.id, fd) == nil {
+		e.state.Or(nodeHeld)
+	}
 }
 
 // keepJournal has nodes recorded from now on.
-func (t *nodeTable) keepJournal(j *journal) { t.journal, t.entries = j, map[uint64]uint32{} }
+func (t *nodeTable) keepJournal(j *journal) { t.journal = j }
 
-// takeEntry gives a node that was idle its entry back; mu is held. Whether the keeper
-// holds a descriptor of it was not kept.
-func (t *nodeTable) takeEntry(n *node) {
-	if t.journal != nil {
-		n.entry, n.maybe = t.entries[n.id], true
-		delete(t.entries, n.id)
-	}
-}
-
-// recover makes the nodes that the journal tells of. Where the kernel's references are
-// not counted, each node gets one, and the FORGET that gives all of them
-// back takes that. If the kernel has met the inode again before that FORGET was
-// read, it is taken off too early; then use puts it back, at the first request
-// that could bring a page of it into the kernel.
+// recover makes the nodes that the journal tells of. Where ids are handles, those that
+// the keeper holds have lost their last name.
 func (t *nodeTable) recover(j *journal) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.keepJournal(j)
-	_, counted := t.counted()
+	byNumber := t.byNumber() != nil
 	j.nodes.each(func(index uint32, e *entry) {
-		id, state := e.key.Load(), e.state.Load()
-		if _, idle := t.idle[id]; idle || t.byID[id] != nil { // a request made it twice
-			j.nodes.remove(index)
-			return
-		}
-		if counted {
-			t.idle[id] = idleNode{lookups: e.count(), touched: true}
-			t.entries[id] = index + 1
-			return
-		}
-		if state&nodePinned == 0 {
-			t.idle[id] = idleNode{lookups: 1, touched: true}
-			t.entries[id] = index + 1
+		id := e.key.Load()
+		if byNumber || e.state.Load()&nodeHeld == 0 {
+			t.idle[id] = idleOf(e.count(), true, index+1)
 			return
 		}
 		n := t.newNode(id)
 		n.entry = index + 1
-		n.maybe = true
-		n.lookups.Store(1)
+		n.lookups.Store(int64(e.count()))
 		n.touched.Store(true)
-		n.held = state&nodeHeld != 0
 		if _, err := t.pathFD(n); err == nil {
 			n.pinned.Store(true)
 		}

@@ -79,9 +79,6 @@ func (c *call) openNew(f newFile, dir int, sealed string, flags uint32, out *fus
 	}
 	n.content.Unlock()
 	if sealed == "" {
-		if c.record != nil {
-			c.record.node.Store(n.id)
-		}
 		c.fs.nodes.pin(n, true)
 	}
 	if err := c.fill(n, &st, &out.Attr); err != nil {

@@ -12,7 +12,8 @@ import (
 //
 // Where a node id is an inode number, the number must not be given to another file
 // while the kernel knows it, and so the inode is held, by descriptors here and with the
-// keeper. When to let it go is told by the kernel's references: each reply that names
+// keeper. Where it is a handle, so are those inodes whose last name is gone while somebody
+// has them open. When to let one go is told by the kernel's references: each reply that names
 // an inode gives one, a FORGET takes some back. A count that a death has made wrong
 // would let an inode go too early, after which its number may be another file's, or
 // never, and its space with it. So it is kept exactly, in the journal:
@@ -169,19 +170,16 @@ func (l *loop) stillWaits(unique uint64) bool {
 	}
 }
 
-// counted says that the kernel's references are counted in the journal, because the
-// inodes are held by descriptors, of which the keeper has copies.
-func (t *nodeTable) counted() (*tableIDs, bool) {
-	if t.journal == nil {
-		return nil, false
-	}
-	ids, ok := t.ids.(*tableIDs)
-	return ids, ok
+// byNumber returns the table of ids where they are inode numbers, and inodes held by
+// descriptors, of which the keeper has copies; nil where they are handles.
+func (t *nodeTable) byNumber() *tableIDs {
+	ids, _ := t.ids.(*tableIDs)
+	return ids
 }
 
 // give counts one more reference of the kernel to a node; mu is held.
 func (t *nodeTable) give(n *node, s *journalSlot) error {
-	if _, counted := t.counted(); counted && n.entry != 0 {
+	if n.entry != 0 {
 		if err := t.journal.give(n.entry-1, s); err != nil {
 			return err
 		}
@@ -193,7 +191,7 @@ func (t *nodeTable) give(n *node, s *journalSlot) error {
 // takeBack takes back a reference that was given to a reply which does not leave, the
 // last one.
 func (t *nodeTable) takeBack(id uint64, s *journalSlot) {
-	if _, counted := t.counted(); !counted || s == nil {
+	if s == nil {
 		t.forget(id, 1, nil, 0)
 		return
 	}
@@ -209,13 +207,13 @@ func (t *nodeTable) takeBack(id uint64, s *journalSlot) {
 // countForget takes a FORGET, the nth of its request, off the count in the journal;
 // mu is held. It reports false where that was done before.
 func (t *nodeTable) countForget(id, count uint64, s *journalSlot, nth uint32) bool {
-	if _, counted := t.counted(); !counted {
+	if t.journal == nil {
 		return true
 	}
 	if s != nil && nth <= s.record.forgotten.Load() {
 		return false
 	}
-	entry := t.entries[id]
+	entry := t.idle[id].entry
 	if n := t.byID[id]; n != nil {
 		entry = n.entry
 	}
@@ -227,36 +225,59 @@ func (t *nodeTable) countForget(id, count uint64, s *journalSlot, nth uint32) bo
 	return true
 }
 
-// takeOver takes over the inodes that the keeper holds. What the journal does not tell
-// of was about to be named to the kernel, or was let go of.
-func (t *nodeTable) takeOver(ids *tableIDs, held map[uint64]int) {
+// takeOver takes over the journal and the inodes that the keeper holds, and marks those
+// as held. What the journal does not tell of was about to be named to the kernel, or was
+// let go of.
+func (t *nodeTable) takeOver(j *journal, held map[uint64]int) {
+	t.keepJournal(j)
+	ids := t.byNumber()
 	known := map[uint64]bool{}
-	t.journal.nodes.each(func(index uint32, e *entry) {
+	j.nodes.each(func(index uint32, e *entry) {
 		id := e.key.Load()
-		if _, ok := held[id]; !ok || known[id] {
-			t.journal.nodes.remove(index) // damaged
+		_, isHeld := held[id]
+		if known[id] || !isHeld && ids != nil {
+			j.nodes.remove(index) // damaged
 			return
 		}
 		known[id] = true
+		e.state.And(^uint64(nodeHeld))
+		if isHeld {
+			e.state.Or(nodeHeld)
+		}
 	})
 	for id, fd := range held {
 		if !known[id] {
-			unix.Close(fd)
 			t.keep.Release(id)
+			unix.Close(fd)
 			delete(held, id)
 		}
 	}
-	ids.adopt(held)
+	if ids != nil {
+		ids.adopt(held)
+		return
+	}
+	for _, fd := range held { // the keeper's keep the inodes, which open by their ids
+		unix.Close(fd)
+	}
 }
 
 // letGo gives up the inodes that the kernel does not know any more and nobody has open:
 // a predecessor had no time to.
 func (t *nodeTable) letGo() {
+	var left []released
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	for id, e := range t.idle {
-		if e.lookups == 0 {
+		if e.lookups() == 0 {
 			t.forgetIdle(id, 0)
 		}
+	}
+	for _, n := range t.byID {
+		if n.lookups.Load() == 0 {
+			left = append(left, t.settle(n))
+		}
+	}
+	t.mu.Unlock()
+	for _, r := range left {
+		t.drop(r)
 	}
 }

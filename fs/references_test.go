@@ -145,7 +145,7 @@ func TestHandleOrNumber(t *testing.T) {
 			t.Fatal(err)
 		}
 		if counted {
-			j.head.counted.Store(1)
+			j.head.numbers.Store(1)
 		}
 		header, err := ReadHeader(k.dir + "/lower")
 		if err != nil {
@@ -162,5 +162,65 @@ func TestHandleOrNumber(t *testing.T) {
 		if _, err := f.takeOver(); !errors.Is(err, ErrCannotTakeOver) || !strings.Contains(err.Error(), "by lower file handles") {
 			t.Errorf("counted before %v, now %v: %v", counted, o.tableOfIDs, err)
 		}
+	}
+}
+
+// TestOnlyWhatIsHeldIsReleased: the keeper is not told of each of a million inodes that
+// the kernel forgets, but of those that it holds.
+func TestOnlyWhatIsHeldIsReleased(t *testing.T) {
+	for _, held := range []bool{false, true} {
+		j, _, index := journalWithNode(t, opForget, 1)
+		if held {
+			j.nodes.at(index).state.Or(nodeHeld)
+		}
+		released := 0
+		nodes := newNodeTable(&handleIDs{}, -1)
+		nodes.keep = &Keep{Release: func(node uint64) {
+			if released++; node != 77 {
+				t.Errorf("node %d is released", node)
+			}
+		}}
+		nodes.keepJournal(j)
+		nodes.recover(j)
+		nodes.forget(77, 1, nil, 1)
+		if (released == 1) != held || released > 1 || j.nodes.at(index).key.Load() != 0 || nodes.known() != 1 {
+			t.Errorf("held %v: released %d times, entry of node %d, %d nodes known", held, released, j.nodes.at(index).key.Load(), nodes.known())
+		}
+	}
+}
+
+// TestTakenOverAsHeld: what the keeper holds and what the journal says it holds are made
+// one, whatever a death has left between the two.
+func TestTakenOverAsHeld(t *testing.T) {
+	j := newTestJournal(t)
+	entries := map[uint64]*entry{}
+	for id, state := range map[uint64]uint64{11: 0, 12: nodeHeld, 13: nodeHeld, 14: 0} {
+		_, e, err := j.nodes.reserve()
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.state.Store(3<<32 | state)
+		e.key.Store(id)
+		entries[id] = e
+	}
+	held := map[uint64]int{}
+	for _, id := range []uint64{11, 12, 15} { // 11: not yet said to be, 13: not any more, 15: without an entry
+		fd, err := unix.MemfdCreate("held", unix.MFD_CLOEXEC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		held[id] = fd
+	}
+	var released []uint64
+	nodes := newNodeTable(&handleIDs{}, -1)
+	nodes.keep = &Keep{Release: func(node uint64) { released = append(released, node) }}
+	nodes.takeOver(j, held)
+	for id, want := range map[uint64]uint64{11: nodeHeld, 12: nodeHeld, 13: 0, 14: 0} {
+		if got := entries[id].state.Load(); got != 3<<32|want {
+			t.Errorf("node %d: state %#x, want flag %d and 3 references", id, got, want)
+		}
+	}
+	if len(released) != 1 || released[0] != 15 {
+		t.Errorf("released: %v, want what has no entry", released)
 	}
 }

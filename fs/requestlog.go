@@ -42,7 +42,6 @@ type record struct {
 	length   atomic.Uint32 // of reply
 	given    atomic.Uint32 // references to nodes that the reply gives, see references.go
 	handle   atomic.Uint64 // given by it, 0 for none
-	node     atomic.Uint64 // without a name, made by it; 0 for none
 	before   atomic.Uint64 // what was there before it, see call.before
 	reply    [maxLogged]byte
 
@@ -182,7 +181,6 @@ func (s *journalSlot) settle(n int) {
 	r := s.record
 	s.length().Store(0)
 	r.handle.Store(0)
-	r.node.Store(0)
 	r.before.Store(0)
 	r.given.Store(0)
 	r.forgotten.Store(0)
@@ -250,11 +248,9 @@ func (j *journal) dropHandle(fh uint64) {
 	}
 }
 
-// Flags of a node's entry.
-const (
-	nodePinned = 1 << 0 // its last name is gone, or never was
-	nodeHeld   = 1 << 1 // the keeper holds a descriptor of it
-)
+// nodeHeld is the flag of a node's entry which says that the keeper holds a descriptor
+// of it.
+const nodeHeld = 1 << 0
 
 // replyOf returns a recorded reply, nil where it is damaged.
 func (r *record) replyOf() []byte {
