@@ -48,6 +48,19 @@ func newLowerIDs(root int, table, kept bool) lowerIDs {
 	return &tableIDs{root: root, rootStat: st, fds: map[uint64]int{}}
 }
 
+// OpensByHandle reports whether the inodes of a directory's filesystem are found again
+// by their node ids, so that a keeper need not hold a descriptor of each that the kernel
+// knows: their file handles are small enough, and this process may open them.
+func OpensByHandle(dir string) bool {
+	root, err := ignoringEINTR(func() (int, error) { return unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return false
+	}
+	defer unix.Close(root)
+	_, opens := newLowerIDs(root, false, true).(*handleIDs)
+	return opens
+}
+
 // handleIDs makes ids of ext4's file handles: inode number and generation, 32
 // bits each (FILEID_INO32_GEN, include/linux/exportfs.h). They need no table
 // and stay true over a restart of the daemon.

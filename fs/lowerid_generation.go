@@ -10,8 +10,8 @@ import (
 )
 
 // generationIDs makes ids of inode numbers of 64 bits, and remembers the generation
-// that belongs to each for as long as the kernel knows it: XFS of more than a TiB or
-// two, whose handles have 12 bytes (fs/xfs/xfs_export.h, struct xfs_fid64). It takes
+// that belongs to each for as long as the kernel knows it: XFS without
+// inode32, whose handles have 12 bytes (fs/xfs/xfs_export.h, struct xfs_fid64). It takes
 // an entry for each inode, and no descriptor.
 //
 // A number is not given to another file meanwhile: all names go through us, and who

@@ -46,6 +46,24 @@ func newXFS(t *testing.T, size string) string {
 	return mount
 }
 
+// TestOpensByHandle: a keeper need not hold the inodes of a filesystem whose handles are
+// ids, which are not those of an XFS with inode64 (the default), nor of a filesystem in
+// memory.
+func TestOpensByHandle(t *testing.T) {
+	memory := t.TempDir()
+	if err := unix.Mount("byokd", memory, "tmpfs", 0, "size=1m"); err != nil {
+		lacks(t, "mount: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(memory, 0) })
+	for dir, want := range map[string]bool{
+		newDisk(t, 16, 20, "", ""): true, newXFS(t, smallXFS): false, newXFS(t, largeXFS): false, memory: false, memory + "/none": false,
+	} {
+		if got := OpensByHandle(dir); got != want {
+			t.Errorf("%s: %v, want %v", dir, got, want)
+		}
+	}
+}
+
 // TestInodesOfLargeXFS: what the kernel knows costs no descriptor there either, is found
 // again, and outlives its name where somebody has it open.
 func TestInodesOfLargeXFS(t *testing.T) {

@@ -248,8 +248,11 @@ audit: {file: %q}
 stopTimeout: %v
 `, s.arn, s.cloud, probeInterval, s.grace, s.lower, s.mount, s.cache, strings.TrimPrefix(s.s3, "http://"), s.dir+"/s3-credentials",
 		s.holdFor, s.cloud, s.cloud, strings.TrimPrefix(s.admin, "http://"), s.dir+"/audit.jsonl", stopTimeout)
-	if s.keeper {
-		config = strings.Replace(config, "volume: {", "volume: {keeper: auto, ", 1)
+	switch {
+	case s.keeper:
+		config = strings.Replace(config, "volume: {", "volume: {keeper: on, ", 1)
+	case s.alone:
+		config = strings.Replace(config, "volume: {", "volume: {keeper: off, ", 1)
 	}
 	if s.ownership != "" {
 		config = strings.Replace(config, "volume: {", fmt.Sprintf("volume: {ownership: %s, ", s.ownership), 1)

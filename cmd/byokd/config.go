@@ -96,10 +96,10 @@ type VolumeConfig struct {
 	DirtyLimit Size `yaml:"dirtyLimit"`
 	// on: byokd is two processes, a keeper that holds the mount and a worker that serves it and is started
 	// again when it is killed, runs out of memory or is replaced (byokd upgrade): callers wait for some
-	// milliseconds and none fails. Without CAP_DAC_READ_SEARCH, and on XFS of many TiB, each inode that the
-	// kernel knows takes a descriptor of both. off: the mount ends with byokd.
-	// auto: on, but off with mountSocket, where who has mounted holds the mount. Off unless said, until
-	// byokd with a keeper keeps within its memory when the kernel forgets a million inodes at once.
+	// milliseconds and none fails. off: the mount ends with byokd. auto: on where the lower filesystem is
+	// ext4, or XFS mounted with inode32, and byokd has CAP_DAC_READ_SEARCH. Elsewhere each inode that the kernel
+	// knows would take a descriptor of both processes, and running out of them makes calls fail: so it is on
+	// there only if asked for. auto is off with mountSocket, too, where who has mounted holds the mount.
 	Keeper string `yaml:"keeper"`
 	// Where a volume keeps owner, group and mode of its files, which is settled when it is made. sealed: in
 	// an attribute of lower files that are all byokd's own, so that byokd needs no privilege. lower: on the
@@ -274,7 +274,7 @@ func (c Config) withDefaults() Config {
 		setDefault(&v.Create, createAuto)
 		setDefault(&v.Key, only)
 		setDefault(&v.Cache, cacheWriteback)
-		setDefault(&v.Keeper, keeperOff)
+		setDefault(&v.Keeper, keeperAuto)
 		setDefault(&v.Ownership, ownershipAuto)
 		v.DirtyLimit.setDefault(fs.DefaultDirtyLimit)
 		c.Volume = &v
@@ -331,11 +331,6 @@ const (
 	checksumsOmit   = "omit"
 	compressionZstd = "zstd"
 )
-
-// kept reports whether a keeper holds the volume's mount; v may be nil.
-func (v *VolumeConfig) kept() bool {
-	return v != nil && (v.Keeper == keeperOn || v.Keeper == keeperAuto && v.MountSocket == "")
-}
 
 func setDefault(field *string, value string) {
 	if *field == "" {

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/byokd/byokd/fs"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files of this package")
@@ -179,7 +181,7 @@ var referenceValues = map[string]string{
 	"keys.primary.arn":           `"arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"`,
 	"keys.primary.probeInterval": "1s", "keys.primary.outageGrace": "60s", "keys.primary.endpoint": `""`, "keys.primary.stretchTo": "0s",
 	"fleet.peers": `["byokd-fleet.acme.svc:9182"]`, "fleet.listen": `":9182"`, "fleet.secretFile": "/etc/byokd/fleet-secret",
-	"volume.role": "orchestration", "volume.lower": "/sealed", "volume.mount": "/data", "volume.mountSocket": `""`, "volume.key": "primary", "volume.create": "auto", "volume.cache": "writeback", "volume.dirtyLimit": "32MiB", "volume.keeper": "off", "volume.ownership": "auto",
+	"volume.role": "orchestration", "volume.lower": "/sealed", "volume.mount": "/data", "volume.mountSocket": `""`, "volume.key": "primary", "volume.create": "auto", "volume.cache": "writeback", "volume.dirtyLimit": "32MiB", "volume.keeper": "auto", "volume.ownership": "auto",
 	"objects.listen": "127.0.0.1:9000", "objects.allowRemote": "false", "objects.tls.certificate": "/etc/byokd/tls/tls.crt", "objects.tls.key": "/etc/byokd/tls/tls.key", "objects.domains": "[]",
 	"objects.credentials.file": "/etc/byokd/s3-credentials",
 	"objects.holdFor":          "20s", "objects.stallTimeout": "2m", "objects.buckets.documents.upstream.bucket": "acme-documents",
@@ -280,6 +282,28 @@ func TestParseCredentials(t *testing.T) {
 	for _, bad := range []string{"", "# only a comment", "id", ":secret", "id:", "id:a\nid:b", "i d:secret"} {
 		if got, err := parseCredentials(bad); err == nil {
 			t.Errorf("%q: accepted as %v", bad, got)
+		}
+	}
+}
+
+// TestKept: a keeper is there where it is asked for, or needs no descriptor of each inode.
+func TestKept(t *testing.T) {
+	here := t.TempDir()
+	byHandle := fs.OpensByHandle(here)
+	for _, c := range []struct {
+		volume *VolumeConfig
+		want   bool
+	}{
+		{nil, false},
+		{&VolumeConfig{Keeper: keeperOff, Lower: here}, false},
+		{&VolumeConfig{Keeper: keeperOn, Lower: "/proc"}, true},
+		{&VolumeConfig{Keeper: keeperAuto, Lower: here}, byHandle},
+		{&VolumeConfig{Keeper: keeperAuto, Lower: here + "/to/be/made"}, byHandle},
+		{&VolumeConfig{Keeper: keeperAuto, Lower: "/proc"}, false},
+		{&VolumeConfig{Keeper: keeperAuto, Lower: here, MountSocket: "/socket"}, false},
+	} {
+		if got := c.volume.kept(); got != c.want {
+			t.Errorf("%+v: %v", c.volume, got)
 		}
 	}
 }

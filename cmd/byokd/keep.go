@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -24,6 +25,22 @@ import (
 
 // suitWithin bounds the question to a new binary whether it can be the worker.
 const suitWithin = 10 * time.Second
+
+// kept reports whether a keeper holds the volume's mount; v may be nil. With auto that depends on the lower
+// directory, or, where there is none yet, on the one that it will be made in.
+func (v *VolumeConfig) kept() bool {
+	if v == nil || v.Keeper != keeperAuto || v.MountSocket != "" {
+		return v != nil && v.Keeper == keeperOn
+	}
+	dir := v.Lower
+	for dir != filepath.Dir(dir) {
+		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		dir = filepath.Dir(dir)
+	}
+	return fs.OpensByHandle(dir)
+}
 
 // keepRunning is the keeper's life. The worker has said everything that there is to say.
 func keepRunning(log *zap.Logger, environ []string) error {
