@@ -8,16 +8,22 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
+// Their compilation is not to take its milliseconds of each start of byokd.
 var (
-	podUID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]{0,62}$`)
+	podUID = pattern(`^[A-Za-z0-9][A-Za-z0-9-]{0,62}$`)
 	// dnsLabel is what Kubernetes takes for the name of a pod's volume.
-	dnsLabel = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-	volumeID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
+	dnsLabel = pattern(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	volumeID = pattern(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 )
+
+func pattern(text string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(text) })
+}
 
 // socketName is the socket in the pod's in-memory volume.
 const socketName = "mount.sock"
@@ -27,8 +33,8 @@ const socketName = "mount.sock"
 func (d *Driver) targetOf(target string) (uid string, err error) {
 	rel, ok := strings.CutPrefix(target, filepath.Join(d.options.KubeletDir, "pods")+"/")
 	parts := strings.Split(rel, "/")
-	if !ok || len(parts) != 5 || filepath.Clean(target) != target || !podUID.MatchString(parts[0]) ||
-		parts[1] != "volumes" || parts[2] != "kubernetes.io~csi" || !dnsLabel.MatchString(parts[3]) || parts[4] != "mount" {
+	if !ok || len(parts) != 5 || filepath.Clean(target) != target || !podUID().MatchString(parts[0]) ||
+		parts[1] != "volumes" || parts[2] != "kubernetes.io~csi" || !dnsLabel().MatchString(parts[3]) || parts[4] != "mount" {
 		return "", fmt.Errorf("%q is not the place of an inline volume below %s", target, d.options.KubeletDir)
 	}
 	return parts[0], nil

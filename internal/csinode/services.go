@@ -97,7 +97,7 @@ func (d *Driver) recordOf(req *csi.NodePublishVolumeRequest) (record, error) {
 	}
 	about := req.GetVolumeContext()
 	switch {
-	case !volumeID.MatchString(req.GetVolumeId()):
+	case !volumeID().MatchString(req.GetVolumeId()):
 		return bad("the volume id %q is not one of kubelet's", req.GetVolumeId())
 	case req.GetTargetPath() == "":
 		return bad("there is no target path")
@@ -109,7 +109,7 @@ func (d *Driver) recordOf(req *csi.NodePublishVolumeRequest) (record, error) {
 		return bad("the volume is readOnly: mount it so in the containers that shall only read")
 	case about[keyEphemeral] != "true":
 		return bad("%s has inline volumes only, with podInfoOnMount", Name)
-	case !dnsLabel.MatchString(about[keyRunVolume]):
+	case !dnsLabel().MatchString(about[keyRunVolume]):
 		return bad("the attribute %s names no volume of the pod: %q", keyRunVolume, about[keyRunVolume])
 	}
 	uid, err := d.targetOf(req.GetTargetPath())
@@ -127,7 +127,7 @@ func (d *Driver) recordOf(req *csi.NodePublishVolumeRequest) (record, error) {
 // uses the mount.
 func (d *Driver) NodeUnpublishVolume(_ context.Context, req *csi.NodeUnpublishVolumeRequest) (answer *csi.NodeUnpublishVolumeResponse, err error) {
 	defer func() { d.options.Published("unpublish", err) }()
-	if !volumeID.MatchString(req.GetVolumeId()) {
+	if !volumeID().MatchString(req.GetVolumeId()) {
 		return nil, status.Errorf(codes.InvalidArgument, "the volume id %q is not one of kubelet's", req.GetVolumeId())
 	}
 	if _, err := d.targetOf(req.GetTargetPath()); err != nil {

@@ -232,7 +232,7 @@ func (d *Driver) recover() error {
 }
 
 func (d *Driver) resume(r record) error {
-	if uid, err := d.targetOf(r.Target); err != nil || uid != r.PodUID || !dnsLabel.MatchString(r.Run) || !volumeID.MatchString(r.ID) {
+	if uid, err := d.targetOf(r.Target); err != nil || uid != r.PodUID || !dnsLabel().MatchString(r.Run) || !volumeID().MatchString(r.ID) {
 		return errors.Join(errors.New("not a record of this driver"), err)
 	}
 	run, err := d.openRun(r.PodUID, r.Run)
