@@ -146,6 +146,7 @@ func TestHeldOverDeaths(t *testing.T) {
 	if err != nil || content(t, device) != Device || len(held) != 0 || c.Mount() != "the mount" {
 		t.Fatalf("%v, %v", held, err)
 	}
+	defer func() { c.forget(map[string]int{Device: device}) }()
 	for i := range many {
 		name := fmt.Sprint("inode/", i)
 		fd := memory(t, name)
@@ -190,10 +191,11 @@ func TestHeldOverDeaths(t *testing.T) {
 	}
 	leave()
 	<-stayed
-	_, device, held, err = Take(t.Context(), path, zap.NewNop(), never)
-	if err != nil || content(t, device) != Device {
+	next, nextDevice, held, err := Take(t.Context(), path, zap.NewNop(), never)
+	if err != nil || content(t, nextDevice) != Device {
 		t.Fatal(err)
 	}
+	defer func() { next.forget(held); unix.Close(nextDevice) }()
 	for i := range many {
 		name := fmt.Sprint("inode/", i)
 		fd, found := held[name]
