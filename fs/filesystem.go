@@ -122,6 +122,7 @@ type Filesystem struct {
 	damagedBlocks atomic.Uint64
 	foreignNames  atomic.Uint64
 	undrained     atomic.Uint64
+	dropping      atomic.Int32  // threads that drop nodes, those that hang included
 	leftover      atomic.Int64  // files of which the last freeze left pages in the kernel
 	flushed       atomic.Uint64 // WRITEs of the kernel's own, by which a drain sees progress
 	requests      atomic.Uint64

@@ -239,7 +239,9 @@ func (f *Filesystem) drop(ctx context.Context, l *loop, nodes []*node) {
 	d := &dropper{fs: f, loop: l, queue: queue, done: make(chan struct{})}
 	d.left.Store(left)
 	for range min(dropWorkers, left) {
-		d.work()
+		if !d.work() {
+			break
+		}
 	}
 	watch := time.NewTicker(hungAfter / 2)
 	defer watch.Stop()
@@ -273,6 +275,7 @@ type dropper struct {
 
 	mu      sync.Mutex
 	workers []*dropWorker // guarded by mu
+	owed    int           // workers that hang and could not be replaced; guarded by mu
 }
 
 type dropWorker struct {
@@ -282,12 +285,24 @@ type dropWorker struct {
 	hung  bool // guarded by dropper.mu
 }
 
-func (d *dropper) work() {
+// dropThreadsMax is how many threads drop nodes at a time, those that hang included, be
+// it since an earlier freeze: each file of which a page is held for good would take
+// one at each try, and Go ends a process that has 10,000. What is not dropped for
+// that stays marked, is tried again, and is counted as undrained.
+const dropThreadsMax = 256
+
+// work starts a worker, if there may be another.
+func (d *dropper) work() bool {
+	if d.fs.dropping.Add(1) > dropThreadsMax {
+		d.fs.dropping.Add(-1)
+		return false
+	}
 	w := &dropWorker{}
 	d.mu.Lock()
 	d.workers = append(d.workers, w)
 	d.mu.Unlock()
 	d.fs.apart(d.loop.dev, func(dev int) {
+		defer d.fs.dropping.Add(-1)
 		defer w.ended.Store(true)
 		for n := range d.queue {
 			w.node.Store(n)
@@ -299,10 +314,11 @@ func (d *dropper) work() {
 			}
 		}
 	})
+	return true
 }
 
-// replaceHung starts another worker for each that hangs, and reports whether
-// all that is left hangs.
+// replaceHung starts another worker for each that hangs, as far as there may be
+// more, and reports whether all that is left hangs, or waits for those that do.
 func (d *dropper) replaceHung() bool {
 	d.mu.Lock()
 	now, fresh, working := time.Now().UnixNano(), 0, 0
@@ -320,14 +336,20 @@ func (d *dropper) replaceHung() bool {
 			working++
 		}
 	}
+	d.owed += fresh
+	owed := d.owed
 	d.mu.Unlock()
 	if len(d.queue) == 0 {
 		return working == 0 && fresh == 0
 	}
-	for range fresh {
-		d.work()
+	for owed > 0 && d.work() {
+		owed--
+		working++
 	}
-	return false
+	d.mu.Lock()
+	d.owed = owed
+	d.mu.Unlock()
+	return working == 0
 }
 
 // markUnfinished has the nodes in hand tried again.

@@ -54,6 +54,11 @@ const (
 	// all calls do; descriptors are closed elsewhere (closing.go).
 	forgetMost = 8
 
+	// atWorkMax is how many requests are at work before no more are read until one of
+	// them is done. Where the disk hangs each has a thread, and Go ends a process that
+	// has 10,000. What waits at the gate is not at work.
+	atWorkMax = 1024
+
 	// lateAfter is when a reader is started all the same: those requests wait for a
 	// slow disk, and others should not.
 	lateAfter = 20 * time.Millisecond
@@ -162,6 +167,8 @@ func (l *loop) serve() {
 			if forgets < forgetMost {
 				s.late.Reset(lateAfter)
 			}
+		case l.atWork() > atWorkMax:
+			s.lone.Store(true) // whoever is done first reads on
 		default: // always leave one behind to read
 			l.readOn()
 		}

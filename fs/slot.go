@@ -195,11 +195,12 @@ func (l *loop) wipe() {
 	}
 }
 
-// atWork counts the requests being served.
+// atWork counts the requests being served, but for those that wait at the gate in
+// their slot.
 func (l *loop) atWork() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.taken - int(l.waiting.Load())
+	return l.taken - l.clean - int(l.waiting.Load())
 }
 
 // staleSlots counts the slots that hold what was there when wipe was called.

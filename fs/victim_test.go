@@ -101,6 +101,8 @@ var victimOps = map[string]func(dir, file string) (func() (string, error), error
 		}, nil
 	},
 	"many-stats":     manyStats,
+	"sync-many":      syncManyFiles,
+	"read-many":      readManyFiles,
 	"make-open":      makeOpen,
 	"differential":   prepareDifferential,
 	"dirty-mappings": dirtyMappings,

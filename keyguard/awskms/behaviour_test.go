@@ -77,6 +77,9 @@ func behaviours() []behaviour {
 		{name: "key store down", state: unavailable, reason: keyguard.ReasonKeyStoreDown, heard: keyguard.ReasonInvalidState, refused: true,
 			cause: "custom key store is not connected", nextStep: "connect-custom-key-store",
 			take: func(w *rig) { w.must(w.kms.SetState(w.arn, "Unavailable")) }, give: enableState},
+		{name: "key being created", state: unavailable, reason: keyguard.ReasonKeyCreating, heard: keyguard.ReasonInvalidState, refused: true,
+			cause: "it is still being created", nextStep: "describe-key",
+			take: func(w *rig) { w.must(w.kms.SetState(w.arn, "Creating")) }, give: enableState},
 
 		// The same errors by name, while DescribeKey says that all is well.
 		{name: "DisabledException", fault: answer(400, "DisabledException", "is disabled."), state: disabled,

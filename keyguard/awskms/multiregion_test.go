@@ -7,6 +7,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 
 	"github.com/byokd/byokd/keyguard"
 	"github.com/byokd/byokd/keyguard/kmstest"
@@ -82,6 +83,43 @@ func TestMultiRegionKey(t *testing.T) {
 	if again := sealName(t, other.guard, id); again != sealed {
 		t.Error("another key came out")
 	}
+}
+
+// A primary whose deletion waits for its replicas is scheduled for deletion, without a date: it is given back by
+// cancelling and enabling. While the primary Region changes a key works on.
+func TestStatesOfAMultiRegionKey(t *testing.T) {
+	server, err := kmstest.Start(kmstest.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	w := newMultiRegionRig(t, server.Server)
+	replicate(t, server.URL(), w.arn, "eu-west-1")
+	w.open()
+	w.must(w.kms.SetState(w.arn, "Updating"))
+	before := w.guard.Status().LastSuccess
+	w.written("probes of a key whose primary Region changes", func() bool { return w.guard.Status().LastSuccess.After(before.Add(3 * rigInterval)) })
+	if s := w.guard.Status(); s.Gate != keyguard.Open || s.Key != keyguard.Enabled || s.Epoch != 1 {
+		t.Errorf("while Updating: %+v", s)
+	}
+	w.must(w.kms.SetState(w.arn, "Enabled"))
+	admin := asAdmin(t, server.URL(), kmstest.DefaultRegion)
+	if _, err := admin.ScheduleKeyDeletion(t.Context(), &kms.ScheduleKeyDeletionInput{KeyId: &w.arn}); err != nil {
+		t.Fatal(err)
+	}
+	described, err := admin.DescribeKey(t.Context(), &kms.DescribeKeyInput{KeyId: &w.arn})
+	if err != nil || described.KeyMetadata.KeyState != types.KeyStatePendingReplicaDeletion {
+		t.Fatalf("%+v, %v", described, err)
+	}
+	s := w.await("the freeze", func(s keyguard.Status) bool { return s.Gate == keyguard.Frozen && s.Key == keyguard.PendingDeletion })
+	if !s.DeletionDate.IsZero() || !strings.Contains(s.Cause(), "is scheduled for deletion") || strings.Contains(s.Cause(), "deletion on ") || !strings.Contains(s.NextStep(), "cancel-key-deletion") {
+		t.Errorf("PendingReplicaDeletion, date %v: %s %s", s.DeletionDate, s.Cause(), s.NextStep())
+	}
+	if _, err := admin.CancelKeyDeletion(t.Context(), &kms.CancelKeyDeletionInput{KeyId: &w.arn}); err != nil {
+		t.Fatal(err)
+	}
+	w.must(w.kms.Enable(w.arn))
+	w.awaitGate(keyguard.Open)
 }
 
 // newMultiRegionRig is a rig on the primary of a multi-Region set.

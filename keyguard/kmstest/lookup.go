@@ -94,10 +94,11 @@ func (c *call) account(action string) *apiError {
 	return errAccessDenied(c.who.arn, "kms:"+action, "*", noIdentityPolicy)
 }
 
-// usable is the state check of every cryptographic operation.
+// usable is the state check of every cryptographic operation. A key of which the
+// primary Region is changing works on.
 func usable(k *key) *apiError {
 	switch k.State {
-	case stateEnabled:
+	case stateEnabled, stateUpdating:
 		return nil
 	case stateDisabled:
 		return errDisabled(k.ARN)
