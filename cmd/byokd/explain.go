@@ -7,7 +7,9 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
+	"github.com/byokd/byokd/fs"
 	"github.com/byokd/byokd/keyguard"
 	"github.com/byokd/byokd/metrics"
 )
@@ -84,13 +86,16 @@ func (k keySituation) name() string {
 	return k.key.String() + ", " + k.short
 }
 
-// explainWords is what can be explained: states of byokd, states of a key, and reasons.
+// explainWords is what can be explained: states of byokd, of a key and of a lower directory, and reasons.
 func explainWords() (words []string) {
 	for _, m := range stateMeanings() {
 		words = append(words, string(m.state))
 	}
 	for _, k := range keySituations() {
 		words = append(words, k.key.String(), string(k.reason))
+	}
+	for _, s := range fs.LowerStates() {
+		words = append(words, s.String())
 	}
 	slices.Sort(words)
 	words = slices.Compact(words)
@@ -101,8 +106,8 @@ func newExplainCommand(environ []string) *cobra.Command {
 	arn := "KEY_ARN"
 	cmd := &cobra.Command{
 		Use: "explain STATE", Short: "Tell what a state of byokd or of a key means, and what to do", Args: cobra.MaximumNArgs(1),
-		Long: "Explains a state as byokd status shows it (frozen, waiting, …), a state of the key (Disabled, PendingDeletion, …) or a\n" +
-			"reason (throttled, dns, …): cause, what becomes of reads and writes, and the next step. Asks nobody. Without STATE it\n" +
+		Long: "Explains a state as byokd status shows it (frozen, waiting, …), a state of the key (Disabled, PendingDeletion, …) or of\n" +
+			"the disk below (read_only, …), or a reason (throttled, dns, …): cause, what becomes of reads and writes, and the next step. Asks nobody. Without STATE it\n" +
 			"lists what can be explained.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			out := cmd.OutOrStdout()
@@ -144,6 +149,12 @@ func (e explainer) explain(word string) bool {
 			return true
 		}
 	}
+	for _, s := range fs.LowerStates() {
+		if plain(word) == plain(s.String()) {
+			e.lower(s)
+			return true
+		}
+	}
 	found := false
 	for _, k := range keySituations() {
 		if plain(word) == plain(k.key.String()) || plain(word) == plain(string(k.reason)) {
@@ -174,6 +185,16 @@ func (e explainer) state(m stateMeaning) {
 	}
 	if m.anotherCause != "" {
 		fmt.Fprintf(e.out, "\n%s\nNext step: %s\n", m.anotherCause, m.anotherRemedy)
+	}
+}
+
+// lower explains a state of a lower directory.
+func (e explainer) lower(s fs.LowerState) {
+	of := stateOfLower(s)
+	fmt.Fprintf(e.out, "%s: a state of the lower directory (byokd_fs_lower_state); byokd shows %s\n", e.in(bold, s.String()), e.colours.state(of, string(of)))
+	cause, nextStep := lowerMessage(fs.LowerHealth{State: s, Err: unix.EIO}, "volume.lower")
+	if cause != "" {
+		fmt.Fprintf(e.out, "%s\n%s %s\n", cause, e.in(bold, "Next step:"), nextStep)
 	}
 }
 

@@ -25,6 +25,9 @@ func TestExplainKnowsEveryState(t *testing.T) {
 		words[k.String()] = k.String()
 		words[strings.ToUpper(k.String())] = k.String()
 	}
+	for _, s := range fs.LowerStates() {
+		words[s.String()] = s.String() + ": a state of the lower directory"
+	}
 	words["pending_deletion"] = "cancel-key-deletion"
 	words["access-denied"] = "put-key-policy"
 	for word, want := range words {
