@@ -31,7 +31,7 @@ func writePattern(t testing.TB, path string, size int) []byte {
 }
 
 // ofOtherTests are victims that do more than one call.
-var ofOtherTests = []string{"many-stats", "read-forever", "write-gigabyte", "make-open", "differential", "semantics", "append-lines", "try-locks", "fill", "fill-verify", "make-sparse", "remains", "failing-sync", "dirty-mappings"}
+var ofOtherTests = []string{"many-stats", "sync-many", "read-many", "read-forever", "write-gigabyte", "make-open", "differential", "semantics", "append-lines", "try-locks", "fill", "fill-verify", "make-sparse", "remains", "failing-sync", "dirty-mappings"}
 
 func operations() []string {
 	ops := slices.Collect(maps.Keys(calls))

@@ -187,11 +187,11 @@ func TestHealthFaults(t *testing.T) {
 	v := newVolume(t, Options{Cache: Writethrough})
 	fault := make(chan func(op string) error, 1)
 	fault <- func(string) error { return nil }
-	v.fs.nodes.fault = func(op string, length int) (int, error) {
+	v.setFault(func(op string, length int) (int, error) {
 		f := <-fault
 		fault <- f
 		return length, f(op)
-	}
+	})
 	arm := func(op string, err error) {
 		<-fault
 		fault <- func(got string) error {

@@ -167,7 +167,7 @@ func (l *loop) serve() {
 			if forgets < forgetMost {
 				s.late.Reset(lateAfter)
 			}
-		case l.atWork() > atWorkMax:
+		case l.crowded():
 			s.lone.Store(true) // whoever is done first reads on
 		default: // always leave one behind to read
 			l.readOn()

@@ -195,12 +195,19 @@ func (l *loop) wipe() {
 	}
 }
 
-// atWork counts the requests being served, but for those that wait at the gate in
-// their slot.
+// atWork counts the requests being served.
 func (l *loop) atWork() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.taken - l.clean - int(l.waiting.Load())
+	return l.taken - int(l.waiting.Load())
+}
+
+// crowded reports whether so many requests are at work that no more are to be read. Those
+// that wait at the gate in their slot have no thread and do not count.
+func (l *loop) crowded() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.taken-l.clean-int(l.waiting.Load()) > atWorkMax
 }
 
 // staleSlots counts the slots that hold what was there when wipe was called.

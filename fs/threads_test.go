@@ -81,14 +81,21 @@ func newStuckDisk(t *testing.T, v *volume, op string) *stuckDisk {
 	if err := unix.Pipe2(d.pipe[:], unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)
 	}
-	v.fs.nodes.fault = func(got string, length int) (int, error) {
+	v.setFault(func(got string, length int) (int, error) {
 		if got == op && d.armed.Load() {
 			d.stuck.Add(1)
 			_, _ = unix.Read(d.pipe[0], make([]byte, 1))
 		}
 		return length, nil
-	}
+	})
 	return d
+}
+
+// setFault stands before each operation on a lower file that is opened from now on.
+func (v *volume) setFault(fault faultBelow) {
+	v.fs.nodes.mu.Lock() // nodes are made under it
+	defer v.fs.nodes.mu.Unlock()
+	v.fs.nodes.fault = fault
 }
 
 // release lets everything go on. It is called once.
