@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/spf13/pflag"
 
 	"github.com/byokd/byokd/internal/seal"
@@ -25,6 +24,7 @@ const maxKeptRoots = 1024
 // only the sealed bytes name, since those may have been made by somebody else under a key of his own.
 // It asks KMS once for each data key. Safe for concurrent use once adopt has returned.
 type keySource struct {
+	aws         awsConfigs
 	arns        []string
 	context     map[string]string
 	kmsEndpoint string
@@ -78,7 +78,7 @@ func (k *keySource) load(environ []string, messages io.Writer) error {
 		return exitWith(exitUsage, errors.New("which KMS key may be asked? Give --key ARN, or --config FILE"))
 	}
 	for arn, endpoint := range endpoints {
-		client, err := newKMS(context.Background(), KeyConfig{ARN: arn, Endpoint: endpoint})
+		client, err := k.aws.newKMS(context.Background(), KeyConfig{ARN: arn, Endpoint: endpoint})
 		if err != nil {
 			return exitWith(exitUsage, err)
 		}
@@ -120,7 +120,7 @@ func (k *keySource) upstream(ctx context.Context, bucket, region, endpoint strin
 		u = configured.Upstream
 	}
 	if u.Region == "" {
-		ambient, err := config.LoadDefaultConfig(ctx)
+		ambient, err := k.aws.in(ctx, "")
 		if err != nil {
 			return nil, err
 		}
@@ -129,7 +129,7 @@ func (k *keySource) upstream(ctx context.Context, bucket, region, endpoint strin
 	if u.Region == "" {
 		u.Region = k.region()
 	}
-	up, err := newUpstream(ctx, u)
+	up, err := k.aws.newUpstream(ctx, u)
 	if err != nil {
 		return nil, err
 	}

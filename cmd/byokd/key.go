@@ -10,7 +10,6 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
-	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/spf13/cobra"
 
@@ -120,7 +119,7 @@ func (c *keyCreation) run(cmd *cobra.Command) error {
 		return err
 	}
 	ctx := cmd.Context()
-	cfg, err := config.LoadDefaultConfig(ctx, config.WithRegion(c.options.Region))
+	cfg, err := new(awsConfigs).in(ctx, c.options.Region)
 	if err != nil {
 		return exitWith(exitFailure, err)
 	}
@@ -222,7 +221,7 @@ Exit codes: 0 printed, 1 AWS does not tell.`,
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			id, err := whoAmI(cmd.Context(), region, endpoint, environ)
+			id, err := whoAmI(cmd.Context(), new(awsConfigs), region, endpoint, environ)
 			if err != nil {
 				return exitWith(exitFailure, err)
 			}
@@ -240,12 +239,8 @@ Exit codes: 0 printed, 1 AWS does not tell.`,
 }
 
 // whoAmI asks AWS, in a region or in that of the environment.
-func whoAmI(ctx context.Context, region, endpoint string, environ []string) (awskey.Identity, error) {
-	var options []func(*config.LoadOptions) error
-	if region != "" {
-		options = append(options, config.WithRegion(region))
-	}
-	cfg, err := config.LoadDefaultConfig(ctx, options...)
+func whoAmI(ctx context.Context, configs *awsConfigs, region, endpoint string, environ []string) (awskey.Identity, error) {
+	cfg, err := configs.in(ctx, region)
 	if err != nil {
 		return awskey.Identity{}, err
 	}

@@ -11,44 +11,13 @@ import (
 	"slices"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/config"
-	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"go.uber.org/zap"
 
 	"github.com/byokd/byokd/internal/connlimit"
 	"github.com/byokd/byokd/keyguard"
-	"github.com/byokd/byokd/keyguard/awskms"
 	"github.com/byokd/byokd/metrics"
 	"github.com/byokd/byokd/objstore"
 )
-
-// newKMS makes the client of one key: its region stands in its ARN, credentials come from AWS' standard
-// chain (environment, IRSA, Pod Identity, instance profile).
-func newKMS(ctx context.Context, key KeyConfig) (*awskms.Client, error) {
-	cfg, err := config.LoadDefaultConfig(ctx, config.WithRegion(regionOfARN(key.ARN)))
-	if err != nil {
-		return nil, err
-	}
-	return awskms.New(cfg, key.ARN, awskms.Options{Endpoint: key.Endpoint})
-}
-
-// newUpstream makes the client of one bucket below the proxy.
-func newUpstream(ctx context.Context, u UpstreamConfig) (objstore.Upstream, error) {
-	cfg, err := config.LoadDefaultConfig(ctx, config.WithRegion(u.Region))
-	if err != nil {
-		return nil, err
-	}
-	client := s3.NewFromConfig(cfg, objstore.TuneClient, func(o *s3.Options) {
-		if u.Checksums == checksumsSend {
-			objstore.SendChecksums(o)
-		}
-		if u.Endpoint != "" {
-			o.BaseEndpoint, o.UsePathStyle = aws.String(u.Endpoint), true
-		}
-	})
-	return objstore.NewUpstream(client, u.Bucket), nil
-}
 
 // objects is the S3 proxy of the daemon.
 type objects struct {
@@ -77,7 +46,7 @@ func newObjects(ctx context.Context, d *daemon) (*objects, error) {
 	buckets := make(map[string]objstore.Bucket, len(names))
 	for _, name := range names {
 		b := settings.Buckets[name]
-		upstream, err := newUpstream(ctx, b.Upstream)
+		upstream, err := d.aws.newUpstream(ctx, b.Upstream)
 		if err != nil {
 			return nil, failure(d.log, "the upstream of bucket "+name, exitConfig, err)
 		}

@@ -10,7 +10,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/spf13/cobra"
 
 	"github.com/byokd/byokd/internal/awskey"
@@ -113,7 +112,7 @@ func identityGroup(ctx context.Context, region, endpoint string, environ []strin
 	if region == "" {
 		return nil, fmt.Errorf("not the ARN of a KMS key, arn:aws:kms:REGION:ACCOUNT:key/ID")
 	}
-	id, err := whoAmI(ctx, region, endpoint, environ)
+	id, err := whoAmI(ctx, new(awsConfigs), region, endpoint, environ)
 	if err != nil {
 		return checkGroups{{Name: "identity", Checks: []awskey.Check{{Name: "credentials", Result: awskey.Warn, Detail: oneLine(err.Error()),
 			NextStep: "Check the AWS credentials (IRSA or Pod Identity of the service account): aws sts get-caller-identity --region " + region}}}}, nil
@@ -131,11 +130,12 @@ func identityGroup(ctx context.Context, region, endpoint string, environ []strin
 
 // keyGroup checks one key.
 func keyGroup(ctx context.Context, name string, key KeyConfig, region string, context map[string]string, role string) (checkGroup, error) {
-	client, err := newKMS(ctx, key)
+	var configs awsConfigs
+	client, err := configs.newKMS(ctx, key)
 	if err != nil {
 		return checkGroup{}, err
 	}
-	cfg, err := config.LoadDefaultConfig(ctx, config.WithRegion(regionOfARN(key.ARN)))
+	cfg, err := configs.in(ctx, regionOfARN(key.ARN))
 	if err != nil {
 		return checkGroup{}, err
 	}
@@ -164,7 +164,7 @@ func bucketGroups(ctx context.Context, cfg Config) (groups checkGroups) {
 func askUpstream(ctx context.Context, u UpstreamConfig) error {
 	ctx, cancel := context.WithTimeout(ctx, upstreamCall)
 	defer cancel()
-	up, err := newUpstream(ctx, u)
+	up, err := new(awsConfigs).newUpstream(ctx, u)
 	if err != nil {
 		return err
 	}

@@ -63,6 +63,7 @@ type bucketRewrap struct {
 // rewrapJob moves everything that one key of the configuration protects. It is the same in a running byokd and
 // without one; the difference is in volume and watched.
 type rewrapJob struct {
+	aws      awsConfigs
 	cfg      Config
 	request  rewrapRequest
 	progress func(string)
@@ -180,7 +181,7 @@ func (j *rewrapJob) endpoint(arn string) string {
 
 // client makes the client of a key.
 func (j *rewrapJob) client(ctx context.Context, arn string) (*boundedKMS, error) {
-	client, err := newKMS(ctx, KeyConfig{ARN: arn, Endpoint: j.endpoint(arn)})
+	client, err := j.aws.newKMS(ctx, KeyConfig{ARN: arn, Endpoint: j.endpoint(arn)})
 	if err != nil {
 		return nil, err
 	}
@@ -269,7 +270,7 @@ func (j *rewrapJob) buckets() (names []string) {
 // bucketOptions are those of objstore's rewrap.
 func (j *rewrapJob) bucketOptions(ctx context.Context, name string) (objstore.RewrapOptions, error) {
 	b := j.cfg.Objects.Buckets[name]
-	up, err := newUpstream(ctx, b.Upstream)
+	up, err := j.aws.newUpstream(ctx, b.Upstream)
 	if err != nil {
 		return objstore.RewrapOptions{}, err
 	}

@@ -17,6 +17,7 @@ import (
 
 // sealing is one `byokd seal`.
 type sealing struct {
+	aws    awsConfigs
 	cfg    Config
 	bucket string
 	o      objstore.ConvertOptions
@@ -85,7 +86,7 @@ func (s *sealing) run(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, audit.close())
 	}
-	up, err := newUpstream(ctx, b.Upstream)
+	up, err := s.aws.newUpstream(ctx, b.Upstream)
 	if err == nil {
 		err = s.convert(ctx, objstore.Options{
 			Buckets:     map[string]objstore.Bucket{s.bucket: {Upstream: up, Guard: guard, Binding: bucketBinding(s.cfg, b), ClearMetadata: b.Metadata == metadataClear, Compress: b.Compression == compressionZstd}},
@@ -100,7 +101,7 @@ func (s *sealing) run(ctx context.Context) error {
 // taken away later only makes the work wait.
 func (s *sealing) startGuard(ctx context.Context, b BucketConfig, audit *auditTrail) (*keyguard.Guard, func(), error) {
 	key := s.cfg.Keys[b.Key]
-	kms, err := newKMS(ctx, key)
+	kms, err := s.aws.newKMS(ctx, key)
 	if err != nil {
 		return nil, nil, exitWith(exitMisconfigured, err)
 	}

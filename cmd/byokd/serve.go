@@ -33,6 +33,7 @@ type daemon struct {
 	cfg      Config
 	log      *zap.Logger
 	environ  []string
+	aws      awsConfigs
 	worker   *keeper.Worker // what connects this process with its keeper; nil without
 	registry *metrics.Registry
 	panel    *metrics.Panel
@@ -182,7 +183,7 @@ func (d *daemon) buildGuards(ctx context.Context) error {
 	d.guards = make(map[string]*keyguard.Guard, len(d.cfg.Keys))
 	for _, name := range slices.Sorted(maps.Keys(d.cfg.Keys)) {
 		key := d.cfg.Keys[name]
-		kms, err := newKMS(ctx, key)
+		kms, err := d.aws.newKMS(ctx, key)
 		if err != nil {
 			return failure(d.log, "keys."+name, exitMisconfigured, err)
 		}
@@ -240,7 +241,7 @@ const rolePause = time.Minute
 func (d *daemon) tellRole(ctx context.Context) {
 	first := d.cfg.Keys[slices.Min(slices.Collect(maps.Keys(d.cfg.Keys)))]
 	for {
-		id, err := whoAmI(ctx, regionOfARN(first.ARN), first.Endpoint, d.environ)
+		id, err := whoAmI(ctx, &d.aws, regionOfARN(first.ARN), first.Endpoint, d.environ)
 		if err == nil {
 			d.panel.RunsAs(id.Role)
 			return
