@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,11 +10,13 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
 
 	"github.com/byokd/byokd/keyguard"
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
@@ -228,5 +231,81 @@ func TestAsideGoesOn(t *testing.T) {
 	}
 	if full == nil || !strings.Contains(full.Error(), "full") {
 		t.Errorf("a journal that is full: %v", full)
+	}
+}
+
+// TestKillableWithoutSlots: where there is no slot for another request, WRITEs that wait
+// in theirs end when their callers are killed, and with the first the device is read again:
+// STATFS, which lay behind them, is answered in the freeze.
+func TestKillableWithoutSlots(t *testing.T) {
+	v := newVolume(t, Options{})
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	device, kernel := ends[0], ends[1]
+	if err := unix.SetsockoptTimeval(kernel, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 20}); err != nil {
+		t.Fatal(err)
+	}
+	const firstCaller, statfs, uniqueOfStatfs = 1000, 17, 1 << 20
+	var dead atomic.Uint32
+	v.fs.parking.killed = func([]uint32) []uint32 { return []uint32{dead.Load()} }
+	v.freeze()
+	j, err := newJournal([16]byte{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newLoop(v.fs, device, j)
+	l.start()
+	j.head.chunks.Store(maxChunks)
+	send := func(opcode uint32, node, unique uint64, pid uint32) {
+		request := make([]byte, unsafe.Sizeof(fuse.WriteIn{}))
+		*headerOf(request) = fuse.InHeader{Length: uint32(len(request)), Opcode: opcode, Unique: unique, NodeId: node, Caller: fuse.Caller{Pid: pid}}
+		if _, err := ignoringEINTR(func() (int, error) { return unix.Write(kernel, request) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const writes = warmSlots + idleReaders + 4
+	for i := range uint32(writes) {
+		send(opWrite, 1<<60, 2*uint64(i+1), firstCaller+i)
+	}
+	send(statfs, fuse.FUSE_ROOT_ID, uniqueOfStatfs, 1)
+	await(t, func() string { return "there are slots for all" }, func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.lacking && l.taken == warmSlots
+	})
+
+	answered := map[uint64]unix.Errno{}
+	answer := func() uint64 {
+		reply := make([]byte, 4096)
+		if _, err := ignoringEINTR(func() (int, error) { return unix.Read(kernel, reply) }); err != nil {
+			t.Fatalf("%d of %d calls were answered: %v", len(answered), writes+1, err)
+		}
+		unique := binary.NativeEndian.Uint64(reply[8:])
+		answered[unique] = unix.Errno(-int32(binary.NativeEndian.Uint32(reply[4:])))
+		return unique
+	}
+	for i := range uint32(writes) {
+		dead.Store(firstCaller + i)
+		for answer() != 2*uint64(i+1) { // STATFS comes between
+		}
+	}
+	if _, found := answered[uniqueOfStatfs]; !found {
+		answer()
+	}
+	for unique, errno := range answered {
+		if unique == uniqueOfStatfs && errno != 0 || unique != uniqueOfStatfs && errno != unix.EINTR {
+			t.Errorf("request %d: %v", unique, errno)
+		}
+	}
+	if _, found := answered[uniqueOfStatfs]; !found {
+		t.Error("STATFS is not answered")
+	}
+	v.thaw()
+	unix.Close(kernel)
+	await(t, func() string { return "readers are left" }, func() bool { l.mu.Lock(); defer l.mu.Unlock(); return l.taken == 0 })
+	if err := l.close(); err != nil {
+		t.Error(err)
 	}
 }
