@@ -308,20 +308,13 @@ func (k *keptVolume) create() {
 
 func (k *keptVolume) awaitMount() {
 	k.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for {
+	await(k.t, func() string { return "the worker does not mount" }, func() bool {
 		mounts, err := os.ReadFile("/proc/self/mounts")
 		if err != nil {
 			k.t.Fatal(err)
 		}
-		if strings.Contains(string(mounts), " "+k.dir+"/mount fuse.byokd ") {
-			break
-		}
-		if time.Now().After(deadline) {
-			k.t.Fatal("the worker does not mount")
-		}
-		time.Sleep(time.Millisecond) // the pace of looking
-	}
+		return strings.Contains(string(mounts), " "+k.dir+"/mount fuse.byokd ")
+	})
 	var st unix.Statfs_t
 	if err := unix.Statfs(k.dir+"/mount", &st); err != nil {
 		k.t.Fatal(err)
@@ -340,7 +333,7 @@ func (k *keptVolume) kill(s syscall.Signal) {
 		if time.Now().After(deadline) {
 			k.t.Fatal("no worker follows")
 		}
-		time.Sleep(100 * time.Microsecond) // the pace of looking
+		time.Sleep(100 * time.Microsecond) // the pace of looking, quicker than await's: figures begin where this ends
 	}
 }
 
