@@ -35,6 +35,7 @@ const (
 	remountEvery = 2500 // and between two remounts, the same
 	remountsTold = 20   // remounts between two lines of progress
 	toldOfLast   = 25   // operations shown when results differ
+	treeMost     = 500  // entries that are begun anew with a remount: few names, many operations
 )
 
 func numberFrom(env string, otherwise uint64) uint64 {
@@ -138,6 +139,7 @@ type differ struct {
 	sides [2]*side
 	log   []string
 	users bool // not all operations are root's
+	tree  int  // entries when the trees were compared last
 }
 
 // user is who does an operation.
@@ -191,6 +193,9 @@ func prepareDifferential(mount, plain string) (func() (string, error), error) {
 				if err := d.compare(); err != nil {
 					return "", fmt.Errorf("after operation %d and a remount: %w", i, err)
 				}
+				if err := d.beginAnew(); err != nil {
+					return "", fmt.Errorf("after operation %d: %w", i, err)
+				}
 			}
 		}
 		return strconv.Itoa(ops), nil
@@ -241,6 +246,7 @@ func (d *differ) compare() error {
 			return d.differs(err.Error())
 		}
 	}
+	d.tree = len(trees[0])
 	if slices.Equal(trees[0], trees[1]) {
 		return nil
 	}
@@ -256,6 +262,27 @@ func (d *differ) compare() error {
 		}
 	}
 	return nil
+}
+
+// beginAnew empties trees that have grown. Renames nest directories, which are
+// never empty again, so that without it a run of millions of operations looks
+// at ever more that no operation reaches.
+func (d *differ) beginAnew() error {
+	if d.tree < treeMost {
+		return nil
+	}
+	for _, s := range d.sides {
+		names, err := os.ReadDir(s.root)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if err := os.RemoveAll(s.path(name.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return d.compare()
 }
 
 // deepest is how long a path below the root may be that describe goes down to:
