@@ -264,6 +264,13 @@ func (t *nodeTable) drop(r released) {
 	}
 }
 
+// dropSoon is drop for who is not to wait for the disk.
+func (t *nodeTable) dropSoon(r released) {
+	t.closing.close(r.fds)
+	r.fds = descriptors{}
+	t.drop(r)
+}
+
 // settle gives up what an unused node need not hold, for the caller to close,
 // and drops the node when the kernel does not know it either. mu is held.
 func (t *nodeTable) settle(n *node) (left released) {
@@ -322,9 +329,7 @@ func (t *nodeTable) forget(id, count uint64, s *journalSlot, nth uint32) {
 		left = t.uncount(id, count)
 	}
 	t.mu.Unlock()
-	t.closing.close(left.fds)
-	left.fds = descriptors{}
-	t.drop(left)
+	t.dropSoon(left)
 }
 
 // uncount takes references of the kernel off a node; mu is held.

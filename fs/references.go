@@ -248,7 +248,7 @@ func (t *nodeTable) takeOver(j *journal, held map[uint64]int) {
 	for id, fd := range held {
 		if !known[id] {
 			t.keep.Release(id)
-			unix.Close(fd)
+			t.closing.close(descriptors{int32(fd) + 1})
 			delete(held, id)
 		}
 	}
@@ -262,7 +262,8 @@ func (t *nodeTable) takeOver(j *journal, held map[uint64]int) {
 }
 
 // letGo gives up the inodes that the kernel does not know any more and nobody has open:
-// a predecessor had no time to.
+// a predecessor had no time to. Their callers wait, and are not to wait for the blocks of
+// deleted files as well.
 func (t *nodeTable) letGo() {
 	var left []released
 	t.mu.Lock()
@@ -278,6 +279,6 @@ func (t *nodeTable) letGo() {
 	}
 	t.mu.Unlock()
 	for _, r := range left {
-		t.drop(r)
+		t.dropSoon(r)
 	}
 }

@@ -174,7 +174,7 @@ const lockFor = time.Second
 
 // lockLower locks the lower directory; EWOULDBLOCK when another process has it.
 func lockLower(fd int) error {
-	const pause = 10 * time.Millisecond
+	const pause = time.Millisecond
 	for deadline := time.Now().Add(lockFor); ; time.Sleep(pause) {
 		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
 		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {

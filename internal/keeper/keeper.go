@@ -64,6 +64,7 @@ type keeper struct {
 	history  History
 	deposits map[string]*os.File
 	held     map[uint64]int
+	closing  chan int // descriptors that were let go of
 	handing  []uint64 // what of held the present worker is still to get, if it has begun to ask; nil when not
 	stopped  func()   // the sentinel's
 	oomKills uint64   // of the cgroup, at the last look
@@ -95,12 +96,13 @@ func Run(o Options) (code int, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	k := &keeper{Options: o, log: o.Log, deposits: map[string]*os.File{}, held: map[uint64]int{},
-		history: History{Version: Version, Restarts: map[Cause]uint64{}, Name: filepath.Base(o.Args[0]), OOMScore: ownOOMScore()}}
+		closing: make(chan int, closingMost), history: History{Version: Version, Restarts: map[Cause]uint64{}, Name: filepath.Base(o.Args[0]), OOMScore: ownOOMScore()}}
 	if k.program, err = openProgram(o.Program); err != nil {
 		return 0, err
 	}
 	k.proven = k.program
 	k.spareMe()
+	go closeAll(k.closing)
 	defer k.letGo()
 	k.oomKills = oomKills()
 	for {
@@ -112,6 +114,17 @@ func Run(o Options) (code int, err error) {
 		if !goOn {
 			return code, nil
 		}
+	}
+}
+
+// closingMost is how many descriptors wait to be closed before the worker waits for it.
+const closingMost = 4096
+
+// closeAll closes descriptors, apart from who attends to the worker: the last close of a
+// large deleted file gives its blocks back, which takes the disk seconds.
+func closeAll(fds <-chan int) {
+	for fd := range fds {
+		unix.Close(fd)
 	}
 }
 
@@ -222,7 +235,7 @@ func (k *keeper) heed(m message) {
 		}
 		n := binary.NativeEndian.Uint64(m.body)
 		if old, ok := k.held[n]; ok {
-			unix.Close(old)
+			k.closing <- old
 			delete(k.held, n)
 		}
 		if fd >= 0 {
@@ -466,6 +479,7 @@ func (k *keeper) causeOf(c *child) Cause {
 
 // letGo closes everything, which ends the mount if it is there still.
 func (k *keeper) letGo() {
+	close(k.closing)
 	for _, f := range k.deposits {
 		f.Close()
 	}

@@ -279,6 +279,15 @@ func TestHeldGoesOn(t *testing.T) {
 	w.ends(0)
 }
 
+// TestSlowClose: the worker does not wait for the close of what it has let go of.
+func TestSlowClose(t *testing.T) {
+	w := keep(t, "lingers")
+	w.hears("lingers", "cause=")
+	w.hears("held 0")
+	w.signals <- syscall.SIGTERM
+	w.ends(0)
+}
+
 // TestEndInOrder: a worker that says farewell is not followed by another.
 func TestEndInOrder(t *testing.T) {
 	w := keep(t, "ends")

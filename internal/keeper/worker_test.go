@@ -117,6 +117,21 @@ var roles = map[string]func(*Worker) int{
 		die(syscall.SIGKILL)
 		return 0
 	},
+	// lingers has something held whose close takes a minute, and goes on.
+	"lingers": func(w *Worker) int {
+		signals := start(w)
+		fd, peer := fullSocket()
+		must(w.Hold(1, fd))
+		unix.Close(fd)
+		must(w.Release(1))
+		held, err := w.Held()
+		must(err)
+		say("held %d", len(held))
+		unix.Close(peer) // ends the close
+		<-signals
+		must(w.Farewell(0))
+		return 0
+	},
 	// panics when it is told to stop.
 	"panics": func(w *Worker) int {
 		<-start(w)
@@ -141,6 +156,29 @@ var roles = map[string]func(*Worker) int{
 }
 
 const manyHeld = 2*batch + 300
+
+// fullSocket returns a TCP socket whose last close waits for a minute for what it has
+// sent to be read, unless the peer, returned too, is closed.
+func fullSocket() (fd, peer int) {
+	listener, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	must(err)
+	must(unix.Bind(listener, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	must(unix.Listen(listener, 1))
+	address, err := unix.Getsockname(listener)
+	must(err)
+	fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	must(err)
+	must(unix.Connect(fd, address))
+	peer, _, err = unix.Accept4(listener, unix.SOCK_CLOEXEC)
+	must(err)
+	unix.Close(listener)
+	must(unix.SetNonblock(fd, true))
+	must(unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: 60}))
+	for err == nil {
+		_, err = unix.Write(fd, make([]byte, 1<<16))
+	}
+	return fd, peer
+}
 
 // textFile returns a descriptor of a file of memory that holds a text.
 func textFile(text string) int {
