@@ -2,9 +2,10 @@
 SHELL := /bin/bash
 
 GO      ?= go
-GOOS    := $(shell $(GO) env GOOS)
-GOARCH  := $(shell $(GO) env GOARCH)
+export PATH := $(CURDIR)/.cache/go/bin:$(PATH)# where deploy/toolchain.sh puts what it fetches
 # Keys can be erased without a trace where Go's experiment runtimesecret exists (docs/ARCHITECTURE.md).
+GOOS    ?= $(shell uname -s | tr A-Z a-z)
+GOARCH  ?= $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(shell uname -m)))
 ifneq (,$(filter linux/amd64 linux/arm64,$(GOOS)/$(GOARCH)))
 export GOEXPERIMENT := runtimesecret
 endif
@@ -20,10 +21,16 @@ FUZZTIME ?= 30s
 SOAK     ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test race lint fuzz bench bench-limits bench-scale bench-peers rclone micro e2e workloads conformance-s3 conformance-fs soak image chart clean
+.PHONY: help toolchain build run test race lint fuzz bench bench-limits bench-scale bench-peers rclone micro e2e workloads conformance-s3 conformance-fs soak image chart clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# What is built or tested needs Go first.
+build image chart test race lint fuzz bench bench-limits bench-scale rclone micro e2e workloads conformance-s3 soak: | toolchain
+
+toolchain: ## see to it that there is a Go new enough: installs it when root on Debian
+	@[[ '$(GO)' != go ]] || deploy/toolchain.sh
 
 build: ## build bin/byokd and bin/devcloud
 	$(BUILD) -o bin/byokd ./cmd/byokd
