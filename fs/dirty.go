@@ -1,7 +1,6 @@
 package fs
 
 import (
-	"math/bits"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -159,21 +158,4 @@ func (d *dirtyBlocks) ask(fd int) {
 	if err := unix.Cachestat(uint(fd), &all, &pages, 0); err == nil && pages.Dirty == 0 && pages.Writeback == 0 {
 		d.known = true
 	}
-}
-
-// count is for tests: how many blocks are taken for dirty, -1 for all.
-func (d *dirtyBlocks) count() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if !d.known {
-		return -1
-	}
-	n := 0
-	for _, b := range d.written {
-		n += bits.OnesCount64(b)
-	}
-	for key, b := range d.flushing {
-		n += bits.OnesCount64(b &^ d.written[key])
-	}
-	return n
 }

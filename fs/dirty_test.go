@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"math/bits"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -124,4 +125,21 @@ func TestDirtyBlocksAsksTheKernel(t *testing.T) {
 	if d.count() != 0 {
 		t.Fatal("a file that was synced is not taken for clean")
 	}
+}
+
+// count is how many blocks are taken for dirty, -1 for all.
+func (d *dirtyBlocks) count() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.known {
+		return -1
+	}
+	n := 0
+	for _, b := range d.written {
+		n += bits.OnesCount64(b)
+	}
+	for key, b := range d.flushing {
+		n += bits.OnesCount64(b &^ d.written[key])
+	}
+	return n
 }

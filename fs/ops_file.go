@@ -249,8 +249,8 @@ func (c *call) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 
 // Lseek: with the writeback cache the kernel does not flush before it asks
 // where data is, so the answer would be wrong for what is dirty; without an
-// answer it takes the whole file for data, which is right (DESIGN in
-// docs/ARCHITECTURE.md).
+// answer it takes the whole file for data, which is right (docs/CONFORMANCE.md,
+// "Decided otherwise than ext4, on purpose").
 func (c *call) Lseek(<-chan struct{}, *fuse.LseekIn, *fuse.LseekOut) fuse.Status { return fuse.ENOSYS }
 
 // Ioctl is never passed down: with the daemon's rights it could shut the lower

@@ -198,8 +198,9 @@ func (k *parking) letGo(calls []*parkedCall) {
 	}
 	slices.Sort(threads)
 	killed := k.killed(slices.Compact(threads))
+	slices.Sort(killed) // of tens of thousands of calls all may be killed at once
 	for _, p := range calls {
-		if slices.Contains(killed, p.pid) {
+		if _, found := slices.BinarySearch(killed, p.pid); found {
 			p.leave()
 		}
 	}

@@ -2,8 +2,8 @@ package fs
 
 import (
 	"fmt"
-	"os"
 	"runtime"
+	"runtime/pprof"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -104,22 +104,13 @@ func (d *stuckDisk) release() {
 	unix.Close(d.pipe[1])
 }
 
-func threads(t *testing.T) int {
-	t.Helper()
-	all, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(all)
-}
-
 // TestStuckCallsHaveFewThreads: where the disk hangs, what thousands of callers ask for takes
 // a bounded number of threads, and all are served when it goes on.
 func TestStuckCallsHaveFewThreads(t *testing.T) {
 	v := newVolume(t, Options{})
 	d := newStuckDisk(t, v, "sync")
 	p := newVictim(t, "sync-many", v.mount, v.path("none"))
-	before := threads(t)
+	before := pprof.Lookup("threadcreate").Count()
 	d.armed.Store(true)
 	p.start()
 	l := v.fs.loop.Load()
@@ -127,7 +118,7 @@ func TestStuckCallsHaveFewThreads(t *testing.T) {
 		func() bool {
 			return waitingThreads(p.cmd.Process.Pid) == manyFiles && d.stuck.Load() > atWorkMax/2 && l.atWork() > atWorkMax
 		})
-	if more := threads(t) - before; more > atWorkMax+200 {
+	if more := pprof.Lookup("threadcreate").Count() - before; more > atWorkMax+200 {
 		t.Errorf("%d calls that hang have %d threads", manyFiles, more)
 	}
 	d.release()
@@ -142,7 +133,7 @@ func TestStuckPagesHaveFewThreads(t *testing.T) {
 	v := newVolume(t, Options{})
 	d := newStuckDisk(t, v, "read")
 	p := newVictim(t, "read-many", v.mount, v.path("none"))
-	before := threads(t)
+	before := pprof.Lookup("threadcreate").Count()
 	d.armed.Store(true)
 	p.start()
 	await(t, func() string { return "the callers do not hang" }, func() bool { return waitingThreads(p.cmd.Process.Pid) >= manyFiles/2 })
@@ -152,7 +143,7 @@ func TestStuckPagesHaveFewThreads(t *testing.T) {
 	for range 20 { // each drops all that is marked anew
 		v.fs.drop(t.Context(), l, v.fs.touched(v.fs.nodes.all()))
 	}
-	if dropping, more := v.fs.dropping.Load(), threads(t)-before; dropping > dropThreadsMax || more > dropThreadsMax+maxTurns+200 {
+	if dropping, more := v.fs.dropping.Load(), pprof.Lookup("threadcreate").Count()-before; dropping > dropThreadsMax || more > dropThreadsMax+maxTurns+200 {
 		t.Errorf("pages of %d files have %d threads, of which %d drop them", manyFiles, more, dropping)
 	}
 	d.release()

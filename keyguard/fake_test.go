@@ -227,9 +227,10 @@ func (c *bubbleClock) suspend(d time.Duration) {
 type recorder struct {
 	mu          sync.Mutex
 	transitions []Transition
-	froze       []FreezeTimes
+	froze       []time.Duration
 	thawed      []time.Duration
 	erased      []uint64
+	erasedIn    []time.Duration
 	audit       []AuditRecord
 	calls       []string                  // of the subscriber
 	onDraining  func(ctx context.Context) // before start only
@@ -243,16 +244,16 @@ func (r *recorder) Transitioned(t Transition) {
 	r.transitions = append(r.transitions, t)
 }
 
-func (r *recorder) Froze(t Transition, times FreezeTimes) {
+func (r *recorder) Froze(t Transition, took time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.froze = append(r.froze, times)
+	r.froze = append(r.froze, took)
 }
 
 func (r *recorder) Erased(epoch uint64, took time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.erased = append(r.erased, epoch)
+	r.erased, r.erasedIn = append(r.erased, epoch), append(r.erasedIn, took)
 }
 
 func (r *recorder) record(a AuditRecord) {

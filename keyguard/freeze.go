@@ -20,10 +20,7 @@ import (
 // blocks Run for at most drainLimit + lateLimit + frozenLimit; answers of KMS wait meanwhile.
 func (r *runner) freeze(before machine) {
 	from := r.m.frozenFrom
-	var times FreezeTimes
-
 	r.gate.drain()
-	times.Confirm = r.o.Clock.Boot() - from
 	r.frozenSince = r.o.Clock.Now()
 	r.publish()
 	t := r.transitioned(before.gate, Draining)
@@ -35,14 +32,14 @@ func (r *runner) freeze(before machine) {
 	})
 
 	ended := r.gate.close()
-	times.Closed = r.o.Clock.Boot() - from
+	took := r.o.Clock.Boot() - from
 	r.m, _ = step(r.m, observation{kind: sawClosed}, r.o.Clock.Boot(), r.o.OutageGrace)
 	r.erasing[ended.n] = ended
 	r.publish()
 	t = r.transitioned(Draining, Frozen)
-	r.o.Observer.Froze(t, times)
+	r.o.Observer.Froze(t, took)
 	r.audit(AuditRecord{Event: AuditFreeze, Reason: r.m.frozenFor, RequestID: r.m.requestID,
-		TookMS: milliseconds(times.Closed), Detail: r.m.detail})
+		TookMS: milliseconds(took), Detail: r.m.detail})
 	r.notify(frozenLimit, "frozen", func(ctx context.Context, s Subscriber) { s.Frozen(ctx, t) })
 
 	r.erase(ended, from)

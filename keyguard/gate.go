@@ -142,10 +142,6 @@ func (p Pass) Err() error {
 // Err has become ErrFrozen meanwhile; the result may then not leave.
 func (p Pass) Keys() *Keys { return p.e.keys }
 
-// Epoch numbers the span of being open that the pass belongs to; a cache of
-// plaintext or ciphers is good for one epoch only.
-func (p Pass) Epoch() uint64 { return p.e.n }
-
 // Exit gives the pass back. After it neither Keys nor anything obtained from
 // them may be used.
 func (p Pass) Exit() { p.e.lanes[p.lane%laneCount].inUse.Add(-1) }

@@ -207,12 +207,12 @@ func TestFreezeExcludesUse(t *testing.T) {
 				if err != nil {
 					return
 				}
-				if value := secret(p.Epoch()); *value != 1 {
-					t.Errorf("epoch %d: used after it was erased", p.Epoch())
+				if value := secret(p.e.n); *value != 1 {
+					t.Errorf("epoch %d: used after it was erased", p.e.n)
 				}
-				done := closedUpTo.Load() >= p.Epoch()
+				done := closedUpTo.Load() >= p.e.n
 				if err := p.Err(); done && err == nil {
-					t.Errorf("epoch %d is closed and Err is nil", p.Epoch())
+					t.Errorf("epoch %d is closed and Err is nil", p.e.n)
 				}
 				used.Add(1)
 				p.Exit()

@@ -481,6 +481,6 @@ type nopObserver struct{}
 
 func (nopObserver) Probed(KeyState, Reason, time.Duration) {}
 func (nopObserver) Transitioned(Transition)                {}
-func (nopObserver) Froze(Transition, FreezeTimes)          {}
+func (nopObserver) Froze(Transition, time.Duration)        {}
 func (nopObserver) Erased(uint64, time.Duration)           {}
 func (nopObserver) Thawed(Transition, time.Duration)       {}

@@ -127,7 +127,7 @@ func TestDeniedAndThenSilentFreezes(t *testing.T) {
 	opened(t, nil, func(w *world) {
 		w.kms.with(func(f *fakeKMS) { f.script, f.thenHang = []error{refusal(AccessDenied)}, true })
 		w.awaitGate(Frozen, interval+doubtLimit+freezeLimit)
-		if got := w.seen.froze[0].Closed; got > freezeLimit {
+		if got := w.seen.froze[0]; got > freezeLimit {
 			t.Errorf("%v from the refusal to the closed gate", got)
 		}
 	})

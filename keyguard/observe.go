@@ -47,14 +47,6 @@ type LateDrainer interface {
 // holds no key; the erasure does not wait for it.
 const HangingThread = "byokd-hanging"
 
-// FreezeTimes are the parts of one freeze, each from the first refusal (or the
-// end of the lease), so that they can be compared with the promise of one second.
-type FreezeTimes struct {
-	Confirm time.Duration // until the refusal was confirmed and class Work waits
-	Closed  time.Duration // until the gate was closed: no plaintext leaves after this
-	Erased  time.Duration // until no key was referenced any more; reported with Erased
-}
-
 // Observer receives measurements. Calls come from Run and must return at once;
 // they need not be safe for concurrent use among themselves for one guard.
 type Observer interface {
@@ -62,9 +54,11 @@ type Observer interface {
 	Probed(state KeyState, reason Reason, took time.Duration)
 	// Transitioned reports each change of the gate.
 	Transitioned(t Transition)
-	// Froze reports a freeze when the gate is closed (Erased is still zero).
-	Froze(t Transition, times FreezeTimes)
-	// Erased reports that the keys of an ended epoch are gone.
+	// Froze reports a freeze when the gate is closed: no plaintext leaves after it. took
+	// counts from the first refusal (or the end of the lease), as the promise does.
+	Froze(t Transition, took time.Duration)
+	// Erased reports that the keys of an ended epoch are gone; took counts from the same
+	// moment.
 	Erased(epoch uint64, took time.Duration)
 	// Thawed reports an opening: took counts from the first success after the refusals.
 	Thawed(t Transition, took time.Duration)

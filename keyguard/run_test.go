@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	freezeLimit = time.Second     // DESIGN, promise 1
-	thawLimit   = 2 * time.Second // DESIGN, promise 2
+	freezeLimit = time.Second     // docs/ARCHITECTURE.md, "Guarantees"
+	thawLimit   = 2 * time.Second // the same
 	interval    = DefaultProbeInterval
 )
 
@@ -26,7 +26,7 @@ func opened(t *testing.T, options func(*Options), f func(w *world)) {
 	})
 }
 
-// The table of DESIGN.md section 3, column "at start".
+// The table of docs/ARCHITECTURE.md, "The guard", column "at the start".
 func TestAtStart(t *testing.T) {
 	for _, state := range []KeyState{Disabled, PendingDeletion, AccessDenied, Unavailable, Unreachable} {
 		t.Run(state.String(), func(t *testing.T) {
@@ -151,8 +151,11 @@ func TestRefusedWhileRunning(t *testing.T) {
 				}
 				pass.Exit()
 				w.await("erased", time.Second, func(s Status) bool { return s.Erased })
-				if got := w.seen.froze[0].Closed; got > freezeLimit {
+				if got := w.seen.froze[0]; got > freezeLimit {
 					t.Errorf("%v from the refusal to the closed gate", got)
+				}
+				if closed, erased := w.seen.froze[0], w.seen.erasedIn[0]; erased < closed {
+					t.Errorf("%v from the refusal to the closed gate, and %v to the erased keys", closed, erased)
 				}
 				w.await("explained", time.Second, func(s Status) bool {
 					return s.Key == state && (state != PendingDeletion || !s.DeletionDate.IsZero())
@@ -233,7 +236,7 @@ func TestSlowSubscriberCannotDelayTheFreeze(t *testing.T) {
 		if took := w.awaitGate(Frozen, time.Minute); took > interval+freezeLimit {
 			t.Errorf("froze after %v", took)
 		}
-		if got := w.seen.froze[0].Closed; got > freezeLimit {
+		if got := w.seen.froze[0]; got > freezeLimit {
 			t.Errorf("%v from the refusal to the closed gate", got)
 		}
 		time.Sleep(time.Minute)

@@ -50,7 +50,7 @@ func (r *Registry) NewGuards() *Guards {
 		freeze: newHistogramVec("byokd_freeze_duration_seconds",
 			"Time from the first refusal (or the end of the lease) to the closed gate: no plain byte leaves after it.", bounds, "guard"),
 		erase: newHistogramVec("byokd_erase_duration_seconds",
-			"Time from the closed gate to the last key gone from memory.", bounds, "guard"),
+			"Time from the first refusal (or the end of the lease) to the last key gone from memory.", bounds, "guard"),
 		thaw: newHistogramVec("byokd_thaw_duration_seconds",
 			"Time from the first success of KMS to the open gate.", bounds, "guard"),
 	}
@@ -87,9 +87,9 @@ func (o *guardObserver) Probed(state keyguard.KeyState, reason keyguard.Reason, 
 // Transitioned measures how long freezes last; states are read at the scrape.
 func (o *guardObserver) Transitioned(t keyguard.Transition) { o.frozen.follow(o.guard, t) }
 
-func (o *guardObserver) Froze(t keyguard.Transition, times keyguard.FreezeTimes) {
+func (o *guardObserver) Froze(t keyguard.Transition, took time.Duration) {
 	o.freezes.WithLabelValues(o.guard, reasonLabel(t.Reason)).Inc()
-	o.freeze.WithLabelValues(o.guard).Observe(times.Closed.Seconds())
+	o.freeze.WithLabelValues(o.guard).Observe(took.Seconds())
 }
 
 func (o *guardObserver) Erased(_ uint64, took time.Duration) {

@@ -52,11 +52,6 @@ type ConvertReport struct {
 	Failures    []RestoreFailure // at most 1000
 }
 
-// Done reports whether every object is sealed.
-func (r *ConvertReport) Done() bool {
-	return r.Failed == 0 && r.Plain == r.Converted && r.OldVersions == 0
-}
-
 // convert is one run of Convert.
 type convert struct {
 	p *Proxy

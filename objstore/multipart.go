@@ -2,7 +2,6 @@ package objstore
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/xml"
 	"fmt"
 	"net/http"
@@ -24,13 +23,6 @@ const (
 	// the client waits for its error.
 	abandonTimeout = 10 * time.Second
 )
-
-// uploadObject derives the object id that all parts of an upload carry. Upload
-// ids are unique upstream, so parts of two uploads never fit together.
-func uploadObject(id UploadID) seal.ObjectID {
-	sum := sha256.Sum256([]byte("byokd/v1/upload\x00" + string(id)))
-	return seal.ObjectID(sum[:seal.IDSize])
-}
 
 type xmlInitiate struct {
 	XMLName  xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ InitiateMultipartUploadResult"`

@@ -201,7 +201,7 @@ func (p *Proxy) storeUnits(ctx context.Context, c *call, req PutRequest, src pla
 	var parts []Part
 	for {
 		number := int32(len(parts) + 1)
-		sealed, err := p.sealUnit(ctx, c, u, uploadObject(id), number)
+		sealed, err := p.sealUnit(ctx, c, u, seal.UploadObjectID(string(id)), number)
 		if err != nil {
 			return Stored{}, err
 		}

@@ -238,7 +238,7 @@ func (p *Proxy) storeLarge(ctx context.Context, c *call, req PutRequest, src pla
 
 // storePart seals n bytes of src into one part of an upload.
 func (p *Proxy) storePart(ctx context.Context, c *call, key string, id UploadID, number int32, src plainSource, n int64) (Part, error) {
-	s, err := p.newSealing(ctx, c, src, n, uploadObject(id), number)
+	s, err := p.newSealing(ctx, c, src, n, seal.UploadObjectID(string(id)), number)
 	if err != nil {
 		return Part{}, err
 	}

@@ -63,9 +63,6 @@ type RewrapReport struct {
 	Generation uint64        // of the keyring
 }
 
-// Done reports whether To alone opens everything that is known of.
-func (r *RewrapReport) Done() bool { return len(r.Waiting) == 0 && len(r.Unreadable) == 0 }
-
 // KeyringItem names a data key and the KMS keys that wrap it. It is no secret.
 type KeyringItem struct {
 	ID      string

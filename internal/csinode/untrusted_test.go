@@ -92,22 +92,12 @@ func TestSidecarThatReadsNothing(t *testing.T) {
 	soon(t, "the end of the mount", func() { d.forget(v.ID) })
 }
 
-// threads counts those of this process.
-func threads(t *testing.T) int {
-	t.Helper()
-	all, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(all)
-}
-
 // TestSidecarThatServesNothing: calls of the mount by the driver hang when the sidecar
 // that asks for them does not serve it, and cost it few threads.
 func TestSidecarThatServesNothing(t *testing.T) {
 	d := newTestDriver(t)
 	v, socket := d.publish(t)
-	before := threads(t)
+	before := pprof.Lookup("threadcreate").Count()
 	c := dial(t, socket)
 	defer c.Close()
 	const calls = 100
@@ -121,7 +111,7 @@ func TestSidecarThatServesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if more := threads(t) - before; more > calls/3 {
+	if more := pprof.Lookup("threadcreate").Count() - before; more > calls/3 {
 		t.Errorf("%d calls that were given up left %d threads", calls, more)
 	}
 	soon(t, "the end of the mount", func() { d.forget(v.ID) })

@@ -94,10 +94,6 @@ func ReadFile(path string, limit int) ([]byte, error) {
 	return data, nil
 }
 
-// SyncDir makes the names in a directory durable: what was created, renamed or
-// removed in it.
-func SyncDir(path string) error { return osSteps{}.syncDir(path) }
-
 // osSteps does the real thing.
 type osSteps struct{}
 

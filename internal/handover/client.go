@@ -176,12 +176,13 @@ func (c *Client) read(conn *net.UnixConn) {
 		c.mu.Lock()
 		to := c.waiting[a.ID]
 		delete(c.waiting, a.ID)
+		if to != nil {
+			to <- a // there is room; under mu, so that await finds it or is not waiting any more
+		}
 		c.mu.Unlock()
 		if to == nil {
 			closeAll(a.fds) // nobody waits any more
-			continue
 		}
-		to <- a
 	}
 }
 
@@ -281,6 +282,11 @@ func (c *Client) await(ctx context.Context, id uint64, to chan answer) (answer, 
 		c.mu.Lock()
 		delete(c.waiting, id)
 		c.mu.Unlock()
+		select {
+		case a := <-to: // it came at that moment, and its descriptors are ours
+			closeAll(a.fds)
+		default:
+		}
 		return answer{}, ctx.Err()
 	}
 }

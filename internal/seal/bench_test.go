@@ -110,7 +110,7 @@ func BenchmarkIsHole(b *testing.B) {
 
 func BenchmarkFileWarm(b *testing.B) {
 	r, c := benchFile(b)
-	id := c.ID()
+	id := c.id
 	inDo(b, 0, func() { r.File(id) })
 }
 

@@ -72,9 +72,6 @@ func (s *blockScratch) bind(id *FileID, index uint64, selector uint16) []byte {
 	return s.ad[:]
 }
 
-// ID returns the file's id.
-func (c FileCipher) ID() FileID { return c.id }
-
 // SealBlock seals plain as block index into dst, which must be BlockSize long
 // and must not overlap plain. A plain shorter than PayloadOf(index) is padded
 // with zeros; its length is sealed with it. Block 0 gets the file header too.

@@ -312,7 +312,7 @@ func TestFileHeader(t *testing.T) {
 	c := testFile(t, testRoot(t, NewID()), NewID())
 	block := make([]byte, BlockSize)
 	c.SealBlock(block, 0, nil)
-	if id, err := ParseFileHeader(block); err != nil || id != c.ID() {
+	if id, err := ParseFileHeader(block); err != nil || id != c.id {
 		t.Fatalf("%s, %v", id, err)
 	}
 	reserved := flipped(block, 12)
@@ -362,7 +362,7 @@ func TestBlocksDoNotAllocate(t *testing.T) {
 	for i := range 4 {
 		c.SealBlock(blocks[i*BlockSize:][:BlockSize], uint64(i+1), plain)
 	}
-	id := c.ID()
+	id := c.id
 	for name, f := range map[string]func(){
 		"SealBlock first": func() { c.SealBlock(block, 0, plain[:FirstPayload]) },
 		"SealBlock":       func() { c.SealBlock(block, 1, plain) },

@@ -40,15 +40,6 @@ func ParseID(s string) (ID, error) {
 	return id, nil
 }
 
-// IDFromBytes reads the 16 raw bytes of an ID, as an extended attribute holds
-// them.
-func IDFromBytes(b []byte) (ID, error) {
-	if len(b) != IDSize {
-		return ID{}, fmt.Errorf("%w: an id has %d bytes, not %d", ErrNotSealed, IDSize, len(b))
-	}
-	return ID(b), nil
-}
-
 // String returns the ID as 32 lower-case hexadecimal digits.
 func (id ID) String() string { return hex.EncodeToString(id[:]) }
 

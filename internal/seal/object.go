@@ -67,8 +67,8 @@ type ObjectHeader struct {
 	Tag        [macSize]byte        // over all of the above; set by NewObject
 }
 
-// UploadObjectID returns the object id of a multipart upload, which every part
-// must carry so that parts cannot be spliced between objects.
+// UploadObjectID returns the object id that every part of a multipart upload carries.
+// Upload ids are unique upstream, so parts of two uploads never fit together.
 func UploadObjectID(uploadID string) ObjectID {
 	sum := sha256.Sum256([]byte(labelUpload + uploadID))
 	return ObjectID(sum[:IDSize])

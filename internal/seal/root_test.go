@@ -122,7 +122,7 @@ func TestWipe(t *testing.T) {
 	r.Wipe()
 	r.Wipe() // harmless
 	checks := map[string]func() error{
-		"File":       func() error { _, err := r.File(c.ID()); return err },
+		"File":       func() error { _, err := r.File(c.id); return err },
 		"SealName":   func() error { _, err := r.SealName("name"); return err },
 		"OpenName":   func() error { _, err := r.OpenName(name); return err },
 		"SealTarget": func() error { _, err := r.SealTarget([]byte("t")); return err },

@@ -173,16 +173,10 @@ func TestIDs(t *testing.T) {
 	if got, err := ParseID(id.String()); err != nil || got != id {
 		t.Fatalf("%s, %v", got, err)
 	}
-	if got, err := IDFromBytes(id[:]); err != nil || got != id {
-		t.Fatalf("%s, %v", got, err)
-	}
 	for _, bad := range []string{"", "00", strings.Repeat("0", 33), strings.Repeat("G", 32), strings.Repeat("AB", 16)} {
 		if _, err := ParseID(bad); !errors.Is(err, ErrNotSealed) {
 			t.Errorf("ParseID(%q): %v", bad, err)
 		}
-	}
-	if _, err := IDFromBytes(id[:15]); !errors.Is(err, ErrNotSealed) {
-		t.Errorf("15 bytes: %v", err)
 	}
 }
 
