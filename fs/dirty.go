@@ -31,15 +31,14 @@ import (
 // the file is new (fresh); a sync that fails and sets that grow too large (lose)
 // take it back to ignorance.
 type dirtyBlocks struct {
-	mu    sync.Mutex
-	known bool // blocks in neither set are clean
-	asked bool // the kernel was asked what is dirty since the file was opened
+	mu       sync.Mutex
+	known    bool // blocks in neither set are clean
+	asked    bool // the kernel was asked what is dirty since the file was opened
+	learning bool // a sync is under way that will tell: what was written since it began is all in written
 
 	// Sets of blocks, 64 to a key. flushing is what was written before the sync
 	// that is under way began.
 	written, flushing map[int64]uint64
-
-	learning bool // a sync is under way that will tell: what was written since it began is all in written
 }
 
 // dirtyKeys bounds the sets: about 0.7 MB, and 64 MiB of the most scattered

@@ -242,3 +242,33 @@ func inodeOf(t *testing.T, path string) uint64 {
 	}
 	return st.Ino
 }
+
+// BenchmarkMount is what a program sees of a request to the mount: the page cache of the
+// kernel has no part in it.
+func BenchmarkMount(b *testing.B) {
+	v := newVolume(b, Options{})
+	writePattern(b, v.path("hot"), 1<<20)
+	fd, err := unix.Open(v.path("hot"), unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer unix.Close(fd)
+	page, err := unix.Mmap(-1, 0, pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer unix.Munmap(page)
+	for _, c := range []struct {
+		name string
+		op   func(fd int, b []byte, off int64) (int, error)
+	}{{"read", unix.Pread}, {"write", unix.Pwrite}} {
+		b.Run(c.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if _, err := c.op(fd, page, int64(i%200)*pageSize); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

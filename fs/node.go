@@ -108,8 +108,9 @@ type nodeTable struct {
 	idle map[uint64]idleNode // those of the kernel's that are not in byID, see idle.go; guarded by mu
 	held bool                // none becomes idle; guarded by mu
 
-	most    int    // nodes, before some become idle: maxNodes but in tests
-	closing closer // of descriptors of nodes that the kernel has forgotten
+	most     int    // nodes, before some become idle: maxNodes but in tests
+	mostIdle int    // idle ones since that map was made; guarded by mu
+	closing  closer // of descriptors of nodes that the kernel has forgotten
 }
 
 func newNodeTable(ids lowerIDs, root int) *nodeTable {

@@ -68,7 +68,7 @@ func (t *nodeTable) recover(j *journal) {
 	j.nodes.each(func(index uint32, e *entry) {
 		id := e.key.Load()
 		if byNumber || e.state.Load()&nodeHeld == 0 {
-			t.idle[id] = idleOf(e.count(), true, index+1)
+			t.addIdle(id, idleOf(e.count(), true, index+1))
 			return
 		}
 		n := t.newNode(id)

@@ -86,8 +86,9 @@ func TestManyInodes(t *testing.T) {
 	})
 }
 
-// TestIdleEntriesAreSmall: they hold nothing that the collector looks at, and no more
-// nodes stay than are meant to, however many inodes there are.
+// TestIdleEntriesAreSmall: they hold nothing that the collector looks at, no more nodes
+// stay than are meant to, however many inodes there are, and when most are forgotten
+// their memory is given back.
 func TestIdleEntriesAreSmall(t *testing.T) {
 	table := newNodeTable(&tableIDs{}, -1)
 	table.most = 1000
@@ -107,7 +108,17 @@ func TestIdleEntriesAreSmall(t *testing.T) {
 			t.Errorf("%s is a %s: the collector would look at each entry", f.Name, f.Type.Kind())
 		}
 	}
-	for id := uint64(2); id < 100_000; id++ {
+	const left = 2000
+	for id := uint64(2); id < 100_000-left; id++ {
+		table.forget(id, 1, nil, 0)
+	}
+	if table.mostIdle > 100_000/16 {
+		t.Errorf("%d idle entries are left of %d in a map that is as large as before", len(table.idle), table.mostIdle)
+	}
+	for id := uint64(100_000 - left); id < 100_000; id++ {
+		if n, e := table.byID[id], table.idle[id]; n == nil && e.lookups() != 1 {
+			t.Fatalf("inode %d is known %d times when others were forgotten, want once", id, e.lookups())
+		}
 		table.forget(id, 1, nil, 0)
 	}
 	if nodes := len(table.byID) + len(table.idle); nodes != 1 {
