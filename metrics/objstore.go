@@ -16,6 +16,7 @@ type Objects struct {
 	waited   *prometheus.CounterVec
 	held     *prometheus.GaugeVec
 	tampered *prometheus.CounterVec
+	upstream *prometheus.CounterVec
 }
 
 var _ objstore.Observer = (*Objects)(nil)
@@ -43,15 +44,19 @@ func (r *Registry) NewObjects(buckets []string) *Objects {
 		tampered: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "byokd_s3_tampered_total", Help: "Sealed objects or segments that failed authentication and were withheld.",
 		}, []string{"bucket"}),
+		upstream: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "byokd_s3_upstream_failures_total", Help: "Requests that failed because the bucket below is not there, refuses byokd or cannot be reached.",
+		}, []string{"bucket"}),
 	}
 	for _, b := range buckets {
 		o.held.WithLabelValues(b)
 		o.tampered.WithLabelValues(b)
+		o.upstream.WithLabelValues(b)
 		o.bytes.WithLabelValues(b, "in")
 		o.bytes.WithLabelValues(b, "out")
 		o.waited.WithLabelValues(b)
 	}
-	r.prom.MustRegister(o.requests, o.duration, o.bytes, o.waited, o.held, o.tampered)
+	r.prom.MustRegister(o.requests, o.duration, o.bytes, o.waited, o.held, o.tampered, o.upstream)
 	return o
 }
 
@@ -66,6 +71,9 @@ func (o *Objects) Done(e objstore.Event) {
 	o.bytes.WithLabelValues(e.Bucket, "in").Add(float64(e.In))
 	o.bytes.WithLabelValues(e.Bucket, "out").Add(float64(e.Out))
 	o.waited.WithLabelValues(e.Bucket).Add(e.Held.Seconds())
+	if e.UpstreamFailed {
+		o.upstream.WithLabelValues(e.Bucket).Inc()
+	}
 }
 
 // Held follows the number of requests that wait for the key.

@@ -56,7 +56,13 @@ type Resource struct {
 	served bool   // has been StateReady once; guarded by mu
 }
 
-// AddResource adds a resource that depends on guard. Before Watch. kind is volume or bucket, where is
+// What a resource is.
+const (
+	KindVolume = "volume"
+	KindBucket = "bucket"
+)
+
+// AddResource adds a resource that depends on guard. Before Watch. kind is KindVolume or KindBucket, where is
 // shown to people.
 func (p *Panel) AddResource(name, kind, where string, guard Watched) *Resource {
 	r := &Resource{panel: p, name: name, kind: kind, where: where, guard: guard, state: StateWaiting}
@@ -209,10 +215,14 @@ func (p *Panel) Report() Report {
 
 // headlineOf is the first line where a resource is to blame.
 func headlineOf(r ResourceReport) string {
-	if r.State == StateImpaired {
-		return "The " + r.Name + " serves, but is not well"
+	name := "The " + r.Name
+	if r.Kind == KindBucket {
+		name = "The bucket " + r.Name
 	}
-	return "The " + r.Name + " is not ready"
+	if r.State == StateImpaired {
+		return name + " serves, but is not well"
+	}
+	return name + " is not ready"
 }
 
 // Ready reports whether every resource serves, with the report that says why not. After KeepReady, it is true while

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -179,6 +180,28 @@ func refusesByokd(err error) bool {
 	}
 	return up.Status == http.StatusUnauthorized || up.Status == http.StatusForbidden
 }
+
+// upstreamUnusable reports whether a request failed because the upstream bucket cannot be used at all, or not for what
+// every client does. Access that is denied to anything else says little: an object under retention is not deleted either,
+// and clients ask for settings that byokd's role need not read.
+func upstreamUnusable(op Op, err error) bool {
+	up, ok := asUpstream(err)
+	switch {
+	case !ok || errorOf(err).Cause != up: // what became of the request on its way up: a body that is refused, a key that is away
+		return false
+	case up.Status == 0:
+		return !errors.Is(err, keyguard.ErrFrozen) && !errors.Is(err, keyguard.ErrStopped)
+	case up.Status >= http.StatusInternalServerError:
+		return up.Status != http.StatusNotImplemented && up.Code != "SlowDown"
+	case up.Status == http.StatusForbidden && (up.Code == "" || up.Code == "Forbidden" || up.Code == "AccessDenied"):
+		return slices.Contains(everyday, op)
+	}
+	return refusesByokd(err)
+}
+
+// everyday is what a store is for: byokd's role has to be allowed what these need.
+var everyday = []Op{OpListObjects, OpListObjectsV2, OpGetObject, OpHeadObject, OpPutObject, OpCopyObject,
+	OpCreateMultipartUpload, OpUploadPart, OpUploadPartCopy, OpCompleteMultipartUpload}
 
 // errorIsTampering reports whether err says that sealed bytes were damaged.
 func errorIsTampering(err error) bool {

@@ -15,6 +15,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
+	"github.com/byokd/byokd/objstore"
 	"github.com/byokd/byokd/objstore/s3test"
 )
 
@@ -312,8 +313,59 @@ func TestRefusalsOfTheUpstreamAreTold(t *testing.T) {
 			if len(lines) != want {
 				t.Fatalf("told %d times, want %d: %v", len(lines), want, lines)
 			}
+			if e, ok := w.events.find(objstore.OpGetObject); !ok || e.UpstreamFailed != (want > 0) {
+				t.Errorf("the observer was told %+v", e)
+			}
 			if want > 0 && (lines[0].ContextMap()["bucket"] != "documents" || !strings.Contains(fmt.Sprint(lines[0].ContextMap()["error"]), code)) {
 				t.Errorf("%v", lines[0].ContextMap())
+			}
+		})
+	}
+}
+
+// A request counts as failed by the upstream when that cannot be used: not when it refuses what only some clients ask for,
+// nor what is the client's own fault, nor when the key is away.
+func TestUpstreamFailures(t *testing.T) {
+	once := func(o *s3.Options) { o.RetryMaxAttempts = 1 }
+	put := func(w *world) error {
+		_, err := w.client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: aws.String("documents"), Key: aws.String("k"), Body: strings.NewReader("x")}, once)
+		return err
+	}
+	remove := func(w *world) error {
+		_, err := w.client.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: aws.String("documents"), Key: aws.String("k")}, once)
+		return err
+	}
+	tags := func(w *world) error {
+		_, err := w.client.GetObjectTagging(t.Context(), &s3.GetObjectTaggingInput{Bucket: aws.String("documents"), Key: aws.String("k")}, once)
+		return err
+	}
+	for name, test := range map[string]struct {
+		ask   func(*world) error
+		op    objstore.Op
+		fault s3test.Fault
+		want  bool
+	}{
+		"no bucket":            {put, objstore.OpPutObject, s3test.Fault{Status: 404, Code: "NoSuchBucket"}, true},
+		"no bucket to delete":  {remove, objstore.OpDeleteObject, s3test.Fault{Status: 404, Code: "NoSuchBucket"}, true},
+		"put denied":           {put, objstore.OpPutObject, s3test.Fault{Status: 403, Code: "AccessDenied"}, true},
+		"delete denied":        {remove, objstore.OpDeleteObject, s3test.Fault{Status: 403, Code: "AccessDenied"}, false}, // under retention, say
+		"tags denied":          {tags, objstore.OpGetObjectTagging, s3test.Fault{Status: 403, Code: "AccessDenied"}, false},
+		"credentials":          {tags, objstore.OpGetObjectTagging, s3test.Fault{Status: 403, Code: "InvalidAccessKeyId"}, true},
+		"internal error":       {put, objstore.OpPutObject, s3test.Fault{Status: 500, Code: "InternalError"}, true},
+		"slow down":            {put, objstore.OpPutObject, s3test.Fault{Status: 503, Code: "SlowDown"}, false},
+		"connection broken":    {put, objstore.OpPutObject, s3test.Fault{Reset: true}, true},
+		"a body that is wrong": {put, objstore.OpPutObject, s3test.Fault{Status: 400, Code: "InvalidRequest"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, worldOptions{})
+			w.up.Inject(&test.fault)
+			if err := test.ask(w); err == nil {
+				t.Fatal("an upstream that refuses was not noticed")
+			}
+			w.server.Close() // requests are reported after their answers
+			if e, ok := w.events.find(test.op); !ok || e.UpstreamFailed != test.want {
+				t.Errorf("the observer was told %+v", e)
 			}
 		})
 	}

@@ -26,6 +26,10 @@ type Event struct {
 	Out    int64  // plain bytes given to the client
 	Took   time.Duration
 	Held   time.Duration // part of Took spent waiting for a frozen key
+
+	// UpstreamFailed says that the request failed because the bucket below cannot be used: it is not there, refuses byokd's
+	// credentials or role, or cannot be reached. Only the operator of byokd can mend that, none of its clients.
+	UpstreamFailed bool
 }
 
 // noObserver is what a Proxy without Observer calls.

@@ -340,6 +340,7 @@ func (p *Proxy) finish(ctx context.Context, c *call, err error, broken bool, too
 	}
 	if err != nil {
 		e.Code = errorOf(err).Code
+		e.UpstreamFailed = c.bucket != nil && ctx.Err() == nil && !c.interrupted() && upstreamUnusable(c.op, err)
 	}
 	if broken {
 		e.Status = 0

@@ -26,7 +26,7 @@ func stateMeanings() []stateMeaning {
 	return []stateMeaning{
 		{state: metrics.StateReady, meaning: "the key is usable", access: "served", byItself: "–", causes: []keyguard.KeyState{keyguard.Enabled}},
 		{state: metrics.StateImpaired, meaning: "the key is usable; a resource is not well", access: "served, but for what the text says", byItself: "when what the text says is mended",
-			anotherCause: "The disk of a volume is full, its path leads elsewhere, or calls on it fail now and then.", anotherRemedy: "byokd status and the log tell what"},
+			anotherCause: "The disk of a volume is full, its path leads elsewhere, or calls on it fail now and then; or the S3 below a bucket refuses byokd or cannot be reached.", anotherRemedy: "byokd status and the log tell what"},
 		{state: metrics.StateDegraded, meaning: "KMS cannot be reached; the lease runs", access: "served until the lease ends",
 			byItself: "yes, when KMS answers", causes: []keyguard.KeyState{keyguard.Unreachable}},
 		{state: metrics.StateWaiting, meaning: "not started: the key was not usable yet", access: "not mounted; S3 answers 503 SlowDown after `holdFor`",

@@ -31,8 +31,8 @@ type objects struct {
 
 // protected is one bucket with what its state depends on.
 type protected struct {
-	guard    *keyguard.Guard
-	resource *metrics.Resource
+	guard *keyguard.Guard
+	state *bucketState
 }
 
 func newObjects(ctx context.Context, d *daemon) (*objects, error) {
@@ -44,6 +44,7 @@ func newObjects(ctx context.Context, d *daemon) (*objects, error) {
 	}
 	names := slices.Sorted(maps.Keys(settings.Buckets))
 	buckets := make(map[string]objstore.Bucket, len(names))
+	states := make(map[string]*bucketState, len(names))
 	for _, name := range names {
 		b := settings.Buckets[name]
 		upstream, err := d.aws.newUpstream(ctx, b.Upstream)
@@ -58,13 +59,14 @@ func newObjects(ctx context.Context, d *daemon) (*objects, error) {
 			title += " (" + name + ")"
 		}
 		where := "s3://" + name + " at " + settings.Listen + ", sealed in s3://" + b.Upstream.Bucket
-		resource := d.panel.AddResource(title, "bucket", where, guard)
+		resource := d.panel.AddResource(title, metrics.KindBucket, where, guard)
 		resource.Describe(metrics.Fact{Name: "Format", Value: "AES-256-GCM in segments of 64 KiB"},
 			metrics.Fact{Name: "User metadata", Value: b.Metadata}, metrics.Fact{Name: "Compression", Value: b.Compression})
-		o.buckets = append(o.buckets, protected{guard, resource})
+		states[name] = &bucketState{resource: resource, upstream: b.Upstream, log: o.log}
+		o.buckets = append(o.buckets, protected{guard, states[name]})
 	}
 	proxy, err := objstore.New(objstore.Options{Buckets: buckets, Credentials: objstore.StaticCredentials(credentials),
-		BaseDomains: settings.Domains, HoldFor: settings.HoldFor.Duration, StallTimeout: settings.StallTimeout.Duration, Observer: d.registry.NewObjects(names), Logger: o.log})
+		BaseDomains: settings.Domains, HoldFor: settings.HoldFor.Duration, StallTimeout: settings.StallTimeout.Duration, Observer: bucketObserver{d.registry.NewObjects(names), states}, Logger: o.log})
 	if err != nil {
 		return nil, failure(d.log, "the S3 proxy cannot start", exitConfig, err)
 	}
@@ -96,10 +98,10 @@ func (o *objects) displaced() {
 // new connection, gives requests under way their share of the time to stop, and cuts off the rest.
 func (o *objects) serve(ctx context.Context) error {
 	for _, b := range o.buckets {
-		b.resource.Waiting("waits for the key " + b.guard.Status().Name)
+		b.state.resource.Waiting("waits for the key " + b.guard.Status().Name)
 		go func() {
 			if waitReady(ctx, b.guard) {
-				b.resource.Serving()
+				b.state.serving()
 			}
 		}()
 	}

@@ -154,11 +154,20 @@ func bucketGroups(ctx context.Context, cfg Config) (groups checkGroups) {
 		c := awskey.Check{Name: "upstream", Result: awskey.Pass, Detail: "answers and may be listed"}
 		if err := askUpstream(ctx, b.Upstream); err != nil {
 			c.Result, c.Detail = awskey.Fail, oneLine(err.Error())
-			c.NextStep = fmt.Sprintf("Check name, region and permissions of the bucket: aws s3api list-objects-v2 --bucket %s --region %s --max-items 1", b.Upstream.Bucket, b.Upstream.Region)
+			c.NextStep = upstreamNextStep(b.Upstream)
 		}
 		groups = append(groups, checkGroup{Name: "bucket " + name, About: "s3://" + b.Upstream.Bucket, Checks: []awskey.Check{c}})
 	}
 	return groups
+}
+
+// upstreamNextStep is what to do about a bucket that cannot be used.
+func upstreamNextStep(u UpstreamConfig) string {
+	aws := "aws"
+	if u.Endpoint != "" {
+		aws += " --endpoint-url " + u.Endpoint
+	}
+	return fmt.Sprintf("Check name, region and permissions of the bucket, with the credentials that byokd has: %s s3api list-objects-v2 --bucket %s --region %s --max-items 1", aws, u.Bucket, u.Region)
 }
 
 func askUpstream(ctx context.Context, u UpstreamConfig) error {

@@ -46,6 +46,7 @@ Exit codes:
   14  final: frozen for good, the key is deleted
   20  no byokd answers at the address
   21  impaired: serving, but a resource is not well for a reason other than its key, such as a full disk
+      or a bucket that S3 refuses to byokd
 With --watch the code is that of the last state seen. Colours are for terminals; NO_COLOR=1 switches them off.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !slices.Contains(statusOutputs(), output) {

@@ -122,7 +122,7 @@ func (v *volume) connect(d *daemon) {
 	if at == "" {
 		at = v.cfg.Volume.MountSocket
 	}
-	v.resource = d.panel.AddResource(name, "volume", at, v.guard)
+	v.resource = d.panel.AddResource(name, metrics.KindVolume, at, v.guard)
 	v.observer = d.registry.NewFS(v.gauges)
 	if v.worker != nil {
 		restarts := map[string]uint64{}
