@@ -23,7 +23,7 @@ const auditKept = 10
 // full holds up nothing but the trail.
 type auditTrail struct {
 	log   *zap.Logger
-	name  string // "": to the log
+	name  string // "": to the log; changed by close alone, under mu
 	limit int64  // bytes after which a new file is begun; 0: never
 
 	mu     sync.Mutex
@@ -141,7 +141,7 @@ const auditCloseLimit = time.Second
 
 // close closes the file after the last record.
 func (t *auditTrail) close() error {
-	closed := make(chan error, 1)
+	closed, file := make(chan error, 1), t.name // which changes here alone
 	go func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
@@ -156,7 +156,7 @@ func (t *auditTrail) close() error {
 	case err := <-closed:
 		return err
 	case <-time.After(auditCloseLimit):
-		t.log.Error("writing the audit file hangs; its last records are lost", zap.String("file", t.name))
+		t.log.Error("writing the audit file hangs; its last records are lost", zap.String("file", file))
 		return nil
 	}
 }

@@ -150,11 +150,11 @@ func (f *injectFlags) serve(ctx context.Context, log *zap.Logger) error {
 		server.Ready = func() error { return nil }
 		return server.Serve(ctx, webhook, admin)
 	}
-	keeper := &inject.Keeper{Store: kube, Names: f.dnsNames(), Observer: observer, Log: log.Named("certificates"), Now: time.Now}
-	server.Certificate, server.Ready = keeper.Certificate, keeper.Ready
-	keeping, stop := context.WithCancel(context.WithoutCancel(ctx)) // also while the last requests end
+	rotator := &inject.Rotator{Store: kube, Names: f.dnsNames(), Observer: observer, Log: log.Named("certificates"), Now: time.Now}
+	server.Certificate, server.Ready = rotator.Certificate, rotator.Ready
+	rotating, stop := context.WithCancel(context.WithoutCancel(ctx)) // also while the last requests end
 	done := make(chan struct{})
-	go func() { defer close(done); keeper.Run(keeping) }()
+	go func() { defer close(done); rotator.Run(rotating) }()
 	err = server.Serve(ctx, webhook, admin)
 	stop()
 	<-done

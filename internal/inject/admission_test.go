@@ -207,11 +207,11 @@ func FuzzReview(f *testing.F) {
 // A stop is first told, then ends what has begun.
 func TestServerStops(t *testing.T) {
 	c := &cluster{}
-	keeper := keeperOf(t, c, time.Now)
-	keeper.look(t.Context())
+	rotator := rotatorOf(t, c, time.Now)
+	rotator.look(t.Context())
 	slow := &slowCluster{headless: headless{cluster: c}, asked: make(chan struct{}), answer: make(chan struct{})}
 	s := &Server{Reviewer: &Reviewer{Settings: settings(), Cluster: slow, Observer: &observed{}, Log: zap.NewNop()},
-		Certificate: keeper.Certificate, Ready: keeper.Ready, Metrics: http.NotFoundHandler(), Log: zap.NewNop()}
+		Certificate: rotator.Certificate, Ready: rotator.Ready, Metrics: http.NotFoundHandler(), Log: zap.NewNop()}
 	webhook, admin := listenLocal(t), listenLocal(t)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()

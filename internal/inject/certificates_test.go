@@ -217,8 +217,8 @@ func (c *cluster) SetTrust(_ context.Context, bundle []byte, version string) err
 	return nil
 }
 
-func keeperOf(t *testing.T, c *cluster, now func() time.Time) *Keeper {
-	return &Keeper{Store: c, Names: serverNames, Observer: &observed{}, Log: zaptest.NewLogger(t), Now: now}
+func rotatorOf(t *testing.T, c *cluster, now func() time.Time) *Rotator {
+	return &Rotator{Store: c, Names: serverNames, Observer: &observed{}, Log: zaptest.NewLogger(t), Now: now}
 }
 
 // Replicas that begin at once end with one certificate, which the API servers trust.
@@ -226,21 +226,21 @@ func TestReplicasAgree(t *testing.T) {
 	for range 20 {
 		c := &cluster{}
 		now := time.Now()
-		var keepers []*Keeper
+		var rotators []*Rotator
 		var all sync.WaitGroup
 		for range 4 {
-			k := keeperOf(t, c, func() time.Time { return now })
-			keepers = append(keepers, k)
+			k := rotatorOf(t, c, func() time.Time { return now })
+			rotators = append(rotators, k)
 			all.Go(func() { k.look(t.Context()) })
 		}
 		all.Wait()
-		for _, k := range keepers {
+		for _, k := range rotators {
 			k.look(t.Context())
 			got, err := k.Certificate(nil)
 			if err != nil || k.Ready() != nil {
 				t.Fatal(err, k.Ready())
 			}
-			if want, _ := keepers[0].Certificate(nil); !bytes.Equal(got.Certificate[0], want.Certificate[0]) {
+			if want, _ := rotators[0].Certificate(nil); !bytes.Equal(got.Certificate[0], want.Certificate[0]) {
 				t.Error("two certificates")
 			}
 			if err := trusts(t, c.trust, k.present.Load(), now); err != nil {
@@ -254,10 +254,10 @@ func TestReplicasAgree(t *testing.T) {
 }
 
 // While the API server fails, what there is serves; a write whose answer was lost is found.
-func TestKeeperRidesOutFailures(t *testing.T) {
+func TestRotatorRidesOutFailures(t *testing.T) {
 	c := &cluster{persist: true}
 	now := time.Now()
-	k := keeperOf(t, c, func() time.Time { return now })
+	k := rotatorOf(t, c, func() time.Time { return now })
 	if k.look(t.Context()); k.Ready() == nil {
 		t.Error("ready without a certificate")
 	}

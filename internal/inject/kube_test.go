@@ -190,25 +190,25 @@ func TestKubeIsACluster(t *testing.T) {
 }
 
 // A whole look, through the REST client.
-func TestKeeperOverREST(t *testing.T) {
+func TestRotatorOverREST(t *testing.T) {
 	a, k := kubeOf(t)
-	keeper := &Keeper{Store: k, Names: serverNames, Observer: &observed{}, Log: zaptest.NewLogger(t), Now: time.Now}
-	keeper.look(t.Context())
-	if err := keeper.Ready(); err != nil {
+	rotator := &Rotator{Store: k, Names: serverNames, Observer: &observed{}, Log: zaptest.NewLogger(t), Now: time.Now}
+	rotator.look(t.Context())
+	if err := rotator.Ready(); err != nil {
 		t.Fatal(err)
 	}
 	bundle, _, err := k.Trust(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := trusts(t, bundle, keeper.present.Load(), time.Now()); err != nil {
+	if err := trusts(t, bundle, rotator.present.Load(), time.Now()); err != nil {
 		t.Error(err)
 	}
 	a.mu.Lock()
 	delete(a.objects, webhookPath)
 	a.mu.Unlock()
-	keeper.look(t.Context())
-	if keeper.failure.Load() == nil || keeper.Ready() != nil {
-		t.Errorf("without a configuration: %v; ready: %v", keeper.failure.Load(), keeper.Ready())
+	rotator.look(t.Context())
+	if rotator.failure.Load() == nil || rotator.Ready() != nil {
+		t.Errorf("without a configuration: %v; ready: %v", rotator.failure.Load(), rotator.Ready())
 	}
 }

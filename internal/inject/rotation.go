@@ -36,8 +36,8 @@ type Store interface {
 	SetTrust(ctx context.Context, bundle []byte, version string) error
 }
 
-// Keeper keeps certificate and trust in order, beside the other replicas. Safe for concurrent use.
-type Keeper struct {
+// Rotator keeps certificate and trust in order, and renews both, beside the other replicas. Safe for concurrent use.
+type Rotator struct {
 	Store    Store
 	Names    []string // at which API servers reach us
 	Observer Observer
@@ -49,33 +49,33 @@ type Keeper struct {
 }
 
 // Certificate is for a TLS server.
-func (k *Keeper) Certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if c := k.present.Load(); c != nil {
+func (r *Rotator) Certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if c := r.present.Load(); c != nil {
 		return c.server, nil
 	}
 	return nil, errors.New("no certificate yet")
 }
 
 // Ready tells why the API servers cannot be answered, nil when they can.
-func (k *Keeper) Ready() error {
-	c := k.present.Load()
-	switch failure := k.failure.Load(); {
+func (r *Rotator) Ready() error {
+	c := r.present.Load()
+	switch failure := r.failure.Load(); {
 	case c == nil && failure != nil:
 		return *failure
 	case c == nil:
 		return errors.New("there is no certificate yet")
-	case !k.Now().Before(c.server.Leaf.NotAfter):
+	case !r.Now().Before(c.server.Leaf.NotAfter):
 		return fmt.Errorf("the certificate ended at %s", c.server.Leaf.NotAfter.Format(time.RFC3339))
 	}
 	return nil
 }
 
 // Run looks after the certificates until ctx ends.
-func (k *Keeper) Run(ctx context.Context) {
+func (r *Rotator) Run(ctx context.Context) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
-		k.look(ctx)
+		r.look(ctx)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -85,42 +85,42 @@ func (k *Keeper) Run(ctx context.Context) {
 }
 
 // look does what is to be done now, and tells how it went.
-func (k *Keeper) look(ctx context.Context) {
+func (r *Rotator) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	err := k.renew(ctx)
+	err := r.renew(ctx)
 	if errors.Is(err, ErrConflict) {
-		err = k.renew(ctx) // another replica was quicker: take up what it has made
+		err = r.renew(ctx) // another replica was quicker: take up what it has made
 	}
 	if errors.Is(err, ErrConflict) || ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		k.Log.Info("the certificates are looked after once more at the next look", zap.Error(err))
+		r.Log.Info("the certificates are looked after once more at the next look", zap.Error(err))
 		return
 	}
-	k.Observer.Renewed(err)
+	r.Observer.Renewed(err)
 	if err == nil {
-		k.failure.Store(nil)
+		r.failure.Store(nil)
 		return
 	}
-	k.failure.Store(&err)
-	k.Log.Error("the certificates cannot be looked after", zap.Error(err))
+	r.failure.Store(&err)
+	r.Log.Error("the certificates cannot be looked after", zap.Error(err))
 }
 
 // renew reads, renews and publishes. The trust is read before the Secret: were it the other way round, a bundle that
 // another replica has replaced meanwhile could be put back.
-func (k *Keeper) renew(ctx context.Context) error {
-	trusted, trustVersion, err := k.Store.Trust(ctx)
+func (r *Rotator) renew(ctx context.Context) error {
+	trusted, trustVersion, err := r.Store.Trust(ctx)
 	if err != nil {
 		return err
 	}
-	data, version, err := k.Store.Certificates(ctx)
+	data, version, err := r.Store.Certificates(ctx)
 	if err != nil {
 		return err
 	}
 	had, err := parseCertificates(data)
 	if err != nil && !errors.Is(err, errNoCertificates) {
-		k.Log.Warn("the Secret with the certificates is damaged and made anew", zap.Error(err))
+		r.Log.Warn("the Secret with the certificates is damaged and made anew", zap.Error(err))
 	}
-	want, changed, err := had.renewed(k.Names, trusted, k.Now())
+	want, changed, err := had.renewed(r.Names, trusted, r.Now())
 	if err != nil {
 		return err
 	}
@@ -129,26 +129,26 @@ func (k *Keeper) renew(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := k.Store.SetCertificates(ctx, fresh, version); err != nil {
+		if err := r.Store.SetCertificates(ctx, fresh, version); err != nil {
 			return err
 		}
 	}
 	if bundle := want.bundle(); !bytes.Equal(trusted, bundle) {
-		if err := k.Store.SetTrust(ctx, bundle, trustVersion); err != nil {
+		if err := r.Store.SetTrust(ctx, bundle, trustVersion); err != nil {
 			return err
 		}
-		k.Log.Info("the API servers are told which authorities to trust", zap.Int("authorities", len(want.authorities)))
+		r.Log.Info("the API servers are told which authorities to trust", zap.Int("authorities", len(want.authorities)))
 	}
-	k.takeUp(want)
+	r.takeUp(want)
 	return nil
 }
 
 // takeUp serves what the Secret holds.
-func (k *Keeper) takeUp(c *certificates) {
-	before := k.present.Swap(c)
+func (r *Rotator) takeUp(c *certificates) {
+	before := r.present.Swap(c)
 	server, authority := c.ends()
-	k.Observer.Certified(server, authority)
+	r.Observer.Certified(server, authority)
 	if before == nil || !bytes.Equal(before.server.Certificate[0], c.server.Certificate[0]) {
-		k.Log.Info("a certificate is taken up", zap.Time("notAfter", server), zap.Time("authorityNotAfter", authority))
+		r.Log.Info("a certificate is taken up", zap.Time("notAfter", server), zap.Time("authorityNotAfter", authority))
 	}
 }
