@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -205,4 +207,63 @@ func TestFailedSyncToldOverDeaths(t *testing.T) {
 	defer late.Close()
 	open = append(open, late)
 	sync(3, nil)
+}
+
+// journalBytes is how much memory the journal of the present worker takes.
+func (k *keptVolume) journalBytes() int64 {
+	k.t.Helper()
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", k.pid.Load()))
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	for _, fd := range fds {
+		var st unix.Stat_t
+		if target, _ := os.Readlink(fd); strings.Contains(target, "byokd-journal") && unix.Stat(fd, &st) == nil {
+			return st.Blocks * 512
+		}
+	}
+	k.t.Fatal("the worker has no journal open")
+	return 0
+}
+
+// TestFreezeGivesBuffersBack: the buffers of requests that were served before a freeze are not
+// kept in memory through it, and there again for those after it.
+func TestFreezeGivesBuffersBack(t *testing.T) {
+	k := newKeptVolume(t, keptVariable+"_CACHE=writethrough")
+	const writers, few = 16, (idleReaders + 2) * slotChunk
+	var stop atomic.Bool
+	var done sync.WaitGroup
+	write := func(i int) error {
+		f, err := os.OpenFile(k.path(fmt.Sprint("f", i)), os.O_RDWR|os.O_CREATE|unix.O_SYNC, 0o600)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		_, err = f.WriteAt(bytes.Repeat([]byte{byte(i)}, maxWrite), 0)
+		return err
+	}
+	for i := range writers {
+		done.Go(func() {
+			for !stop.Load() {
+				if err := write(i); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	await(t, func() string { return fmt.Sprintf("%d writers have %d bytes of buffers", writers, k.journalBytes()) },
+		func() bool { return k.journalBytes() > 2*few })
+	stop.Store(true)
+	done.Wait()
+	k.disable()
+	await(t, func() string { return "it does not freeze" }, k.frozen)
+	await(t, func() string { return fmt.Sprintf("%d bytes of buffers are kept while frozen", k.journalBytes()) },
+		func() bool { return k.journalBytes() <= few })
+	k.enable()
+	for i := range writers {
+		if err := write(i); err != nil {
+			t.Error(err)
+		}
+	}
 }

@@ -190,7 +190,7 @@ func (s *journalSlot) settle(n int) {
 	clear(s.in[:n])
 }
 
-// shrink gives back the buffer behind a request of n bytes, which waits.
+// shrink gives back the buffer behind a request of n bytes, which waits, or is none.
 func (s *journalSlot) shrink(n int) {
 	from := (recordRoom + int64(n) + kernelPage - 1) &^ (kernelPage - 1)
 	if from < slotChunk {

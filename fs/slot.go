@@ -192,6 +192,9 @@ func (l *loop) wipe() {
 	l.stale = l.taken - l.clean
 	for _, s := range l.free {
 		s.wipe()
+		if s.kept != nil {
+			s.kept.shrink(0)
+		}
 	}
 }
 
