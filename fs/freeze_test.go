@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"slices"
 	"sort"
 	"syscall"
@@ -406,5 +407,47 @@ func TestFreezeFlushes(t *testing.T) {
 		if _, err := unix.Pread(fd, b, int64(i)*2*pageSize); err != nil || b[0] != byte(i) || b[pageSize-1] != byte(i) {
 			t.Fatalf("page %d: %x, %v", i, b[0], err)
 		}
+	}
+}
+
+// TestFrozenKillAfterFlush: a caller that has changed a file's times before it began to wait
+// can be killed also when the kernel has begun to write those back, which it does by itself
+// after some half a minute.
+func TestFrozenKillAfterFlush(t *testing.T) {
+	for _, ownership := range []Ownership{OwnershipLower, OwnershipSealed} {
+		t.Run(ownership.String(), func(t *testing.T) {
+			t.Setenv(ownershipVariable, ownership.String())
+			v := newVolume(t, Options{})
+			writePattern(t, v.path("file"), 16*pageSize)
+			p := newVictim(t, "allocate", v.mount, v.path("file"))
+			v.freeze()
+			p.start()
+			p.hangs()
+			flush := exec.Command("sync", "--file-system", v.mount)
+			if err := flush.Start(); err != nil {
+				t.Fatal(err)
+			}
+			flushed := make(chan error, 1)
+			go func() { flushed <- flush.Wait() }()
+			select {
+			case err := <-flushed:
+				if err != nil {
+					t.Errorf("the kernel's flush of times: %v", err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("the kernel's flush of times hangs")
+			}
+			if err := p.cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan struct{})
+			go func() { _ = p.cmd.Wait(); close(ended) }()
+			select {
+			case <-ended:
+			case <-time.After(10 * time.Second):
+				t.Errorf("a killed caller survives for 10 s, standing in %q", p.wchan())
+			}
+			v.thaw()
+		})
 	}
 }

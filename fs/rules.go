@@ -23,13 +23,16 @@ const (
 	always gateRule = iota
 	// work: waits from the first moment of a freeze on.
 	work
-	// drain: passes while the kernel's dirty pages are flushed, because the
-	// flush itself needs it (docs/ARCHITECTURE.md, "Freeze").
-	drain
-	// drainRead: as drain, until the freeze holds reads back.
+	// drainUnlessTimes: passes while the kernel's dirty pages are flushed, because the
+	// flush itself needs it (docs/ARCHITECTURE.md, "Freeze"). The times of a file that
+	// the kernel writes back are never held: they need no key, and while they wait
+	// nobody who has the file open can be killed, nor a sync(2) end
+	// (fs/fs-writeback.c, inode_wait_for_writeback).
+	drainUnlessTimes
+	// drainRead: passes likewise, until the freeze holds reads back.
 	drainRead
-	// drainIfCached: drain for pages the kernel flushes, work for a caller's
-	// own write.
+	// drainIfCached: pages the kernel flushes pass likewise; a caller's own write is
+	// work.
 	drainIfCached
 	// workUnlessRoot: waits, but for the root directory, which is answered
 	// from memory so that df, umount and kubelet do not hang.
@@ -53,7 +56,7 @@ var rules = [64]rule{
 	1:  {"lookup", work, true, true},
 	2:  {"forget", always, false, false},
 	3:  {"getattr", workUnlessRoot, true, true},
-	4:  {"setattr", drain, false, true},
+	4:  {"setattr", drainUnlessTimes, false, true},
 	5:  {"readlink", work, true, true},
 	6:  {"symlink", work, false, true},
 	8:  {"mknod", work, false, true},
@@ -114,8 +117,20 @@ func (f *Filesystem) enter(r rule, c *call, request []byte) error {
 			}
 			return nil
 		}
-	case drain:
+	case drainUnlessTimes:
 		class = keyguard.Drain
+		if c.flushesTimes(request) && f.isUnlocked() {
+			pass, ok := f.guard.TryEnter(class, uint32(c.header.NodeId))
+			switch {
+			case ok && pass.Keys().Root(f.header.Volume) != nil:
+				c.enter(pass)
+				return nil
+			case ok:
+				pass.Exit()
+			case c.remembers(c.use(c.header.NodeId)):
+				return nil
+			}
+		}
 	case drainRead:
 		class = f.readClass(c)
 	case drainIfCached:
