@@ -25,6 +25,8 @@ type fakeKMS struct {
 	latency  time.Duration    // mu; of every call
 	hang     bool             // mu; calls last until their context ends
 	hangOp   string           // mu; calls of one operation do
+	hangNext string           // mu; the next call of one operation does
+	mixUp    bool             // mu; unwraps give another key than was wrapped
 	desc     Description      // mu
 	descErr  error            // mu
 	calls    map[string]int   // mu
@@ -101,7 +103,10 @@ func (f *fakeKMS) answer(ctx context.Context, op string) (string, error) {
 	f.calls[op]++
 	f.serial++
 	id := fmt.Sprintf("req-%d", f.serial)
-	latency, hang := f.latency, f.hang || op == f.hangOp
+	latency, hang := f.latency, f.hang || op == f.hangOp || op == f.hangNext
+	if op == f.hangNext {
+		f.hangNext = ""
+	}
 	if op == "Probe" {
 		f.times = append(f.times, time.Now())
 	}
@@ -173,6 +178,12 @@ func (f *fakeKMS) Unwrap(ctx context.Context, wrapped []byte, b Binding, use fun
 	if !ok {
 		return Receipt{}, refusal(Misconfigured)
 	}
+	secret = bytes.Clone(secret)
+	f.mu.Lock()
+	if f.mixUp {
+		secret[0] ^= 1
+	}
+	f.mu.Unlock()
 	seal.Do(func() { err = use(secret) })
 	return Receipt{RequestID: id}, err
 }

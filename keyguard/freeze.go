@@ -109,7 +109,7 @@ func (r *runner) thaw() {
 		defer cancel()
 		obs := observation{kind: sawUnwrapped, started: r.o.Clock.Boot()}
 		for _, w := range pins {
-			if err := r.load(ctx, a.keys, w); err != nil {
+			if err := r.loadHedged(ctx, a.keys, w); err != nil {
 				obs.kind, obs.err = sawUnwrapError, err
 				break
 			}
@@ -119,6 +119,30 @@ func (r *runner) thaw() {
 			a.keys.erase()
 		}
 	})
+}
+
+// loadHedged is load that asks again in parallel when no answer comes: a connection that
+// takes the question and stays silent, as one of several addresses of KMS may, would
+// cost the thaw probeTimeout. The answer that comes first counts; a second root is as good.
+func (r *runner) loadHedged(ctx context.Context, k *Keys, w pin) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 2)
+	ask := func() { r.wg.Go(func() { ended <- r.load(ctx, k, w) }) }
+	ask()
+	hedge := time.NewTimer(hedgeAfter)
+	defer hedge.Stop()
+	for asked := 1; ; {
+		select {
+		case err := <-ended:
+			if asked--; err == nil || asked == 0 || StateOf(err) != Unreachable {
+				return err
+			}
+		case <-hedge.C:
+			asked++
+			ask()
+		}
+	}
 }
 
 // unwrapped ends an attempt: the gate opens, or its keys go.

@@ -1,6 +1,7 @@
 package keyguard
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -131,6 +132,8 @@ type Guard struct {
 	subs  map[int]Subscriber // mu
 	subID int                // mu
 	probe []byte             // mu; the probe ciphertext, once there is one
+
+	recognized map[seal.KeyID][]byte // mu; a commitment to each root that was loaded
 }
 
 // New makes a Guard that admits nothing until Run has heard from KMS.
@@ -154,6 +157,8 @@ func New(kms KMS, o Options) (*Guard, error) {
 
 		subs:  make(map[int]Subscriber),
 		probe: append([]byte(nil), o.Probe...),
+
+		recognized: make(map[seal.KeyID][]byte),
 	}
 	g.trail = newJournal(o.Logger, g.auditLost)
 	g.lines = newJournal(o.Logger, func(int64) {})
@@ -399,9 +404,38 @@ func (g *Guard) add(k *Keys, id seal.KeyID, plain []byte) error {
 	if err != nil {
 		return &KMSError{Op: "Decrypt", State: Misconfigured, Reason: ReasonInvalidCiphertext, Err: err}
 	}
+	if err := g.recognize(root); err != nil {
+		root.Wipe()
+		return err
+	}
 	if !k.add(root, g.isPinned(id)) {
 		root.Wipe()
 		return ErrFrozen
+	}
+	return nil
+}
+
+// maxRecognized bounds the commitments that are kept, some 50 bytes each: the pinned roots
+// come first, and a bucket makes a key an hour.
+const maxRecognized = 1 << 14
+
+// recognize refuses a root that is another one than the id had before: whatever were
+// sealed under it after a thaw could never be opened again. What is kept of a root is a
+// commitment, from which nothing of the key follows. It runs inside seal.Do.
+func (g *Guard) recognize(root *seal.Root) error {
+	check, err := root.KeyringCheck(0)
+	if err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	known := g.recognized[root.ID()]
+	switch {
+	case known == nil && len(g.recognized) < maxRecognized:
+		g.recognized[root.ID()] = bytes.Clone(check)
+	case known != nil && !bytes.Equal(known, check):
+		return &KMSError{Op: "Decrypt", State: Misconfigured, Reason: ReasonWrongKey,
+			Err: fmt.Errorf("KMS has unwrapped the data key %v to another key than before", root.ID())}
 	}
 	return nil
 }

@@ -46,6 +46,59 @@ func TestThawTakesAnUnwrapOfThePins(t *testing.T) {
 	})
 }
 
+// A thaw whose unwrap is not answered asks again at once: one silent connection, as of
+// one of several addresses, does not cost it the time after which a call is given up.
+func TestSilentUnwrapIsAskedAgain(t *testing.T) {
+	id := seal.NewID()
+	wrapped := append([]byte(testBinding.Resource+"/"), make([]byte, seal.RootSize)...)
+	inWorld(t, nil, func(w *world) {
+		w.guard.Pin(id, wrapped, testBinding)
+		w.start()
+		w.awaitGate(Open, thawLimit)
+		for range 3 {
+			w.kms.set(Disabled)
+			w.awaitGate(Frozen, 2*interval)
+			w.kms.with(func(f *fakeKMS) { f.hangNext = "Unwrap" })
+			w.kms.set(Enabled)
+			w.awaitGate(Open, thawLimit)
+		}
+		w.kms.set(Disabled)
+		w.awaitGate(Frozen, 2*interval)
+		w.kms.with(func(f *fakeKMS) { f.hangOp = "Unwrap" })
+		w.kms.set(Enabled)
+		w.awaitGate(Thawing, thawLimit)
+		asked := w.kms.count("Unwrap")
+		time.Sleep(probeTimeout - hedgeAfter)
+		if again := w.kms.count("Unwrap"); again > asked+2 {
+			t.Errorf("%d unwraps of one root in one attempt", again-asked)
+		}
+		w.kms.with(func(f *fakeKMS) { f.hangOp = "" })
+		w.awaitGate(Open, probeTimeout+thawLimit)
+	})
+}
+
+// A thaw that would open with another root than before does not open: what would be
+// written under that could not be read any more. It opens by itself with the right one.
+func TestThawWithAnotherRootDoesNotOpen(t *testing.T) {
+	id := seal.NewID()
+	wrapped := append([]byte(testBinding.Resource+"/"), make([]byte, seal.RootSize)...)
+	inWorld(t, nil, func(w *world) {
+		w.guard.Pin(id, wrapped, testBinding)
+		w.start()
+		w.awaitGate(Open, thawLimit)
+		w.kms.set(Disabled)
+		w.awaitGate(Frozen, 2*interval)
+		w.kms.with(func(f *fakeKMS) { f.mixUp = true })
+		w.kms.set(Enabled)
+		w.await("the mix-up to be told", thawLimit, func(s Status) bool {
+			return s.Gate == Frozen && s.Key == Misconfigured && s.Reason == ReasonWrongKey && strings.Contains(s.Cause(), "another key than before")
+		})
+		w.await("the erasure of the wrong root", time.Second, func(s Status) bool { return s.LoadedKeys == 0 })
+		w.kms.with(func(f *fakeKMS) { f.mixUp = false })
+		w.awaitGate(Open, thawLimit)
+	})
+}
+
 func TestPinWhileOpenIsLoaded(t *testing.T) {
 	opened(t, nil, func(w *world) {
 		id, wrapped, err := w.guard.Create(context.Background(), testBinding)

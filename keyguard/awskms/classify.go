@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -12,12 +13,14 @@ import (
 	"regexp"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/arn"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"github.com/byokd/byokd/keyguard"
 )
@@ -100,23 +103,35 @@ func classify(op string, err error) *keyguard.KMSError {
 	if errors.As(err, &api) {
 		fromAPI(k, api)
 	}
-	if k.Reason == keyguard.ReasonUnknownFault {
+	if k.Reason == keyguard.ReasonUnknownFault && (answered == nil || answered.HTTPStatusCode() == 0) { // an answer is whole, or there is none
 		k.Reason = unanswered(err)
 	}
 	if k.Reason == keyguard.ReasonUnknownFault && answered != nil {
-		switch status := answered.HTTPStatusCode(); {
-		case status == http.StatusTooManyRequests:
-			k.Reason = keyguard.ReasonThrottled
-		case status >= http.StatusInternalServerError:
-			k.Reason = keyguard.ReasonServiceFault
-		}
+		fromStatus(k, answered.Response)
 	}
 	return k
 }
 
+// fromStatus reads what an answer without a known code may still say.
+func fromStatus(k *keyguard.KMSError, answer *smithyhttp.Response) {
+	if answer == nil || answer.Response == nil {
+		return
+	}
+	status := answer.StatusCode
+	switch {
+	case status == http.StatusTooManyRequests:
+		k.Reason = keyguard.ReasonThrottled
+	case status >= http.StatusInternalServerError:
+		k.Reason = keyguard.ReasonServiceFault
+	case status >= http.StatusMultipleChoices && status < http.StatusBadRequest:
+		// KMS sends nobody elsewhere: a proxy or a portal answers in its place.
+		k.Err = trimmed{text: printable(fmt.Sprintf("HTTP %d to %q, which is no answer of KMS", status, answer.Header.Get("Location"))), err: k.Err}
+	}
+}
+
 // fromAPI looks up what KMS answered.
 func fromAPI(k *keyguard.KMSError, api smithy.APIError) {
-	code, text := api.ErrorCode(), api.ErrorMessage()
+	code, text := api.ErrorCode(), printable(api.ErrorMessage())
 	if _, throttled := retry.DefaultThrottleErrorCodes[code]; throttled {
 		k.Reason = keyguard.ReasonThrottled
 		return
@@ -241,9 +256,26 @@ func RoleARN(principal string) string {
 func trim(err error) error {
 	var api smithy.APIError
 	if errors.As(err, &api) {
-		return trimmed{text: api.ErrorCode() + ": " + api.ErrorMessage(), err: err}
+		return trimmed{text: printable(api.ErrorCode() + ": " + api.ErrorMessage()), err: err}
 	}
 	return err
+}
+
+// maxText bounds what is quoted of an answer, in bytes: KMS's longest messages, which
+// name a role, a key and why, have some 400.
+const maxText = 1000
+
+// printable makes text from the network one that logs and terminals can show.
+func printable(text string) string {
+	if len(text) > maxText {
+		text = text[:maxText] + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, strings.ToValidUTF8(text, "�"))
 }
 
 type trimmed struct {

@@ -25,18 +25,25 @@ const (
 	keepAlive   = 15 * time.Second
 	maxIdle     = 4 // a probe, its repetition, a description
 
-	// maxAnswer bounds an answer that carries a plaintext key: KMS's are below 10 KiB.
+	// maxAnswer bounds the body of an answer, and maxHead what stands before it: KMS's are
+	// below 10 KiB. What answers without end in its place must not cost memory, eight times at once.
 	maxAnswer = 64 << 10
+	maxHead   = 64 << 10
+	// maxInterim bounds the answers 1xx before the real one, as net/http does.
+	maxInterim = 5
 )
+
+var errTooLong = fmt.Errorf("an answer of more than %d bytes", maxAnswer)
 
 // transports makes the two HTTP clients out of the configured one, whose trusted
 // CAs, client certificates and proxy they keep. A client of a foreign kind is
-// taken as it is for both.
+// taken for both, and its answers are bounded only.
 func transports(configured aws.HTTPClient) (pooled, direct aws.HTTPClient) {
 	buildable, ok := configured.(*awshttp.BuildableClient)
 	if !ok {
 		if configured != nil {
-			return configured, configured
+			bounded := boundedClient{configured}
+			return bounded, bounded
 		}
 		buildable = awshttp.NewBuildableClient()
 	}
@@ -59,9 +66,48 @@ func transports(configured aws.HTTPClient) (pooled, direct aws.HTTPClient) {
 			t.IdleConnTimeout = idleTimeout
 			t.MaxIdleConns = maxIdle
 			t.MaxIdleConnsPerHost = maxIdle
+			t.MaxResponseHeaderBytes = maxHead
+			t.DisableCompression = true // a few bytes that unpack to gigabytes are no answer of KMS
 		})
 	oneShot := buildable.WithTransportOptions(func(t *http.Transport) { t.DisableKeepAlives = true })
-	return buildable.Freeze(), &directClient{transport: buildable.GetTransport(), proxied: oneShot.Freeze()}
+	return unredirected(buildable), &directClient{transport: buildable.GetTransport(), proxied: unredirected(oneShot)}
+}
+
+// unredirected makes a client that follows no redirection. KMS redirects nobody, and the
+// SDK's own client would carry a ciphertext, and the question whether the key may be
+// used, to wherever a 307 points.
+func unredirected(b *awshttp.BuildableClient) aws.HTTPClient {
+	return boundedClient{&http.Client{
+		Transport:     b.GetTransport(),
+		Timeout:       b.GetTimeout(),
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+}
+
+// boundedClient reads each answer to its end, which is at most maxAnswer bytes away.
+type boundedClient struct{ client aws.HTTPClient }
+
+// Do sends one request and reads its whole answer.
+func (b boundedClient) Do(req *http.Request) (*http.Response, error) {
+	resp, err := b.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	return whole(resp)
+}
+
+// whole reads an answer into memory.
+func whole(resp *http.Response) (*http.Response, error) {
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(body) > maxAnswer {
+		return nil, errTooLong
+	}
+	resp.Body = io.NopCloser(bytes.NewReader(body))
+	return resp, nil
 }
 
 // directClient makes each request on a connection of its own, in the caller's
@@ -135,23 +181,30 @@ func exchange(conn net.Conn, req *http.Request) (*http.Response, error) {
 	if err := req.Write(conn); err != nil {
 		return nil, err
 	}
-	resp, err := http.ReadResponse(bufio.NewReader(conn), req)
-	if err != nil {
-		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
+	// http.ReadResponse reads headers as long as there are any; a chunked body is longer on the wire than it is.
+	wire := &io.LimitedReader{R: conn, N: maxHead + 2*maxAnswer}
+	resp, err := final(bufio.NewReader(wire), req)
+	if err == nil {
+		resp, err = whole(resp)
+	}
+	switch {
+	case err != nil && wire.N == 0:
+		return nil, errTooLong
+	case errors.Is(err, io.EOF):
+		return nil, io.ErrUnexpectedEOF
+	}
+	return resp, err
+}
+
+// final reads the head of an answer, and skips the interim ones that a proxy may send before it.
+func final(r *bufio.Reader, req *http.Request) (*http.Response, error) {
+	for range maxInterim + 1 {
+		resp, err := http.ReadResponse(r, req)
+		if err != nil || resp.StatusCode >= http.StatusOK || resp.StatusCode == http.StatusSwitchingProtocols {
+			return resp, err
 		}
-		return nil, err
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(body) > maxAnswer {
-		return nil, fmt.Errorf("answer of more than %d bytes", maxAnswer)
-	}
-	resp.Body = io.NopCloser(bytes.NewReader(body))
-	return resp, nil
+	return nil, fmt.Errorf("more than %d interim answers", maxInterim)
 }
 
 // because prefers the context's word to that of the connection it broke.
