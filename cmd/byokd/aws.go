@@ -35,6 +35,7 @@ func (a *awsConfigs) in(ctx context.Context, region string) (aws.Config, error) 
 	if err != nil {
 		return aws.Config{}, err
 	}
+	cfg.Credentials = newLiveCredentials(cfg.Credentials, region)
 	if a.read == nil {
 		a.read = map[string]aws.Config{}
 	}

@@ -3,7 +3,9 @@ package awskms
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/arn"
@@ -34,6 +36,7 @@ type Client struct {
 	pooled *kms.Client              // for what carries no secret
 	region func(string) *kms.Client // pooled, for another Region
 	direct *kms.Client              // for what carries a plaintext key, inside seal.Do only
+	stale  func()                   // tells who gave the credentials that AWS refuses them
 }
 
 var (
@@ -48,6 +51,10 @@ func New(cfg aws.Config, keyARN string, o Options) (*Client, error) {
 	parsed, err := parseKeyARN(keyARN)
 	if err != nil {
 		return nil, err
+	}
+	stale := func() {}
+	if given, able := cfg.Credentials.(interface{ Invalidate() }); able {
+		stale = given.Invalidate
 	}
 	cfg.Credentials = markCredentials(cfg.Credentials)
 	pooled, direct := transports(cfg.HTTPClient)
@@ -69,13 +76,26 @@ func New(cfg aws.Config, keyARN string, o Options) (*Client, error) {
 		},
 		pooled: kms.NewFromConfig(cfg, options(pooled)),
 		direct: kms.NewFromConfig(cfg, options(direct)),
+		stale:  stale,
 	}, nil
 }
+
+// failed classifies the error of a call, and has credentials renewed that AWS refuses.
+func (c *Client) failed(op string, err error) *keyguard.KMSError {
+	k := classify(op, err)
+	if k.Reason == keyguard.ReasonCredentials && k.RequestID != "" {
+		c.stale()
+	}
+	return k
+}
+
+// regionPattern is what a Region looks like, which becomes part of a host name.
+var regionPattern = regexp.MustCompile(`^[a-z]{2,}(-[a-z0-9]+)+$`)
 
 func parseKeyARN(keyARN string) (arn.ARN, error) {
 	parsed, err := arn.Parse(keyARN)
 	switch {
-	case err != nil || parsed.Service != "kms" || parsed.Region == "" || parsed.AccountID == "":
+	case err != nil || parsed.Service != "kms" || !regionPattern.MatchString(parsed.Region) || parsed.AccountID == "":
 		return arn.ARN{}, fmt.Errorf("awskms: %q is not the ARN of a KMS key (arn:aws:kms:REGION:ACCOUNT:key/ID)", keyARN)
 	case strings.HasPrefix(parsed.Resource, "alias/"):
 		return arn.ARN{}, fmt.Errorf("awskms: %q is an alias, which can be pointed at another key; give the key's own ARN (aws kms describe-key --key-id %s --region %s --query KeyMetadata.Arn)",
@@ -98,7 +118,7 @@ func (c *Client) GenerateProbe(ctx context.Context, b keyguard.Binding) ([]byte,
 	})
 	const op = "GenerateDataKeyWithoutPlaintext"
 	if err != nil {
-		return nil, keyguard.Receipt{}, classify(op, err)
+		return nil, keyguard.Receipt{}, c.failed(op, err)
 	}
 	receipt, err := c.receipt(op, out.KeyId, out.ResultMetadata, len(out.CiphertextBlob) > 0)
 	return out.CiphertextBlob, receipt, err
@@ -109,7 +129,7 @@ func (c *Client) Probe(ctx context.Context, ciphertext []byte, b keyguard.Bindin
 	out, err := c.pooled.Decrypt(ctx, c.decryptInput(ciphertext, b))
 	const op = "Decrypt"
 	if err != nil {
-		return keyguard.Receipt{}, classify(op, err)
+		return keyguard.Receipt{}, c.failed(op, err)
 	}
 	clear(out.Plaintext)
 	return c.receipt(op, out.KeyId, out.ResultMetadata, len(out.Plaintext) > 0)
@@ -133,7 +153,7 @@ func (c *Client) GenerateDataKey(ctx context.Context, b keyguard.Binding, use fu
 			NumberOfBytes:     aws.Int32(dataKeySize),
 		})
 		if callErr != nil {
-			err = classify(op, callErr)
+			err = c.failed(op, callErr)
 			return
 		}
 		defer clear(out.Plaintext)
@@ -154,7 +174,7 @@ func (c *Client) Unwrap(ctx context.Context, wrapped []byte, b keyguard.Binding,
 		const op = "Decrypt"
 		out, callErr := c.direct.Decrypt(ctx, c.decryptInput(wrapped, b))
 		if callErr != nil {
-			err = classify(op, callErr)
+			err = c.failed(op, callErr)
 			return
 		}
 		defer clear(out.Plaintext)
@@ -186,7 +206,7 @@ func (c *Client) receipt(op string, keyID *string, metadata middleware.Metadata,
 func (c *Client) Describe(ctx context.Context) (keyguard.Description, error) {
 	out, err := c.pooled.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: aws.String(c.arn)})
 	if err != nil {
-		return keyguard.Description{}, classify("DescribeKey", err)
+		return keyguard.Description{}, c.failed("DescribeKey", err)
 	}
 	id, _ := awsmiddleware.GetRequestIDMetadata(out.ResultMetadata)
 	if out.KeyMetadata == nil {
@@ -206,7 +226,7 @@ func (c *Client) DescribeSibling(ctx context.Context, keyARN string) (keyguard.D
 	}
 	out, err := c.region(parsed.Region).DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: aws.String(keyARN)})
 	if err != nil {
-		return keyguard.Description{}, classify(op, err)
+		return keyguard.Description{}, c.failed(op, err)
 	}
 	id, _ := awsmiddleware.GetRequestIDMetadata(out.ResultMetadata)
 	if out.KeyMetadata == nil || aws.ToString(out.KeyMetadata.Arn) != keyARN {
@@ -219,12 +239,12 @@ func (c *Client) DescribeSibling(ctx context.Context, keyARN string) (keyguard.D
 
 func (c *Client) describe(m *types.KeyMetadata, requestID string) keyguard.Description {
 	d := keyguard.Description{
-		Raw:           string(m.KeyState),
-		DeletionDate:  aws.ToTime(m.DeletionDate),
-		ValidTo:       aws.ToTime(m.ValidTo),
+		Raw:           printable(string(m.KeyState)),
+		DeletionDate:  sane(m.DeletionDate),
+		ValidTo:       sane(m.ValidTo),
 		MultiRegion:   aws.ToBool(m.MultiRegion),
-		Origin:        string(m.Origin),
-		KeyMaterialID: aws.ToString(m.CurrentKeyMaterialId),
+		Origin:        printable(string(m.Origin)),
+		KeyMaterialID: printable(aws.ToString(m.CurrentKeyMaterialId)),
 		RequestID:     requestID,
 	}
 	if set := m.MultiRegionConfiguration; set != nil {
@@ -234,10 +254,10 @@ func (c *Client) describe(m *types.KeyMetadata, requestID string) keyguard.Descr
 	switch {
 	case aws.ToString(m.Arn) != c.arn:
 		d.State, d.Reason = keyguard.Misconfigured, keyguard.ReasonWrongKey
-		d.Problem = fmt.Sprintf("AWS answers for %s", aws.ToString(m.Arn))
+		d.Problem = printable(fmt.Sprintf("AWS answers for %s", aws.ToString(m.Arn)))
 	case m.KeySpec != types.KeySpecSymmetricDefault || m.KeyUsage != types.KeyUsageTypeEncryptDecrypt:
 		d.State, d.Reason = keyguard.Misconfigured, keyguard.ReasonWrongKind
-		d.Problem = fmt.Sprintf("its spec is %s and its usage %s", m.KeySpec, m.KeyUsage)
+		d.Problem = printable(fmt.Sprintf("its spec is %s and its usage %s", m.KeySpec, m.KeyUsage))
 	}
 	return d
 }
@@ -262,7 +282,20 @@ func describedState(s types.KeyState) (keyguard.KeyState, keyguard.Reason) {
 	}
 }
 
-// siblings lists the other keys of a multi-Region set.
+// sane drops dates that no key has and that JSON cannot write.
+func sane(t *time.Time) time.Time {
+	if at := aws.ToTime(t); at.Year() > 1970 && at.Year() < 9999 {
+		return at
+	}
+	return time.Time{}
+}
+
+// maxSiblings bounds the keys of a multi-Region set that are told and asked about: there
+// is at most one in each of AWS's Regions.
+const maxSiblings = 64
+
+// siblings lists the other keys of a multi-Region set, which have its id and account:
+// what is named otherwise would have us call wherever its Region leads.
 func siblings(set *types.MultiRegionConfiguration, self string) []string {
 	var list []string
 	keys := set.ReplicaKeys
@@ -270,7 +303,10 @@ func siblings(set *types.MultiRegionConfiguration, self string) []string {
 		keys = append([]types.MultiRegionKey{*set.PrimaryKey}, keys...)
 	}
 	for _, k := range keys {
-		if other := aws.ToString(k.Arn); other != "" && other != self {
+		if other := aws.ToString(k.Arn); other != self && keyguard.SameKey(other, self) && len(list) < maxSiblings {
+			if _, err := parseKeyARN(other); err != nil {
+				continue
+			}
 			list = append(list, other)
 		}
 	}

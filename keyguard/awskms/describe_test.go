@@ -1,6 +1,7 @@
 package awskms
 
 import (
+	"encoding/json"
 	"slices"
 	"testing"
 	"time"
@@ -63,16 +64,32 @@ func TestDescribeChecksTheKind(t *testing.T) {
 }
 
 func TestDescribeListsSiblingsAndExpiry(t *testing.T) {
-	c := &Client{arn: testARN}
+	const id = ":111122223333:key/mrk-1234abcd12ab34cd56ef1234567890ab"
+	self, primary, replica := "arn:aws:kms:eu-central-1"+id, "arn:aws:kms:eu-west-1"+id, "arn:aws:kms:us-east-1"+id
+	c := &Client{arn: self}
 	ends := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
 	d := c.describe(metadata(func(m *types.KeyMetadata) {
-		m.MultiRegion, m.ValidTo, m.Origin = aws.Bool(true), &ends, types.OriginTypeExternal
+		m.Arn, m.MultiRegion, m.ValidTo, m.Origin = &self, aws.Bool(true), &ends, types.OriginTypeExternal
 		m.MultiRegionConfiguration = &types.MultiRegionConfiguration{
-			PrimaryKey:  &types.MultiRegionKey{Arn: aws.String("arn:primary")},
-			ReplicaKeys: []types.MultiRegionKey{{Arn: aws.String(testARN)}, {Arn: aws.String("arn:replica")}},
+			PrimaryKey: &types.MultiRegionKey{Arn: &primary},
+			// None but keys of the same set, in what can be a Region, are called.
+			ReplicaKeys: []types.MultiRegionKey{{Arn: &self}, {Arn: &replica}, {Arn: aws.String(testARN)}, {Arn: aws.String("arn:aws:kms:evil.example/?" + id)},
+				{Arn: aws.String("arn:aws:kms:eu-west-2@evil.example#" + id)}, {Arn: aws.String("arn:aws:kms:eu-west-3:444455556666:key/mrk-1234abcd12ab34cd56ef1234567890ab")}, {}},
 		}
 	}), "")
-	if !d.MultiRegion || !d.ValidTo.Equal(ends) || d.Origin != "EXTERNAL" || !slices.Equal(d.Replicas, []string{"arn:primary", "arn:replica"}) {
+	if !d.MultiRegion || !d.ValidTo.Equal(ends) || d.Origin != "EXTERNAL" || !slices.Equal(d.Replicas, []string{primary, replica}) {
 		t.Errorf("%+v", d)
+	}
+}
+
+// A date that no key has is none: it could not be written as JSON, and the status with it.
+func TestDescribeDropsImpossibleDates(t *testing.T) {
+	c := &Client{arn: testARN}
+	for _, seconds := range []int64{-1 << 62, -1, 0, 1 << 40, 1 << 62} {
+		at := time.Unix(seconds, 0)
+		d := c.describe(metadata(func(m *types.KeyMetadata) { m.DeletionDate, m.ValidTo = &at, &at }), "")
+		if _, err := json.Marshal(d); err != nil || !d.DeletionDate.IsZero() || !d.ValidTo.IsZero() {
+			t.Errorf("%v: %+v, %v", at, d, err)
+		}
 	}
 }

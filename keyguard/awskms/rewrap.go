@@ -46,7 +46,7 @@ func (c *Client) reEncrypt(ctx context.Context, fromARN string, wrapped []byte, 
 		DestinationEncryptionContext: b.Context(),
 	})
 	if err != nil {
-		return nil, keyguard.Receipt{}, classify(opReEncrypt, err)
+		return nil, keyguard.Receipt{}, c.failed(opReEncrypt, err)
 	}
 	receipt, err := c.receipt(opReEncrypt, out.KeyId, out.ResultMetadata, len(out.CiphertextBlob) > 0)
 	return out.CiphertextBlob, receipt, err
@@ -70,7 +70,7 @@ func (c *Client) encrypt(ctx context.Context, plain []byte, b keyguard.Binding) 
 			EncryptionContext: b.Context(),
 		})
 		if callErr != nil {
-			err = classify(opEncrypt, callErr)
+			err = c.failed(opEncrypt, callErr)
 			return
 		}
 		wrapped = out.CiphertextBlob
