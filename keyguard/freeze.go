@@ -130,7 +130,7 @@ func (r *runner) loadHedged(ctx context.Context, k *Keys, w pin) error {
 	ended := make(chan error, 2)
 	ask := func() { r.wg.Go(func() { ended <- r.load(ctx, k, w) }) }
 	ask()
-	hedge := time.NewTimer(hedgeAfter)
+	hedge := time.NewTimer(thawHedgeAfter)
 	defer hedge.Stop()
 	for asked := 1; ; {
 		select {

@@ -266,3 +266,19 @@ func TestSuspend(t *testing.T) {
 		w.awaitGate(Open, thawLimit)
 	})
 }
+
+// A network that takes every question and stays silent is noticed to be back as soon as one
+// that refuses connections: calls that are lost for good, however many, hold up no later one.
+func TestLostCallsDoNotDelayTheNext(t *testing.T) {
+	for _, every := range []time.Duration{100 * time.Millisecond, 300 * time.Millisecond, DefaultProbeInterval, 10 * time.Second} {
+		for outage := time.Second; outage < 8*time.Second; outage += 270 * time.Millisecond {
+			opened(t, func(o *Options) { o.ProbeInterval, o.OutageGrace = every, every + 2*time.Second }, func(w *world) {
+				w.kms.with(func(f *fakeKMS) { f.hang = true })
+				w.await("the outage", every+time.Second, func(s Status) bool { return !s.Ready() || s.Gate == Degraded })
+				time.Sleep(outage)
+				w.kms.with(func(f *fakeKMS) { f.hang = false }) // for calls that begin now
+				w.awaitGate(Open, thawLimit)
+			})
+		}
+	}
+}

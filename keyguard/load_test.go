@@ -68,7 +68,7 @@ func TestSilentUnwrapIsAskedAgain(t *testing.T) {
 		w.kms.set(Enabled)
 		w.awaitGate(Thawing, thawLimit)
 		asked := w.kms.count("Unwrap")
-		time.Sleep(probeTimeout - hedgeAfter)
+		time.Sleep(probeTimeout - 2*thawHedgeAfter)
 		if again := w.kms.count("Unwrap"); again > asked+2 {
 			t.Errorf("%d unwraps of one root in one attempt", again-asked)
 		}

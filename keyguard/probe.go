@@ -30,17 +30,35 @@ const (
 	// with 500 ms of draining the promise (interval + 1 s) holds up to 250 ms
 	// of latency. KMS answers in some 10 ms.
 	hedgeAfter = 250 * time.Millisecond
+	// An unwrap for a thaw is repeated later: it costs a connection of its own, and after
+	// 800 ms to notice and 300 ms to confirm the two seconds still leave 400 ms for the answer.
+	thawHedgeAfter = 500 * time.Millisecond
 	// silentAfter without any answer is told as an outage (Degraded): within
 	// the second that the status may lag behind.
 	silentAfter = 800 * time.Millisecond
 	// probeTimeout gives up on one call. It may be longer than the interval,
 	// since calls overlap; answers that took longer than 3 s are not worth having.
 	probeTimeout = 3 * time.Second
-	// maxProbes bounds the calls under way: 3 s of probes 480 ms apart.
-	maxProbes = 8
+	// pokedProbes are the calls under way that may be there on request, beside those of the clock.
+	pokedProbes = 4
 
 	slowAnswer = time.Second // a granted call slower than this is told in the status
 )
+
+// maxProbes bounds the calls under way: to as many as there are when a silent network
+// keeps each for probeTimeout, each asked again. With fewer, none would be left to notice
+// that it is back: 17 at the default interval, 40 at the shortest.
+func (o Options) maxProbes() int {
+	pause := time.Duration((1 - openJitter) * float64(o.ProbeInterval))
+	if o.ProbeInterval > closedPause {
+		pause = time.Duration((1 - closedJitter) * float64(closedPause))
+	}
+	n := int(probeTimeout/pause) + 1
+	if pause > hedgeAfter {
+		n *= 2
+	}
+	return n + pokedProbes
+}
 
 // launchDue starts the probes that are due.
 func (r *runner) launchDue(now instant) {
@@ -82,7 +100,7 @@ func (r *runner) sooner(at instant) { r.nextProbe = min(r.nextProbe, at) }
 // launch starts one probe, or the making of the probe ciphertext.
 func (r *runner) launch(now instant) bool {
 	ciphertext := r.ProbeCiphertext()
-	if r.probes >= maxProbes {
+	if r.probes >= r.o.maxProbes() {
 		return false
 	}
 	r.probes++
@@ -132,7 +150,7 @@ func (r *runner) keepProbe(made []byte) []byte {
 // describe asks for an explanation, unless the answer to the last question may
 // still be expected.
 func (r *runner) describe() {
-	if r.describes >= maxProbes || r.describes > 0 && r.o.Clock.Boot()-r.described < hedgeAfter {
+	if r.describes >= r.o.maxProbes() || r.describes > 0 && r.o.Clock.Boot()-r.described < hedgeAfter {
 		return
 	}
 	r.describes++

@@ -2,6 +2,7 @@ package awskms
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -11,10 +12,12 @@ import (
 	"errors"
 	"io"
 	"log"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -55,6 +58,10 @@ type rig struct {
 	run      chan error // gets the result of Run
 
 	noDNS, badTLS atomic.Bool
+	halves        atomic.Bool // answers stop in their midst, and the connection stays
+
+	endpoint string           // what the client calls, if not the front itself
+	date     func() time.Time // of the answers' Date, if not the present; before start only
 
 	mu      sync.Mutex
 	audit   []keyguard.AuditRecord // mu
@@ -85,7 +92,7 @@ func (w *rig) watch(arn string) {
 	w.registry = metrics.NewRegistry("test", "best_effort")
 	w.options.Observer = w.registry.NewGuards().Observer("g")
 	var err error
-	if w.guard, err = keyguard.New(newClient(w.t, w.configuration(), arn, w.front.URL), w.options); err != nil {
+	if w.guard, err = keyguard.New(newClient(w.t, w.configuration(), arn, cmp.Or(w.endpoint, w.front.URL)), w.options); err != nil {
 		w.t.Fatal(err)
 	}
 	w.registry.AddGuard(w.guard)
@@ -131,7 +138,26 @@ func (w *rig) handle(rw http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}
+	if w.date != nil {
+		rw.Header().Set("Date", w.date().UTC().Format(http.TimeFormat))
+	}
+	if w.halves.Load() {
+		w.halfAnswer(rw, r)
+		return
+	}
 	w.kms.ServeHTTP(rw, r)
+}
+
+// halfAnswer sends half of an answer, and then nothing until the caller leaves.
+func (w *rig) halfAnswer(rw http.ResponseWriter, r *http.Request) {
+	whole := httptest.NewRecorder()
+	w.kms.ServeHTTP(whole, r)
+	maps.Copy(rw.Header(), whole.Header())
+	rw.Header().Set("Content-Length", strconv.Itoa(whole.Body.Len()))
+	rw.WriteHeader(whole.Code)
+	_, _ = rw.Write(whole.Body.Bytes()[:whole.Body.Len()/2]) // the caller may leave at any time
+	_ = http.NewResponseController(rw).Flush()
+	<-r.Context().Done()
 }
 
 // configuration trusts the front and fails where the network is told to.

@@ -23,7 +23,9 @@ const (
 	tlsTimeout  = 2500 * time.Millisecond
 	idleTimeout = 30 * time.Second // probes come every second and keep one connection warm
 	keepAlive   = 15 * time.Second
-	maxIdle     = 4 // a probe, its repetition, a description
+	// maxIdle is one: what is asked again because no answer comes must not meet a second
+	// connection that was lost in the same way, at a firewall that forgot them.
+	maxIdle = 1
 
 	// maxAnswer bounds the body of an answer, and maxHead what stands before it: KMS's are
 	// below 10 KiB. What answers without end in its place must not cost memory, eight times at once.
