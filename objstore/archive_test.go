@@ -74,9 +74,7 @@ func (w *world) archived(t *testing.T, key string, want []byte) {
 		t.Errorf("copy of %s: %v", key, err)
 	}
 	if strings.HasSuffix(w.up.Object("acme-documents", key).ETag, `-3"`) {
-		if _, err := w.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: documents, Key: &key, PartNumber: aws.Int32(2)}); err == nil || !strings.Contains(err.Error(), "403") {
-			t.Errorf("head of part 2 of %s: %v", key, err)
-		}
+		w.archivedParts(t, key, len(want))
 	}
 	restore := &s3.RestoreObjectInput{Bucket: documents, Key: &key, RestoreRequest: &types.RestoreRequest{Days: aws.Int32(3), GlacierJobParameters: &types.GlacierJobParameters{Tier: types.TierBulk}}}
 	if _, err := w.client.RestoreObject(t.Context(), restore); err != nil {
@@ -102,6 +100,48 @@ func (w *world) archived(t *testing.T, key string, want []byte) {
 	o := w.up.Object("acme-documents", key)
 	o.Header.Del("X-Amz-Restore")
 	w.up.Replace("acme-documents", key, o)
+}
+
+// archivedParts asks for the parts of an archived object: two of two segments, and the rest. How
+// long a part is that may be compressed stands in its header, which cannot be read.
+func (w *world) archivedParts(t *testing.T, key string, size int) {
+	t.Helper()
+	_, packed := w.up.Object("acme-documents", key).Header["X-Amz-Meta-Byokd-Size"]
+	for number, want := range map[int32][2]int{1: {0, 2 * segment}, 2: {2 * segment, 4 * segment}, 3: {4 * segment, size}} {
+		out, err := w.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: documents, Key: &key, PartNumber: &number})
+		if packed {
+			if err == nil || !strings.Contains(err.Error(), "403") {
+				t.Errorf("head of part %d of %s: %v", number, key, err)
+			}
+			continue
+		}
+		if err != nil || *out.ContentLength != int64(want[1]-want[0]) || *out.PartsCount != 3 || aws.ToString(out.ContentRange) != fmt.Sprintf("bytes %d-%d/%d", want[0], want[1]-1, size) {
+			t.Errorf("head of part %d of %s: %+v, %v", number, key, out, err)
+		}
+	}
+	if _, err := w.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: documents, Key: &key, PartNumber: aws.Int32(4)}); err == nil || !strings.Contains(err.Error(), "416") {
+		t.Errorf("head of part 4 of %s: %v", key, err)
+	}
+}
+
+// TestArchiveTiers: the archive tiers of INTELLIGENT_TIERING are told as S3 tells them.
+func TestArchiveTiers(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	for tier, want := range map[string]types.IntelligentTieringAccessTier{"ARCHIVE_ACCESS": types.IntelligentTieringAccessTierArchiveAccess, "DEEP_ARCHIVE_ACCESS": types.IntelligentTieringAccessTierDeepArchiveAccess} {
+		w.put("o", []byte(canary))
+		o := w.up.Object("acme-documents", "o")
+		o.Header.Set("X-Amz-Storage-Class", "INTELLIGENT_TIERING")
+		o.Header.Set("X-Amz-Archive-Status", tier)
+		w.up.Replace("acme-documents", "o", o)
+		var state *types.InvalidObjectState
+		if _, _, err := w.get("o", ""); !errors.As(err, &state) || state.AccessTier != want || state.StorageClass != types.StorageClassIntelligentTiering {
+			t.Errorf("%s: %v, tier %+v", tier, err, state)
+		}
+		head, err := w.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: documents, Key: aws.String("o")})
+		if err != nil || string(head.ArchiveStatus) != tier || *head.ContentLength != int64(len(canary)) {
+			t.Errorf("%s: %+v, %v", tier, head, err)
+		}
+	}
 }
 
 // TestRestoreSelectsNothing: what of RestoreObject would read, or write, bytes of an

@@ -203,8 +203,13 @@ func totalOf(contentRange string, from int64) (int64, error) {
 }
 
 func (u *awsUpstream) Head(ctx context.Context, req GetRequest) (Info, error) {
+	var part *int32
+	if req.Part > 0 {
+		part = aws.Int32(int32(req.Part))
+	}
 	out, err := u.client.HeadObject(ofOwn(ctx, req.Key), &s3.HeadObjectInput{
-		Bucket: &u.bucket, Key: &req.Key, VersionId: opt(req.VersionID),
+		PartNumber: part,
+		Bucket:     &u.bucket, Key: &req.Key, VersionId: opt(req.VersionID),
 		IfMatch: opt(req.IfMatch), IfNoneMatch: opt(req.IfNoneMatch),
 		IfModifiedSince: optTime(req.IfModifiedSince), IfUnmodifiedSince: optTime(req.IfUnmodifiedSince),
 	})
@@ -222,6 +227,7 @@ func (u *awsUpstream) Head(ctx context.Context, req GetRequest) (Info, error) {
 		Size: aws.ToInt64(out.ContentLength), ETag: aws.ToString(out.ETag), LastModified: aws.ToTime(out.LastModified),
 		VersionID: aws.ToString(out.VersionId), DeleteMarker: aws.ToBool(out.DeleteMarker),
 		TagCount: aws.ToInt32(out.TagCount), Restore: aws.ToString(out.Restore), ArchiveState: string(out.ArchiveStatus),
+		Range: aws.ToString(out.ContentRange),
 	}, nil
 }
 

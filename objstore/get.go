@@ -237,7 +237,10 @@ func (p *Proxy) headObject(ctx context.Context, c *call) error {
 	var got *plainRange
 	status := http.StatusOK
 	if want != nil {
-		if got, err = want.resolve(lay); err != nil {
+		if got, err = want.resolve(lay); lay.unread != nil && err == lay.unread {
+			got, err = p.archivedPart(ctx, c, req, lay, want.part)
+		}
+		if err != nil {
 			return err
 		}
 		if got.n > 0 {
@@ -249,6 +252,44 @@ func (p *Proxy) headObject(ctx context.Context, c *call) error {
 	}
 	c.w.begin(status)
 	return nil
+}
+
+// archivedPart places a part of an archived object, of which the upstream tells where it
+// lies: all parts but the last are whole segments. How long a compressed part is stands in
+// its header only, which cannot be read.
+func (p *Proxy) archivedPart(ctx context.Context, c *call, req GetRequest, lay *layout, part int) (*plainRange, error) {
+	if lay.packed {
+		return nil, lay.unread
+	}
+	info, err := c.bucket.Upstream.Head(ctx, GetRequest{Ref: req.Ref, Conditions: Conditions{IfMatch: lay.etag}, Part: part})
+	if err != nil {
+		return nil, err
+	}
+	from, size, ok := sealedPart(info.Range)
+	if !ok {
+		return nil, lay.unread
+	}
+	got := &plainRange{byPart: true}
+	if got.n, err = seal.PlainObjectSize(size, 1); err == nil && part > 1 {
+		got.off, err = seal.PlainObjectSize(from, part-1)
+	}
+	if err == nil && got.off+got.n > lay.plain {
+		err = errors.New("a part beyond the end")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: part %d of an archived object: %w", errBroken, part, err)
+	}
+	return got, nil
+}
+
+// sealedPart reads "bytes a-b/n".
+func sealedPart(text string) (from, size int64, ok bool) {
+	span, _, found := strings.Cut(text, "/")
+	r := parseRange(strings.Replace(span, "bytes ", "bytes=", 1))
+	if !found || r == nil || r.from < 0 || r.to < 0 || r.to == 1<<63-1 {
+		return 0, 0, false
+	}
+	return r.from, r.to - r.from + 1, true
 }
 
 // layoutOf finds the layout behind a Head. The length of a simple object that

@@ -183,7 +183,12 @@ func (p *Proxy) complete(ctx context.Context, c *call, id UploadID, wanted []Par
 	case err == nil && aligned:
 		p.keepSum(ctx, c, stored, whole)
 	case err == nil:
+		first := stored
 		stored, err = p.realign(ctx, c, stored, whole, lock)
+		if lock.lockable {
+			p.log.Warn("an upload in parts that are no multiples of 64 KiB was sealed anew, in a bucket with object lock: its first form stays below it as a version of its own, and is paid for, until the lock that it was begun with ends (a part size that is a multiple of 64 KiB avoids that)",
+				zap.String("bucket", c.bucket.name), zap.String("key", c.key), zap.String("first_version", first.VersionID), zap.String("version", stored.VersionID), zap.Error(err))
+		}
 	}
 	return stored, whole, err
 }
@@ -240,8 +245,13 @@ func (p *Proxy) aligned(ctx context.Context, c *call, id UploadID, wanted []Part
 		if err != nil {
 			return fmt.Errorf("%w: size of part %d", errBroken, part.Number)
 		}
+		if plain == 0 && i < len(wanted)-1 { // S3 wants 5 MiB; and what is only completed can be any object's end
+			return refuse(http.StatusBadRequest, "EntityTooSmall", "Your proposed upload is smaller than the minimum allowed size").
+				with("PartNumber", strconv.Itoa(int(part.Number))).with("ETag", strings.Trim(partETag(part.ETag, partSum{}), `"`)).with("ProposedSize", "0").
+				hint("Every part of an upload but the last must hold at least 5 MiB, on services other than S3 at least a byte.")
+		}
 		total, lengths[i] = total+plain, plain
-		if i < len(wanted)-1 && (plain == 0 || plain%seal.SegmentSize != 0) {
+		if i < len(wanted)-1 && plain%seal.SegmentSize != 0 {
 			aligned = false
 		}
 		return nil

@@ -76,6 +76,27 @@ func TestMisalignedParts(t *testing.T) {
 	w.noPlaintext()
 }
 
+// TestEmptyParts: a part that holds nothing can only be the last one. An upload with another
+// is refused, as by S3, before it takes the place of what is there.
+func TestEmptyParts(t *testing.T) {
+	for _, compress := range []bool{false, true} {
+		w := newWorld(t, worldOptions{compress: compress})
+		for _, sizes := range [][]int{{0}, {2 * segment, 0}} {
+			if body := w.upload("o", sizes...); !bytes.Equal(w.mustGet("o", ""), body) {
+				t.Errorf("%v: wrong bytes", sizes)
+			}
+		}
+		w.put("o", []byte(canary))
+		for _, sizes := range [][]int{{0, 0}, {0, 5}, {0, 2 * segment}, {2 * segment, 0, 5}, {77, 0, 0}, {0, 0, 0}} {
+			_, err := w.tryUpload("o", sizes...)
+			wantCode(t, err, http.StatusBadRequest, "EntityTooSmall")
+			if got := w.mustGet("o", ""); string(got) != canary {
+				t.Errorf("%v: what was there reads as %d bytes", sizes, len(got))
+			}
+		}
+	}
+}
+
 // TestLargeObjects shrinks the most that the upstream takes in one request: a put
 // becomes a multipart object, and so does a copy.
 func TestLargeObjects(t *testing.T) {

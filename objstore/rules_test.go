@@ -10,6 +10,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"go.uber.org/zap"
 
 	"github.com/byokd/byokd/objstore"
 	"github.com/byokd/byokd/objstore/s3test"
@@ -139,6 +140,10 @@ func TestSealedAnewStaysLocked(t *testing.T) {
 				isLocked(t, o)
 			}
 			w.readsLocked("o", whole)
+			if told := w.log.FilterMessageSnippet("its first form stays").FilterField(zap.String("first_version", versions[0].Version)).Len() +
+				w.log.FilterMessageSnippet("its first form stays").FilterField(zap.String("first_version", versions[1].Version)).Len(); !c.another && told != 1 {
+				t.Errorf("what stays locked is told %d times", told)
+			}
 		})
 	}
 }

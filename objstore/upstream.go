@@ -102,6 +102,8 @@ type GetRequest struct {
 	// From and To bound the sealed range: bytes From up to and without To. To 0
 	// means up to the end; both 0 mean no Range at all.
 	From, To int64
+	// Part asks Head for a part of an object that was uploaded in parts; 0 means none.
+	Part int
 }
 
 // ranged reports whether the request carries a Range header.
@@ -109,6 +111,7 @@ func (g GetRequest) ranged() bool { return g.From != 0 || g.To != 0 }
 
 // Info is what the upstream says about an object.
 type Info struct {
+	Range string // of a part that was asked for: "bytes a-b/n"
 	Attributes
 	Size         int64 // of the whole sealed object, also for ranges
 	ETag         string

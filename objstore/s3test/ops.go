@@ -185,6 +185,13 @@ func (s *Server) get(w http.ResponseWriter, r *http.Request, bucket, key string)
 		h.Set("X-Amz-Tagging-Count", strconv.Itoa(strings.Count(o.Tags, "&")+1))
 	}
 	from, to, status := int64(0), o.Size, http.StatusOK
+	if n, err := strconv.Atoi(r.URL.Query().Get("partNumber")); err == nil && n > 0 && n <= len(o.Parts) {
+		for _, before := range o.Parts[:n-1] {
+			from += before
+		}
+		to, status = from+o.Parts[n-1], http.StatusPartialContent
+		h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, to-1, o.Size))
+	}
 	if v := r.Header.Get("Range"); v != "" {
 		a, b, _ := strings.Cut(strings.TrimPrefix(v, "bytes="), "-")
 		from, _ = strconv.ParseInt(a, 10, 64)
@@ -429,6 +436,7 @@ func (s *Server) complete(w http.ResponseWriter, r *http.Request, id string, u *
 		}
 		data.Write(part.Data)
 		o.Size += part.Size
+		o.Parts = append(o.Parts, part.Size)
 		raw, _ := hex.DecodeString(strings.Trim(part.ETag, `"`))
 		all.Write(raw)
 	}

@@ -249,7 +249,7 @@ func grantsOf(h http.Header) http.Header {
 
 // archived reports whether an object has to be restored before it can be read.
 func archived(o *Stored) bool {
-	return slices.Contains(archives, o.Header.Get("X-Amz-Storage-Class")) && !strings.Contains(o.Header.Get("X-Amz-Restore"), `"false"`)
+	return (slices.Contains(archives, o.Header.Get("X-Amz-Storage-Class")) || o.Header.Get("X-Amz-Archive-Status") != "") && !strings.Contains(o.Header.Get("X-Amz-Restore"), `"false"`)
 }
 
 // restore answers RestoreObject.
@@ -285,7 +285,11 @@ func (s *Server) restore(w http.ResponseWriter, r *http.Request, bucket, key str
 func refuseState(w http.ResponseWriter, o *Stored) {
 	w.Header().Set("Content-Type", "application/xml")
 	w.WriteHeader(http.StatusForbidden)
-	fmt.Fprintf(w, "<Error><Code>InvalidObjectState</Code><Message>The operation is not valid for the object's storage class</Message><StorageClass>%s</StorageClass></Error>", o.Header.Get("X-Amz-Storage-Class"))
+	fmt.Fprintf(w, "<Error><Code>InvalidObjectState</Code><Message>The operation is not valid for the object's storage class</Message><StorageClass>%s</StorageClass>", o.Header.Get("X-Amz-Storage-Class"))
+	if tier := o.Header.Get("X-Amz-Archive-Status"); tier != "" {
+		fmt.Fprintf(w, "<AccessTier>%s</AccessTier>", tier)
+	}
+	fmt.Fprint(w, "</Error>")
 }
 
 // listVersions answers ListObjectVersions, in one page.

@@ -49,7 +49,8 @@ type Server struct {
 // Stored is one object.
 type Stored struct {
 	Data     []byte
-	Size     int64 // length, also when Data was discarded
+	Size     int64   // length, also when Data was discarded
+	Parts    []int64 // lengths, of an object that was uploaded in parts
 	ETag     string
 	Header   http.Header // content headers and x-amz-meta-*
 	Tags     string
