@@ -22,7 +22,7 @@ type copySource struct {
 
 // sourceOf reads the source of a copy and waits for its key.
 func (p *Proxy) sourceOf(ctx context.Context, c *call) (*copySource, error) {
-	path, query, _ := strings.Cut(strings.TrimPrefix(c.r.Header.Get("X-Amz-Copy-Source"), "/"), "?")
+	path, query, _ := strings.Cut(c.r.Header.Get("X-Amz-Copy-Source"), "?")
 	given := c.r.Header.Get("X-Amz-Copy-Source")
 	path, err := url.QueryUnescape(path)
 	if err != nil {

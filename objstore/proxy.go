@@ -307,7 +307,9 @@ func (p *Proxy) serve(ctx context.Context, c *call) error {
 			defer connlimit.Busy(conn)()
 		}
 	}
-	adoptArgs(c)
+	if err := adoptArgs(c); err != nil {
+		return err
+	}
 	if err := refuseHeaders(c); err != nil {
 		return err
 	}

@@ -180,15 +180,26 @@ var signingArgs = []string{
 
 // adoptArgs makes headers of the query parameters that stand for such: clients
 // move x-amz- headers into the links they presign. The signature covers both.
-func adoptArgs(c *call) {
+func adoptArgs(c *call) error {
 	for name, values := range c.query {
 		lower := strings.ToLower(name)
-		if strings.HasPrefix(lower, "x-amz-") && !slices.Contains(signingArgs, lower) && c.r.Header.Get(name) == "" {
-			c.r.Header.Set(name, values[0])
+		if !strings.HasPrefix(lower, "x-amz-") || slices.Contains(signingArgs, lower) || c.r.Header.Get(name) != "" {
+			continue
 		}
+		if !headerName.MatchString(name) || strings.ContainsFunc(values[0], noHeaderText) {
+			return invalidArgument(lower, values[0], "This parameter stands for a header, and cannot be one.")
+		}
+		c.r.Header.Set(name, values[0])
 	}
 	c.op = refineCopy(c.op, c.r)
+	return nil
 }
+
+// headerName is the name of a header, and noHeaderText what its value cannot hold: net/http
+// makes sure of both for what clients send as headers, and sends nothing else up.
+var headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
+
+func noHeaderText(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }
 
 // refineCopy tells the copying forms of an upload by their header.
 func refineCopy(op Op, r *http.Request) Op {
