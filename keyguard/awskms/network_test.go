@@ -262,3 +262,23 @@ func TestGrantAlone(t *testing.T) {
 		w.awaitGate(keyguard.Open)
 	}
 }
+
+// TestKeyThatIsFoundAgain: who is told for a while that the key does not exist, as by the
+// endpoint of another Region behind a wrong name, is frozen and goes on by itself.
+func TestKeyThatIsFoundAgain(t *testing.T) {
+	server, err := kmstest.Start(kmstest.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	w := newRig(t, server.Server)
+	w.options.OutageGrace = keyguard.DefaultOutageGrace
+	w.watch(w.arn)
+	w.open()
+	b := behaviour{fault: answer(400, "NotFoundException", "Key does not exist")}
+	w.take(b)
+	w.await("the freeze", func(s keyguard.Status) bool { return s.Gate == keyguard.Frozen && s.Key == keyguard.Deleted })
+	w.mustNotEnter()
+	w.give(b)
+	w.awaitGate(keyguard.Open)
+}
