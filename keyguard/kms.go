@@ -81,6 +81,13 @@ type SiblingDescriber interface {
 	DescribeSibling(ctx context.Context, keyARN string) (Description, error)
 }
 
+// Reconnector is what a KMS may do besides: give up the connections that it keeps for
+// later calls. A firewall that has forgotten one has forgotten the others too, and each
+// would swallow a call.
+type Reconnector interface {
+	Reconnect()
+}
+
 // SameKey reports whether two ARNs name keys that decrypt each other's
 // ciphertexts: the same key, or the primary and a replica of one multi-Region key,
 // which share their material and the id mrk-… in one account.

@@ -272,7 +272,7 @@ func TestSuspend(t *testing.T) {
 func TestLostCallsDoNotDelayTheNext(t *testing.T) {
 	for _, every := range []time.Duration{100 * time.Millisecond, 300 * time.Millisecond, DefaultProbeInterval, 10 * time.Second} {
 		for outage := time.Second; outage < 8*time.Second; outage += 270 * time.Millisecond {
-			opened(t, func(o *Options) { o.ProbeInterval, o.OutageGrace = every, every + 2*time.Second }, func(w *world) {
+			opened(t, func(o *Options) { o.ProbeInterval, o.OutageGrace = every, every+2*time.Second }, func(w *world) {
 				w.kms.with(func(f *fakeKMS) { f.hang = true })
 				w.await("the outage", every+time.Second, func(s Status) bool { return !s.Ready() || s.Gate == Degraded })
 				time.Sleep(outage)

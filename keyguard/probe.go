@@ -103,6 +103,9 @@ func (r *runner) launch(now instant) bool {
 	if r.probes >= r.o.maxProbes() {
 		return false
 	}
+	if kms, able := r.kms.(Reconnector); able && r.awaiting != never && now-r.awaiting >= hedgeAfter {
+		kms.Reconnect()
+	}
 	r.probes++
 	r.lastLaunch = now
 	if r.awaiting == never {

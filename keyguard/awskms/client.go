@@ -37,11 +37,13 @@ type Client struct {
 	region func(string) *kms.Client // pooled, for another Region
 	direct *kms.Client              // for what carries a plaintext key, inside seal.Do only
 	stale  func()                   // tells who gave the credentials that AWS refuses them
+	fresh  func()                   // makes later calls of pooled on new connections
 }
 
 var (
 	_ keyguard.KMS              = (*Client)(nil)
 	_ keyguard.SiblingDescriber = (*Client)(nil)
+	_ keyguard.Reconnector      = (*Client)(nil)
 )
 
 // New makes a client for the key with this ARN (an alias will not do: it can be
@@ -77,8 +79,12 @@ func New(cfg aws.Config, keyARN string, o Options) (*Client, error) {
 		pooled: kms.NewFromConfig(cfg, options(pooled)),
 		direct: kms.NewFromConfig(cfg, options(direct)),
 		stale:  stale,
+		fresh:  func() { pooled.CloseIdleConnections() },
 	}, nil
 }
+
+// Reconnect gives up the connections that are kept for later calls.
+func (c *Client) Reconnect() { c.fresh() }
 
 // failed classifies the error of a call, and has credentials renewed that AWS refuses.
 func (c *Client) failed(op string, err error) *keyguard.KMSError {

@@ -23,9 +23,7 @@ const (
 	tlsTimeout  = 2500 * time.Millisecond
 	idleTimeout = 30 * time.Second // probes come every second and keep one connection warm
 	keepAlive   = 15 * time.Second
-	// maxIdle is one: what is asked again because no answer comes must not meet a second
-	// connection that was lost in the same way, at a firewall that forgot them.
-	maxIdle = 1
+	maxIdle     = 4 // a probe, its repetition, a description
 
 	// maxAnswer bounds the body of an answer, and maxHead what stands before it: KMS's are
 	// below 10 KiB. What answers without end in its place must not cost memory, eight times at once.
@@ -40,7 +38,7 @@ var errTooLong = fmt.Errorf("an answer of more than %d bytes", maxAnswer)
 // transports makes the two HTTP clients out of the configured one, whose trusted
 // CAs, client certificates and proxy they keep. A client of a foreign kind is
 // taken for both, and its answers are bounded only.
-func transports(configured aws.HTTPClient) (pooled, direct aws.HTTPClient) {
+func transports(configured aws.HTTPClient) (pooled boundedClient, direct aws.HTTPClient) {
 	buildable, ok := configured.(*awshttp.BuildableClient)
 	if !ok {
 		if configured != nil {
@@ -78,7 +76,7 @@ func transports(configured aws.HTTPClient) (pooled, direct aws.HTTPClient) {
 // unredirected makes a client that follows no redirection. KMS redirects nobody, and the
 // SDK's own client would carry a ciphertext, and the question whether the key may be
 // used, to wherever a 307 points.
-func unredirected(b *awshttp.BuildableClient) aws.HTTPClient {
+func unredirected(b *awshttp.BuildableClient) boundedClient {
 	return boundedClient{&http.Client{
 		Transport:     b.GetTransport(),
 		Timeout:       b.GetTimeout(),
@@ -96,6 +94,13 @@ func (b boundedClient) Do(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	return whole(resp)
+}
+
+// CloseIdleConnections makes later requests on new connections.
+func (b boundedClient) CloseIdleConnections() {
+	if pool, keeps := b.client.(interface{ CloseIdleConnections() }); keeps {
+		pool.CloseIdleConnections()
+	}
 }
 
 // whole reads an answer into memory.
