@@ -88,6 +88,7 @@ type loop struct {
 
 	mu      sync.Mutex
 	free    []*slot    // guarded by mu; last in, first out, so that few slots' memory is warm
+	unused  int        // as many of free, the first ones, were not used since trim; guarded by mu
 	taken   int        // slots not in free; guarded by mu
 	clean   int        // of these, with nothing in them but a request that waits; guarded by mu
 	stale   int        // of the others, taken before the last freeze; guarded by mu
@@ -128,6 +129,7 @@ func (l *loop) start() {
 	for range idleReaders {
 		l.readOn()
 	}
+	go l.keepTrim()
 }
 
 // readOn starts a goroutine that reads the device.

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -18,6 +19,7 @@ type slot struct {
 	memory  []byte // one mapping, in | out | sealed | block; with a journal without in
 	span    uint32 // loop.span when it was taken
 	clean   bool   // its request waits at the gate, and nothing else is in it; guarded by loop.mu
+	cold    bool   // its memory was given back and not used since; guarded by loop.mu
 
 	kept *journalSlot // where in and the record of its request are; nil without a journal
 
@@ -49,10 +51,7 @@ func (l *loop) tryTake() (*slot, error) {
 	l.mu.Lock()
 	span := l.span
 	if n := len(l.free); n > 0 {
-		l.taken++
-		s := l.free[n-1]
-		l.free = l.free[:n-1]
-		s.span = span
+		s := l.takeAt(n - 1)
 		l.mu.Unlock()
 		return s, nil
 	}
@@ -72,6 +71,16 @@ func (l *loop) tryTake() (*slot, error) {
 	return s, nil
 }
 
+// takeAt takes a free slot; mu is held.
+func (l *loop) takeAt(i int) *slot {
+	s := l.free[i]
+	l.free = slices.Delete(l.free, i, i+1)
+	l.unused = min(l.unused, len(l.free))
+	l.taken++
+	s.span, s.cold = l.span, false
+	return s
+}
+
 // give takes a slot back. Beyond what a busy volume uses, slots come from a
 // freeze that parked many calls, and their memory is returned.
 func (l *loop) give(s *slot) {
@@ -88,7 +97,11 @@ func (l *loop) give(s *slot) {
 		l.stale--
 	}
 	if len(l.free) < keepSlots {
-		l.free = append(l.free, s)
+		if s.cold {
+			l.free = slices.Insert(l.free, 0, s)
+		} else {
+			l.free = append(l.free, s)
+		}
 		l.given.Signal()
 		s = nil
 	}
@@ -100,6 +113,48 @@ func (l *loop) give(s *slot) {
 			l.journal.retire(s.kept)
 		}
 	}
+}
+
+// trimEvery is how often the memory of slots that were not used meanwhile is given back:
+// after a burst that is 2 MiB of each, 3 with a journal.
+const trimEvery = 30 * time.Second
+
+// keepTrim trims until the connection ends or is left to a successor.
+func (l *loop) keepTrim() {
+	ticker := time.NewTicker(trimEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			l.trim()
+		case <-l.ended:
+			return
+		case <-l.fs.serving.Done():
+			return
+		}
+	}
+}
+
+// trim gives back the memory of the slots that were not used since it was called last.
+// Those are the first ones. It takes each meanwhile, as a request would: a freeze waits for it, and
+// nobody waits for the kernel with the lock.
+func (l *loop) trim() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	unused := l.unused
+	for range unused {
+		i := slices.IndexFunc(l.free, func(s *slot) bool { return !s.cold })
+		if i < 0 || i >= unused {
+			break
+		}
+		s := l.takeAt(i)
+		l.mu.Unlock()
+		s.giveBack()
+		s.cold = true
+		l.give(s)
+		l.mu.Lock()
+	}
+	l.unused = len(l.free)
 }
 
 // newSlot maps a slot's memory. A page is resident only once it was used.
@@ -158,6 +213,14 @@ func (s *slot) wipe() {
 	s.call.wipe()
 }
 
+// giveBack is wipe, and gives back the buffer in the journal, too.
+func (s *slot) giveBack() {
+	s.wipe()
+	if s.kept != nil {
+		s.kept.shrink(0)
+	}
+}
+
 // wipeBehind wipes a slot but for the first n bytes of its request, which waits at
 // the gate: what earlier requests left is not to stay as long as it does.
 func (l *loop) wipeBehind(s *slot, n int) {
@@ -191,10 +254,7 @@ func (l *loop) wipe() {
 	l.span++
 	l.stale = l.taken - l.clean
 	for _, s := range l.free {
-		s.wipe()
-		if s.kept != nil {
-			s.kept.shrink(0)
-		}
+		s.giveBack()
 	}
 }
 
