@@ -192,7 +192,7 @@ func openLower(lower string) (int, error) {
 	if err := lockLower(fd); err != nil {
 		unix.Close(fd)
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return -1, fmt.Errorf("%w: %s", ErrBusy, lower)
+			return -1, fmt.Errorf("%w: %s; stop that one first. To see where it is mounted: findmnt -t fuse.byokd", ErrBusy, lower)
 		}
 		return -1, fmt.Errorf("lock %s: %w", lower, err)
 	}

@@ -182,7 +182,7 @@ func historyMarkup(r Report) g.Node {
 			return h.Li(moment(e.At), g.Textf(" %s: %v, key %v%s", e.Guard, e.Gate, e.Key, because(e.Reason)))
 		})
 	}
-	return section("history", "Freezes and thaws", g.Map(timelines(r), timelineMarkup), h.Ol(h.Class("history"), events))
+	return section("history", "Freezes and thaws", g.Map(timelines(r), timelineMarkup), h.Ol(h.Class("history"), h.TabIndex("0"), h.Aria("labelledby", "history-title"), events))
 }
 
 func timelineMarkup(t timeline) g.Node {

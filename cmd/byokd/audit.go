@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -39,7 +40,9 @@ func openAudit(name string, limit int64, log *zap.Logger) (*auditTrail, error) {
 	if name == "" {
 		return t, nil
 	}
-	if err := t.open(); err != nil {
+	if err := t.open(); errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("audit.file: %w; type: mkdir -p %s", err, filepath.Dir(name))
+	} else if err != nil {
 		return nil, fmt.Errorf("audit.file: %w", err)
 	}
 	return t, nil

@@ -160,7 +160,7 @@ func (c *checking) tell() error {
 		}
 	}
 	if r.FaultCount > 0 {
-		return exitWith(exitDamaged, fmt.Errorf("%d faults, %d plain bytes cannot be read", r.FaultCount, r.FaultyBytes))
+		return exitWith(exitDamaged, fmt.Errorf("faults: %d; plain bytes that cannot be read: %d", r.FaultCount, r.FaultyBytes))
 	}
 	return nil
 }

@@ -90,7 +90,7 @@ func (o *operator) check(ctx context.Context, _ control.Peer, _ json.RawMessage,
 	}
 	f := v.mounted.Load()
 	if s := v.guard.Status(); f == nil || !s.Ready() {
-		return nil, &control.Failure{Code: exitFrozen, Text: "the volume cannot be checked now: " + s.Headline() + "\n" + s.NextStep()}
+		return nil, &control.Failure{Code: exitFrozen, Text: "the volume cannot be checked now: " + s.Headline() + "\nNext step: " + s.NextStep()}
 	}
 	if !o.checking.TryLock() {
 		return nil, &control.Failure{Code: exitFailure, Text: "a check of this volume is under way: wait for its end"}

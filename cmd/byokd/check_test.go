@@ -254,6 +254,8 @@ func TestCheckFindsDamage(t *testing.T) { ownerships(t, testCheckFindsDamage) }
 func testCheckFindsDamage(t *testing.T, ownership string) {
 	s := newVolumeSite(t, ownership)
 	target, large := s.lowerOf(t, 40_000), s.lowerOf(t, 3<<20)
+	var whole checkReport
+	s.check(t, &whole, exitOK)
 	for _, c := range []struct {
 		name   string
 		damage func()
@@ -317,6 +319,9 @@ func testCheckFindsDamage(t *testing.T, ownership string) {
 			}
 			if !found || report.Sound {
 				t.Errorf("%+v is not among %+v", c.want.Fault, report.Faults)
+			}
+			if report.Holes > whole.Holes {
+				t.Errorf("what is damaged counts as a hole: %d bytes of them, %d before", report.Holes, whole.Holes)
 			}
 			copyTree(t, saved, s.lower)
 		})

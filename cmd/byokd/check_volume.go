@@ -47,13 +47,14 @@ func (c *volumeCheck) File(e *volumeread.Entry, f *volumeread.File) error {
 	}
 	c.report.Files++
 	var opened int64
+	faulty := c.report.FaultyBytes
 	_, err := f.Blocks(func(_ int64, plain []byte) error {
 		opened += int64(len(plain))
 		c.report.Bytes += int64(len(plain))
 		c.done(c.report.Bytes + c.report.Holes)
 		return nil
 	})
-	c.report.Holes += max(0, f.Size()-opened)
+	c.report.Holes += max(0, f.Size()-opened-(c.report.FaultyBytes-faulty))
 	return err
 }
 

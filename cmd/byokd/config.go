@@ -75,8 +75,8 @@ type VolumeConfig struct {
 	// The directory below the mount, where the sealed files are kept. An empty one is initialised; one
 	// that holds anything byokd has not written is refused. Absolute path. Required.
 	Lower string `yaml:"lower"`
-	// The directory at which the plain files appear: an existing, empty one. Absolute path. Required, unless
-	// mountSocket is given.
+	// The directory at which the plain files appear: an empty one, which is made where only its last part is
+	// missing. Absolute path. Required, unless mountSocket is given.
 	Mount string `yaml:"mount"`
 	// The socket at which a node driver (byokd node) passes a mount that it has made, so that byokd needs no
 	// privilege. Absolute path. mount is then only shown, as the place where the workload sees the files.

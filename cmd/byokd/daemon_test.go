@@ -360,7 +360,7 @@ func TestRefusals(t *testing.T) {
 		{"credentials that are none", func(t *testing.T, s *site) { s.write(t, s.credentials, "hunter2\n", 0o600) }, exitConfig, []string{"line 1 is not ACCESS_KEY_ID:SECRET_ACCESS_KEY"}},
 		{"audit file", func(t *testing.T, s *site) {
 			s.configure(t, map[string]string{"stopTimeout: 30s": "audit: {file: /nowhere/audit}"})
-		}, exitConfig, []string{"/nowhere/audit"}},
+		}, exitConfig, []string{"/nowhere/audit", "type: mkdir -p /nowhere"}},
 		{"foreign files", func(t *testing.T, s *site) { s.write(t, filepath.Join(s.lower, "precious.db"), "x", 0o600) }, exitLower, []string{"precious.db"}},
 		{"damaged header", func(t *testing.T, s *site) { s.write(t, filepath.Join(s.lower, "byokd.volume"), "x", 0o600) }, exitLower, []string{"byokd.volume"}},
 		{"no volume", func(t *testing.T, s *site) {

@@ -80,7 +80,7 @@ func (r *restoring) conclude(partial string) error {
 		r.complain("owners and groups are not restored: only root can give files away")
 	}
 	if r.faults > 0 {
-		return exitWith(exitDamaged, fmt.Errorf("%d faults, %d files were left out", r.faults, r.skipped))
+		return exitWith(exitDamaged, fmt.Errorf("faults: %d; files that were left out: %d", r.faults, r.skipped))
 	}
 	return nil
 }

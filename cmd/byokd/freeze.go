@@ -171,7 +171,7 @@ func callDaemon(cmd *cobra.Command, socket, operation string, request, result an
 	var failed *control.Failure
 	switch {
 	case errors.Is(err, control.ErrNoAnswer):
-		return &exitError{exitNoAnswer, fmt.Errorf("%w; is it running, and is admin.socket set in its configuration?", err)}
+		return &exitError{exitNoAnswer, fmt.Errorf("%w; is it running, and is that admin.socket of its configuration? (--socket PATH)", err)}
 	case errors.As(err, &failed):
 		return &exitError{failed.Code, err}
 	case err != nil:

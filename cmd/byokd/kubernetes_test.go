@@ -87,7 +87,7 @@ func TestSidecarEnvironmentIsUnderstood(t *testing.T) {
 		if want := map[string]string{"csi": "/run/byokd/mount.sock"}[mode]; v.MountSocket != want {
 			t.Errorf("%s: the mount is taken from %q", mode, v.MountSocket)
 		}
-		if got := probeAddress("", environ); got != "localhost:9180" {
+		if got := adminAddress("", environ); got != "localhost:9180" {
 			t.Errorf("the probe asks %s", got)
 		}
 	}

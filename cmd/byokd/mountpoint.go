@@ -22,7 +22,10 @@ const statTimeout = 3 * time.Second
 // killed run since anybody looked.
 const maxStale = 64
 
-var errMountPoint = errors.New("volume.mount cannot be used")
+var (
+	errMountPoint  = errors.New("volume.mount cannot be used")
+	errNoDirectory = errors.New("does not exist")
+)
 
 // prepareMountPoint makes sure that dir is an empty directory without a mount of byokd on it, and makes it where only its
 // last part is missing (in a pod, its parent is a volume that is empty at first). Dead mounts of a killed byokd are cleared
@@ -85,7 +88,7 @@ func statWithin(dir string, timeout time.Duration) error {
 	select {
 	case err := <-result:
 		if errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("%s does not exist; type: mkdir -p %s", dir, dir)
+			return fmt.Errorf("%s %w; type: mkdir -p %s", dir, errNoDirectory, dir)
 		}
 		return err
 	case <-time.After(timeout):

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -141,7 +140,7 @@ func volumeGroup(cfg Config) checkGroup {
 	default:
 		v.remember(header)
 		ownership = fs.OwnershipOf(header)
-		g.Checks = append(g.Checks, outcome("lower directory", fmt.Sprintf("a volume, header generation %d", header.Generation), "", v.belongs()))
+		g.Checks = append(g.Checks, outcome("lower directory", fmt.Sprintf("a volume, header generation %d", header.Generation), "", v.belongsOrBusy()))
 	}
 	g.Checks = append(g.Checks, blocksCheck(lower), attributesCheck(lower, ownership))
 	if cfg.Volume.MountSocket == "" {
@@ -186,17 +185,45 @@ func attributesCheck(lower string, ownership fs.Ownership) awskey.Check {
 
 func mountCheck(dir string) awskey.Check {
 	const name = "mount point"
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err == nil && mountedAt(string(mounts), dir) == "fuse.byokd" {
+	if servedAt(dir) {
 		return awskey.Check{Name: name, Result: awskey.Pass, Detail: dir + ": a byokd serves there"}
 	}
-	err = statWithin(dir, statTimeout)
+	err := statWithin(dir, statTimeout)
+	if errors.Is(err, errNoDirectory) {
+		parent := filepath.Dir(dir)
+		if err := unix.Access(parent, unix.W_OK); err != nil {
+			return outcome(name, "", "mkdir -p "+dir, fmt.Errorf("%s cannot be made: %s: %w", dir, parent, err))
+		}
+		return awskey.Check{Name: name, Result: awskey.Pass, Detail: dir + ": will be made"} // as prepareMountPoint does
+	}
 	if err == nil {
 		err = emptyMountPoint(dir)
 	}
-	step := ""
-	if err != nil && strings.Contains(err.Error(), "does not exist") {
-		step = "mkdir -p " + dir
+	return outcome(name, dir+": an empty directory", "", err)
+}
+
+// servedAt reports whether a byokd has mounted something at dir.
+func servedAt(dir string) bool {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	return err == nil && mountedAt(string(mounts), dir) == "fuse.byokd"
+}
+
+// belongsOrBusy checks a lower directory with a volume in it: that it is this configuration's, and that no byokd has it but the
+// one that serves at the mount point. A mount that comes from a node driver does not tell who that is.
+func (v *volume) belongsOrBusy() error {
+	if err := v.belongs(); err != nil {
+		return err
 	}
-	return outcome(name, dir+": an empty directory", step, err)
+	if v.cfg.Volume.MountSocket != "" || servedAt(v.cfg.Volume.Mount) {
+		return nil
+	}
+	fd, err := unix.Open(v.cfg.Volume.Lower, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: v.cfg.Volume.Lower, Err: err}
+	}
+	defer unix.Close(fd) // takes the lock back
+	if errors.Is(unix.Flock(fd, unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK) {
+		return fmt.Errorf("%w, which mounts it elsewhere than at %s; stop that one first. To see where: findmnt -t fuse.byokd", fs.ErrBusy, v.cfg.Volume.Mount)
+	}
+	return nil
 }

@@ -128,7 +128,12 @@ func TestPreflightFails(t *testing.T) {
 		}, "key other/region", awskey.Pass, "eu-west-1"},
 		"foreign files": {func(t *testing.T, s *site) { s.write(t, s.lower+"/accounts.db", "x", 0o600) }, "volume/lower directory", awskey.Fail, "accounts.db"},
 		"mount in use":  {func(t *testing.T, s *site) { s.write(t, s.mount+"/x", "x", 0o600) }, "volume/mount point", awskey.Fail, "not empty"},
-		"no mount":      {func(t *testing.T, s *site) { must(t, os.Remove(s.mount)) }, "volume/mount point", awskey.Fail, "mkdir -p"},
+		"no mount":      {func(t *testing.T, s *site) { must(t, os.Remove(s.mount)) }, "volume/mount point", awskey.Pass, "will be made"},
+		"nowhere to make the mount": {func(t *testing.T, s *site) {
+			text, err := os.ReadFile(s.config)
+			must(t, err)
+			s.write(t, s.config, strings.Replace(string(text), s.mount, s.mount+"/deep/below", 1), 0o600)
+		}, "volume/mount point", awskey.Fail, "mkdir -p "},
 		"no bucket": {func(t *testing.T, s *site) {
 			text, err := os.ReadFile(s.config)
 			must(t, err)
@@ -148,6 +153,30 @@ func TestPreflightFails(t *testing.T) {
 				t.Errorf("%s: %+v", test.check, c)
 			}
 		})
+	}
+}
+
+// A lower directory that a byokd serves is one's own where that byokd has mounted it at the configured place, and another's
+// elsewhere: byokd would not start.
+func TestPreflightOfADirectoryInUse(t *testing.T) {
+	needMounts(t)
+	s := preflightSite(t)
+	p := s.start(t)
+	p.awaitState(t, exitOK)
+	if c := s.checks(t, exitOK)["volume/lower directory"]; c.Result != awskey.Pass {
+		t.Errorf("beside the byokd that serves it: %+v", c)
+	}
+	text, err := os.ReadFile(s.config)
+	must(t, err)
+	elsewhere := s.mount + "2"
+	s.write(t, s.config, strings.Replace(string(text), `"`+s.mount+`"`, `"`+elsewhere+`"`, 1), 0o600)
+	if c := s.checks(t, exitChecks)["volume/lower directory"]; c.Result != awskey.Fail || !strings.Contains(c.Detail, "in use by another byokd, which mounts it elsewhere than at "+elsewhere) {
+		t.Errorf("with another mount point: %+v", c)
+	}
+	p.signal(t, unix.SIGTERM)
+	p.awaitEnd(t, exitOK)
+	if c := s.checks(t, exitOK)["volume/lower directory"]; c.Result != awskey.Pass {
+		t.Errorf("after its stop: %+v", c)
 	}
 }
 

@@ -29,15 +29,18 @@ Exit codes:
   1   not healthy; the reason is printed
   20  no byokd answers at the address`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return probe(cmd.Context(), adminURL(probeAddress(admin, environ))+endpoints[args[0]], cmd.OutOrStdout())
+			return probe(cmd.Context(), adminURL(adminAddress(admin, environ))+endpoints[args[0]], cmd.OutOrStdout())
 		},
 	}
-	cmd.Flags().StringVar(&admin, "admin", "", "address of the admin listener; left out, BYOKD_ADMIN_LISTEN, else "+defaultAdminListen)
+	cmd.Flags().StringVar(&admin, "admin", "", adminUsage)
 	return cmd
 }
 
-// probeAddress is where the byokd of this container listens: with an address of all interfaces, on loopback, too.
-func probeAddress(flag string, environ []string) string {
+// adminUsage explains --admin.
+const adminUsage = "address of the admin listener; left out, BYOKD_ADMIN_LISTEN, else " + defaultAdminListen
+
+// adminAddress is where the byokd of this container listens: with an address of all interfaces, on loopback, too.
+func adminAddress(flag string, environ []string) string {
 	if flag != "" {
 		return flag
 	}

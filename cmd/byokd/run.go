@@ -49,7 +49,7 @@ Exit codes:
   4  the lower directory is refused: foreign files, another key, another cluster, damaged header
   5  the key is misconfigured: wrong region, wrong kind, or the data belongs to another key
   6  the mount point cannot be used, or the mount was ended by somebody else
-  7  an address cannot be listened at
+  7  an address or the control socket cannot be listened at
   8  forced: a second signal, or stopTimeout ran out
   19 the mount of a worker that died cannot be gone on with`,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -53,14 +53,14 @@ With --watch the code is that of the last state seen. Colours are for terminals;
 				return &exitError{exitUsage, fmt.Errorf("-o %s: say %s", output, strings.Join(statusOutputs(), ", "))}
 			}
 			out := cmd.OutOrStdout()
-			ask := statusClient{url: adminURL(admin), format: output, out: out, colours: coloursFor(out, environ)}
+			ask := statusClient{url: adminURL(adminAddress(admin, environ)), format: output, out: out, colours: coloursFor(out, environ)}
 			if watch {
 				return ask.watch(cmd.Context())
 			}
 			return ask.once(cmd.Context())
 		},
 	}
-	cmd.Flags().StringVar(&admin, "admin", defaultAdminListen, "address of the admin listener")
+	cmd.Flags().StringVar(&admin, "admin", "", adminUsage)
 	cmd.Flags().StringVarP(&output, "output", "o", outputTable, strings.Join(statusOutputs(), ", "))
 	if err := cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(statusOutputs(), cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(err) // the flag was just made

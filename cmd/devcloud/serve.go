@@ -49,8 +49,8 @@ Injected faults do not: they end with the process.`,
 	cmd.Flags().StringVar(&f.dir, "dir", "", "state directory, made if missing (required)")
 	cmd.Flags().StringVar(&f.listen, "listen", defaultListen, "loopback address to listen on; port 0 takes a free one")
 	cmd.Flags().StringVar(&f.tlsListen, "tls-listen", "", "any address to listen on as well, by TLS, for AWS calls only: for a cluster to try byokd in")
-	cmd.Flags().StringSliceVar(&f.tlsNames, "tls-name", []string{"localhost"}, "DNS names of the certificate, which is made and kept in DIR (see `devcloud certificate`)")
-	cmd.Flags().BoolVar(&f.setup, "setup", false, "make the key alias/byokd and the buckets, as `devcloud setup` does")
+	cmd.Flags().StringSliceVar(&f.tlsNames, "tls-name", []string{"localhost"}, "DNS names of the certificate, which is made and kept in DIR (see devcloud certificate)")
+	cmd.Flags().BoolVar(&f.setup, "setup", false, "make the key alias/byokd and the buckets, as devcloud setup does")
 	cmd.Flags().DurationVar(&f.replicaDelay, "replica-delay", 0, "how long a new replica of a multi-Region key stays in the state Creating, as on AWS")
 	return cmd
 }

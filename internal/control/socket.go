@@ -80,7 +80,7 @@ func clearAway(path string) error {
 	conn, err := net.DialTimeout("unix", path, dialTimeout)
 	if err == nil {
 		conn.Close()
-		return fmt.Errorf("%w: %s", ErrInUse, path)
+		return fmt.Errorf("%w: %s; is another byokd running? To see which process it is: ss -xlp", ErrInUse, path)
 	}
 	if !errors.Is(err, unix.ECONNREFUSED) {
 		return fmt.Errorf("control: %w", err)
