@@ -162,6 +162,9 @@ func (d *decryption) object(ctx context.Context, bucket, key string) error {
 		if err != nil {
 			err = fmt.Errorf("%s: %w", d.source, err)
 		}
+		if up := (*objstore.UpstreamError)(nil); errors.As(err, &up) && up.Code == "NoSuchKey" {
+			err = fmt.Errorf("%w; to restore all objects whose keys begin so: --recursive -o DIRECTORY", err)
+		}
 		return done, err
 	}, beside)
 }

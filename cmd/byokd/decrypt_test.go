@@ -113,7 +113,7 @@ func TestDecrypt(t *testing.T) {
 	s.decrypt(t, exitUsage, file...)
 	s.decrypt(t, exitUsage, at("sealed"))
 	s.decrypt(t, exitFailure, append(file, "--keyring", at("ring"), "-o", at("plain"))...)
-	if _, messages := s.decrypt(t, exitFailure, append(direct, "s3://sealed-documents/absent")...); !strings.Contains(messages, "s3://sealed-documents/absent: ") {
+	if _, messages := s.decrypt(t, exitFailure, append(direct, "s3://sealed-documents/absent")...); !strings.Contains(messages, "s3://sealed-documents/absent: ") || !strings.Contains(messages, "--recursive") {
 		t.Errorf("an absent object: %s", messages)
 	}
 	s.decrypt(t, exitDamaged, append(file, "--context", "byokd:cluster=another,byokd:resource=bucket/sealed-documents")...)

@@ -304,11 +304,13 @@ func writeReport(out io.Writer, r metrics.Report, c colours) error {
 	fmt.Fprintf(w, "\nRESOURCE\t%s\tKEY\tWHERE\n", c.in(bold, "STATE"))
 	for _, x := range r.Resources {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", x.Name, c.state(x.State, string(x.State)), x.Key, x.Where)
+	}
+	for _, x := range r.Resources { // below all rows, as a line without cells would end their alignment
 		if x.Note != "" {
-			fmt.Fprintf(w, "  %s\n", x.Note)
+			fmt.Fprintf(w, "  %s: %s\n", x.Name, x.Note)
 		}
 		if x.Next != "" && x.Next != r.NextStep {
-			fmt.Fprintf(w, "  Next step: %s\n", x.Next)
+			fmt.Fprintf(w, "  %s: next step: %s\n", x.Name, x.Next)
 		}
 	}
 	if err := w.Flush(); err != nil {

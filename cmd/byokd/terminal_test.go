@@ -136,3 +136,19 @@ func TestStatusFormats(t *testing.T) {
 		}
 	}
 }
+
+// What is said of one resource does not push the columns of those below it out of line.
+func TestStatusTableIsAligned(t *testing.T) {
+	report := metrics.Report{State: metrics.StateWaiting, Resources: []metrics.ResourceReport{
+		{Name: "orchestration disk", State: metrics.StateWaiting, Key: "primary", Where: "/data", Note: "waits for the key primary", Next: "mend it"},
+		{Name: "documents", State: metrics.StateReady, Key: "primary", Where: "s3://documents"}}}
+	var table bytes.Buffer
+	must(t, writeReport(&table, report, false))
+	for _, want := range []string{
+		"\norchestration disk  waiting  primary  /data\ndocuments           ready    primary  s3://documents\n",
+		"\n  orchestration disk: waits for the key primary\n", "\n  orchestration disk: next step: mend it\n"} {
+		if !strings.Contains(table.String(), want) {
+			t.Errorf("%q is missing in:\n%s", want, &table)
+		}
+	}
+}
