@@ -137,11 +137,7 @@ func TestBehaviour(t *testing.T) {
 	phases := map[string]func(*rig, behaviour){
 		"at the start": (*rig).atStart, "idle": (*rig).idle, "under load": (*rig).underLoad, "during a thaw": (*rig).duringThaw,
 	}
-	server, err := kmstest.Start(kmstest.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
+	server := startKMS(t)
 	var all sync.WaitGroup
 	together := make(chan struct{}, 10) // more would starve each other's leases of two seconds
 	for _, b := range behaviours() {
@@ -348,11 +344,7 @@ func (w *rig) mustNotEnter() {
 
 // A KMS that grants Decrypt but not DescribeKey serves; the status warns.
 func TestDescribeDeniedOnly(t *testing.T) {
-	server, err := kmstest.Start(kmstest.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
+	server := startKMS(t)
 	w := newRig(t, server.Server)
 	w.must(w.kms.Deny(w.arn, "kms:DescribeKey", kmstest.TenantRole))
 	w.open()
@@ -370,11 +362,7 @@ func TestDescribeDeniedOnly(t *testing.T) {
 // A key that flaps is served only once it has been granted for a while, and every
 // freeze is as prompt as the first.
 func TestFlappingKey(t *testing.T) {
-	server, err := kmstest.Start(kmstest.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
+	server := startKMS(t)
 	w := newRig(t, server.Server)
 	w.open()
 	w.must(w.kms.Disable(w.arn))
@@ -405,11 +393,7 @@ func TestFlappingKey(t *testing.T) {
 // A KMS that takes longer than the probe interval is slow and not down; while it
 // throttles, the probes keep a jittered distance and are not repeated at once.
 func TestSlowAndThrottlingKMS(t *testing.T) {
-	server, err := kmstest.Start(kmstest.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
+	server := startKMS(t)
 	w := newRig(t, server.Server)
 	w.open()
 	slow, err := w.kms.Inject(kmstest.Fault{Kind: kmstest.FaultLatency, DelayMillis: 1100, Key: w.arn}) // ten probe intervals

@@ -30,11 +30,7 @@ func await(t *testing.T, g *keyguard.Guard, what string, ok func(keyguard.Status
 
 // TestGuardOnTheRealClient is the whole chain below the filesystem, in real time.
 func TestGuardOnTheRealClient(t *testing.T) {
-	server, err := kmstest.Start(kmstest.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
+	server := startKMS(t)
 	keyARN, err := server.CreateKey("", "", "", false)
 	if err != nil {
 		t.Fatal(err)
@@ -120,11 +116,7 @@ func sealName(t *testing.T, g *keyguard.Guard, id seal.KeyID) string {
 }
 
 func TestRefusedStartIsTold(t *testing.T) {
-	server, err := kmstest.Start(kmstest.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
+	server := startKMS(t)
 	client := newClient(t, configuration(t, kmstest.TenantAccessKey, kmstest.TenantSecret), testARN, server.URL())
 	g, err := keyguard.New(client, keyguard.Options{ProbeBinding: binding})
 	if err != nil {

@@ -37,11 +37,7 @@ func replicate(t *testing.T, endpoint, primary, region string) string {
 // freezes, says that the other still decrypts the data, and does not turn to it. A
 // guard of the other opens what was wrapped under the first, also when that is gone.
 func TestMultiRegionKey(t *testing.T) {
-	server, err := kmstest.Start(kmstest.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
+	server := startKMS(t)
 	w := newMultiRegionRig(t, server.Server)
 	replica := replicate(t, server.URL(), w.arn, "eu-west-1")
 	if !keyguard.SameKey(w.arn, replica) {
@@ -88,11 +84,7 @@ func TestMultiRegionKey(t *testing.T) {
 // A primary whose deletion waits for its replicas is scheduled for deletion, without a date: it is given back by
 // cancelling and enabling. While the primary Region changes a key works on.
 func TestStatesOfAMultiRegionKey(t *testing.T) {
-	server, err := kmstest.Start(kmstest.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
+	server := startKMS(t)
 	w := newMultiRegionRig(t, server.Server)
 	replicate(t, server.URL(), w.arn, "eu-west-1")
 	w.open()
@@ -136,11 +128,7 @@ func newMultiRegionRig(t *testing.T, server *kmstest.Server) *rig {
 
 // Rotation, automatic or on demand, is noticed and changes nothing for readers.
 func TestRotationIsNoticed(t *testing.T) {
-	server, err := kmstest.Start(kmstest.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
+	server := startKMS(t)
 	w := newRig(t, server.Server)
 	w.open()
 	before := w.await("the material", func(s keyguard.Status) bool { return s.KeyMaterialID != "" }).KeyMaterialID

@@ -85,6 +85,17 @@ func newRig(t *testing.T, kms *kmstest.Server) *rig {
 	return w
 }
 
+// startKMS starts a stand-in for KMS that ends after the test.
+func startKMS(t *testing.T) *kmstest.Local {
+	t.Helper()
+	server, err := kmstest.Start(kmstest.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Close() })
+	return server
+}
+
 // watch makes the guard one of the key arn. Before start only.
 func (w *rig) watch(arn string) {
 	w.t.Helper()
