@@ -175,24 +175,6 @@ func (d *postgres) kill() {
 	}
 }
 
-// children lists the processes that pid has started.
-func children(t *testing.T, pid int) []int {
-	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all []int
-	for _, field := range strings.Fields(string(text)) {
-		child, err := strconv.Atoi(field)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, child)
-	}
-	return all
-}
-
 // alive reports whether a process runs; one that only waits to be collected does not.
 func alive(pid int) bool {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

@@ -39,7 +39,7 @@ func (s *stack) workerPid() int {
 	}
 	worker := 0
 	s.await("a worker", s.daemon, func() bool {
-		for _, pid := range offspring(s.t, s.daemon.pid()) {
+		for _, pid := range children(s.t, s.daemon.pid()) {
 			command, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 			if err == nil && bytes.Contains(command, []byte("\x00run\x00")) && alive(pid) {
 				worker = pid
@@ -50,8 +50,8 @@ func (s *stack) workerPid() int {
 	return worker
 }
 
-// offspring are the children of a process, whichever of its threads has them.
-func offspring(t *testing.T, pid int) (all []int) {
+// children are the processes that one has started, whichever of its threads did.
+func children(t *testing.T, pid int) (all []int) {
 	t.Helper()
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	if err != nil {

@@ -248,7 +248,7 @@ func TestMakeRun(t *testing.T) {
 // killChildren kills what a process has started.
 func killChildren(t *testing.T, pid int) {
 	t.Helper()
-	for _, child := range offspring(t, pid) {
+	for _, child := range children(t, pid) {
 		unix.Kill(child, unix.SIGKILL)
 	}
 }

@@ -152,15 +152,11 @@ func (v *volume) guardMount() (stop func()) {
 // serveOn goes on with the mount of the worker before, before the key is asked: its callers wait, and may be
 // killed meanwhile. It ends as serve does.
 func (v *volume) serveOn(ctx context.Context) error {
-	f, err := fs.OpenLocked(v.cfg.Volume.Lower, v.guard, v.options())
+	f, err := v.openLocked()
 	if err != nil {
-		return failure(v.log, "volume.lower is refused", exitLower, err)
+		return err
 	}
-	defer func() {
-		if err := f.Close(); err != nil {
-			v.log.Error("the lower directory was not closed cleanly", zap.Error(err))
-		}
-	}()
+	defer v.close(f)
 	if err := f.Mount(v.cfg.Volume.Mount); err != nil {
 		v.resource.Failed(err.Error(), "")
 		return failure(v.log, "the mount of the worker before cannot be gone on with", exitTakeOver, err)

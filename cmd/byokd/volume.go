@@ -166,11 +166,7 @@ func (v *volume) serve(ctx context.Context) error {
 	if err != nil || f == nil {
 		return err
 	}
-	defer func() {
-		if err := f.Close(); err != nil {
-			v.log.Error("the lower directory was not closed cleanly", zap.Error(err))
-		}
-	}()
+	defer v.close(f)
 	if !waitReady(ctx, v.guard) {
 		return nil // stopped before there was anything to serve
 	}
@@ -220,6 +216,22 @@ func (v *volume) open(ctx context.Context) (*fs.Filesystem, error) {
 		return nil, failure(v.log, "volume.lower is refused", exitLower, err)
 	}
 	return f, nil
+}
+
+// openLocked returns the volume before its key was asked.
+func (v *volume) openLocked() (*fs.Filesystem, error) {
+	f, err := fs.OpenLocked(v.cfg.Volume.Lower, v.guard, v.options())
+	if err != nil {
+		return nil, failure(v.log, "volume.lower is refused", exitLower, err)
+	}
+	return f, nil
+}
+
+// close closes a volume that is not mounted any more.
+func (v *volume) close(f *fs.Filesystem) {
+	if err := f.Close(); err != nil {
+		v.log.Error("the lower directory was not closed cleanly", zap.Error(err))
+	}
 }
 
 // make makes the volume where there is none. false when ctx ended before the key was usable.

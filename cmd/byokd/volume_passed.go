@@ -17,15 +17,11 @@ func (v *volume) passed() bool { return v.cfg.Volume.MountSocket != "" }
 // servePassed serves a mount that the node driver has made. It is served before the key is asked, for somebody
 // may look at it already; calls wait until the key is usable. When ctx ends, the mount is left as it is.
 func (v *volume) servePassed(ctx context.Context) error {
-	f, err := fs.OpenLocked(v.cfg.Volume.Lower, v.guard, v.options())
+	f, err := v.openLocked()
 	if err != nil {
-		return failure(v.log, "volume.lower is refused", exitLower, err)
+		return err
 	}
-	defer func() {
-		if err := f.Close(); err != nil {
-			v.log.Error("the lower directory was not closed cleanly", zap.Error(err))
-		}
-	}()
+	defer v.close(f)
 	stay, leave := context.WithCancel(context.WithoutCancel(ctx))
 	defer leave()
 	ended, err := v.takeOver(ctx, stay, f)
