@@ -423,7 +423,7 @@ func TestFrozenKillAfterFlush(t *testing.T) {
 			v.freeze()
 			p.start()
 			p.hangs()
-			flush := exec.Command("sync", "--file-system", v.mount)
+			flush := exec.Command("sync", "-f", v.mount)
 			if err := flush.Start(); err != nil {
 				t.Fatal(err)
 			}
