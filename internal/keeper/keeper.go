@@ -82,7 +82,8 @@ type keeper struct {
 // child is one worker process.
 type child struct {
 	process *os.Process
-	socket  int // our end
+	conn    *os.File // our end
+	socket  int      // its descriptor
 	started time.Time
 	ready   bool
 	code    int                   // of its farewell, -1 without
@@ -156,6 +157,16 @@ func (k *keeper) start() error {
 	}
 	theirs := os.NewFile(uintptr(pair[1]), "worker")
 	defer theirs.Close()
+	if err := unix.SetNonblock(pair[0], true); err != nil { // for Go's poller
+		unix.Close(pair[0])
+		return os.NewSyscallError("fcntl", err)
+	}
+	ours := os.NewFile(uintptr(pair[0]), "keeper")
+	conn, err := ours.SyscallConn()
+	if err != nil {
+		ours.Close()
+		return err
+	}
 	k.handing = nil
 	k.history.Names = slices.Sorted(maps.Keys(k.deposits))
 	files := []*os.File{k.Files[0], k.Files[1], k.Files[2], theirs}
@@ -164,16 +175,16 @@ func (k *keeper) start() error {
 	}
 	word, err := k.history.environment()
 	if err != nil {
-		unix.Close(pair[0])
+		ours.Close()
 		return err
 	}
 	process, err := os.StartProcess(k.program.link(), k.Args, &os.ProcAttr{Env: append(slices.Clone(k.Env), word), Files: files,
 		Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}}) // a Ctrl-C is passed on, once
 	if err != nil {
-		unix.Close(pair[0])
+		ours.Close()
 		return fmt.Errorf("start the worker: %w", err)
 	}
-	c := &child{process: process, socket: pair[0], started: time.Now(), code: -1, status: make(chan *os.ProcessState, 1)}
+	c := &child{process: process, conn: ours, socket: pair[0], started: time.Now(), code: -1, status: make(chan *os.ProcessState, 1)}
 	go func() {
 		state, _ := process.Wait()
 		c.status <- state
@@ -182,14 +193,14 @@ func (k *keeper) start() error {
 		k.Started(process.Pid)
 	}
 	k.present, k.messages, k.ended = c, make(chan message), make(chan struct{})
-	go listen(pair[0], k.messages, k.ended)
+	go listen(conn, k.messages, k.ended)
 	return nil
 }
 
 // listen passes messages on until the other end is gone. Two buffers suffice: when
 // a message is taken, whoever takes it is done with the one before.
-func listen(socket int, messages chan<- message, ended chan<- struct{}) {
-	var boxes [2]inbox
+func listen(socket syscall.RawConn, messages chan<- message, ended chan<- struct{}) {
+	boxes := [2]*inbox{newInbox(), newInbox()}
 	for i := 0; ; i++ {
 		m, ok := boxes[i%2].receive(socket)
 		if !ok {
@@ -211,7 +222,7 @@ func (k *keeper) attend() {
 		case err := <-k.asked:
 			k.replace(err)
 		case <-k.ended:
-			unix.Close(k.present.socket)
+			k.present.conn.Close()
 			return
 		}
 	}

@@ -404,15 +404,25 @@ func TestKeeperTakesNoMemory(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer unix.Close(pair[0])
 		defer unix.Close(pair[1])
+		if err := unix.SetNonblock(pair[0], true); err != nil {
+			t.Fatal(err)
+		}
+		ours := os.NewFile(uintptr(pair[0]), "ours")
+		defer ours.Close()
+		conn, err := ours.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
 		null, err := os.Open(os.DevNull)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer null.Close()
-		k := &keeper{held: map[uint64]int{}}
-		var box inbox
+		k := &keeper{held: map[uint64]int{}, closing: make(chan int)}
+		go closeAll(k.closing)
+		defer close(k.closing)
+		box := newInbox()
 		rights, number := unix.UnixRights(int(null.Fd())), number(1)
 		with, without := append([]byte{byte(hold)}, number...), append([]byte{byte(release)}, number...)
 		before := descriptors(t)
@@ -420,7 +430,7 @@ func TestKeeperTakesNoMemory(t *testing.T) {
 			if _, err := unix.SendmsgN(pair[1], message, rights, nil, 0); err != nil {
 				t.Fatal(err)
 			}
-			m, ok := box.receive(pair[0])
+			m, ok := box.receive(conn)
 			if !ok {
 				t.Fatal("no message")
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -68,32 +69,60 @@ type message struct {
 	fd   int
 }
 
-// inbox is room for one message, so that receiving takes no memory: the keeper has
-// none to ask for when it runs out.
+// inbox receives messages without taking memory: the keeper has none to ask for when it
+// runs out.
 type inbox struct {
 	body    [maxMessage]byte
 	control [controlRoom]byte
+	iov     unix.Iovec
+	header  unix.Msghdr
+	take    func(fd uintptr) bool // tryReceive, of which each method value would take memory
+
+	got message
+	ok  bool
 }
 
 const controlRoom = 24 // unix.CmsgSpace(4): one descriptor
 
+func newInbox() *inbox {
+	b := &inbox{}
+	b.iov.Base = &b.body[0]
+	b.iov.SetLen(len(b.body))
+	b.header.Iov, b.header.Control = &b.iov, &b.control[0]
+	b.header.SetIovlen(1)
+	b.take = b.tryReceive
+	return b
+}
+
 // receive waits for a message, which is valid until the next one; ok is false when
-// the other end is gone. unix.Recvmsg would take memory for an address.
-func (b *inbox) receive(socket int) (m message, ok bool) {
-	iov := unix.Iovec{Base: &b.body[0]}
-	iov.SetLen(len(b.body))
-	header := unix.Msghdr{Iov: &iov, Control: &b.control[0]}
-	header.SetIovlen(1)
+// the other end is gone.
+//
+// It waits in Go's poller. A goroutine that waits in a system call keeps its processor
+// from others until the runtime looks for such, every 10 ms where little happens: so
+// long the answer to a message could take that it has just passed on.
+func (b *inbox) receive(socket syscall.RawConn) (m message, ok bool) {
+	if err := socket.Read(b.take); err != nil {
+		return message{}, false
+	}
+	return b.got, b.ok
+}
+
+// tryReceive reports whether there was a message or is the end. unix.Recvmsg would take
+// memory for an address.
+func (b *inbox) tryReceive(fd uintptr) (done bool) {
 	for {
-		header.SetControllen(len(b.control))
-		n, _, errno := unix.Syscall(unix.SYS_RECVMSG, uintptr(socket), uintptr(unsafe.Pointer(&header)), unix.MSG_CMSG_CLOEXEC)
-		if errno == unix.EINTR {
+		b.header.SetControllen(len(b.control))
+		n, _, errno := unix.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&b.header)), unix.MSG_CMSG_CLOEXEC)
+		switch {
+		case errno == unix.EINTR:
 			continue
+		case errno == unix.EAGAIN:
+			return false
 		}
-		if errno != 0 || n == 0 {
-			return message{}, false
+		if b.ok = errno == 0 && n > 0; b.ok {
+			b.got = message{kind(b.body[0]), b.body[1:n], rightIn(b.control[:b.header.Controllen])}
 		}
-		return message{kind(b.body[0]), b.body[1:n], rightIn(b.control[:header.Controllen])}, true
+		return true
 	}
 }
 
