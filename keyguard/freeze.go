@@ -247,7 +247,7 @@ func (r *runner) publish() {
 	last := *r.status.Load()
 	now, boot := r.o.Clock.Now(), r.o.Clock.Boot()
 	wall := func(at instant) time.Time { return now.Add(at - boot).Round(0) }
-	s := Status{Name: r.o.Name, KeyARN: r.kms.ARN(), Endpoint: r.o.Endpoint, Socket: r.o.Socket, Key: r.m.state, Gate: r.m.gate, Epoch: r.epoch,
+	s := Status{Name: r.o.Name, KeyARN: r.kms.ARN(), Endpoint: r.o.Endpoint, Socket: r.o.Socket, Resumes: r.o.Resumes, Key: r.m.state, Gate: r.m.gate, Epoch: r.epoch,
 		Reason: r.m.reason, Detail: r.m.detail, RequestID: r.m.requestID,
 		MissingAction: r.m.action, Principal: r.m.principal, Warning: r.warning(),
 		Since: last.Since, FrozenSince: r.frozenSince,

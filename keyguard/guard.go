@@ -49,7 +49,9 @@ type Options struct {
 	// steps name them, so that they work as they stand.
 	Endpoint, Socket string
 
-	Held bool // begin with the operator's freeze in force, as OperatorFreeze would have it
+	// Resumes says that the mount of an earlier run waits for the first opening: to those who use it that is a thaw.
+	Resumes bool
+	Held    bool // begin with the operator's freeze in force, as OperatorFreeze would have it
 	// Fleet is the other processes that watch this key, if they are known. With
 	// StretchTo above ProbeInterval, the interval grows with their number up to
 	// StretchTo, at most OutageGrace - 2 s: refusals that concern this process's role

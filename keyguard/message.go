@@ -104,6 +104,9 @@ func (s Status) askedBy() string {
 func (s Status) data() string {
 	switch s.Gate {
 	case Starting:
+		if s.Resumes {
+			return "All reads and writes of what is mounted wait, as before byokd was started again; nothing is lost."
+		}
 		if s.Key == Enabled {
 			return "Nothing is mounted or served until it is taken back."
 		}

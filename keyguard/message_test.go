@@ -43,6 +43,7 @@ func messages() []Status {
 	add(Thawing, Enabled, ReasonNone, nil)
 	add(Stopping, Enabled, ReasonNone, nil)
 	add(Starting, Disabled, ReasonKeyDisabled, nil)
+	add(Starting, Disabled, ReasonKeyDisabled, func(s *Status) { s.Resumes = true })
 	add(Draining, Disabled, ReasonKeyDisabled, nil)
 	add(Frozen, Disabled, ReasonKeyDisabled, nil)
 	add(Frozen, PendingDeletion, ReasonPendingDeletion, deletion(6*24*time.Hour+3*time.Hour))

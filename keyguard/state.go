@@ -123,6 +123,7 @@ type Status struct {
 
 	Endpoint string `json:"endpoint,omitempty"` // address of KMS where that is not AWS' own; next steps name it
 	Socket   string `json:"socket,omitempty"`   // control socket where commands must be told it; next steps name it
+	Resumes  bool   `json:"resumes,omitempty"`  // a mount of an earlier run waits for the first opening
 
 	Since        time.Time `json:"since"`        // when Gate last changed
 	LastSuccess  time.Time `json:"lastSuccess"`  // start of the last call that KMS granted

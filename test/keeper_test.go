@@ -223,6 +223,9 @@ func TestWorkerKilledWhileFrozen(t *testing.T) {
 		s.awaitKey(keyguard.Disabled)
 		time.Sleep(freezeLimit + settle) // nothing can be waited for: nothing happens
 		s.assertHangs(l, settle)
+		if r, ok := s.report(); !ok || !strings.Contains(r.Cause, "All reads and writes of what is mounted wait") {
+			t.Errorf("killed while %s, the status says: %s", state.name, r.Cause)
+		}
 		s.assertErased(root, data)
 		s.key(kmstest.KeyCommand{Do: "enable"})
 		if state.name == "frozen" { // thawing

@@ -196,6 +196,7 @@ func (d *daemon) buildGuards(ctx context.Context) error {
 		}
 		if d.volume != nil && d.cfg.Volume.Key == name {
 			options.ProbeBinding, options.Probe = d.volume.binding, d.volume.probe
+			options.Resumes = d.volume.takesOver()
 		}
 		var g *keyguard.Guard
 		if d.fleet != nil {
