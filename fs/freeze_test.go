@@ -451,3 +451,27 @@ func TestFrozenKillAfterFlush(t *testing.T) {
 		})
 	}
 }
+
+// TestFrozenTimesTellNothing: a caller who sets mtime alone while frozen is let through, as the
+// kernel's write-back of it is, and the kernel keeps no attributes of the reply to answer from.
+func TestFrozenTimesTellNothing(t *testing.T) {
+	v := newVolume(t, Options{})
+	f, err := os.Create(v.path("file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	v.freeze()
+	omit, want := unix.Timespec{Nsec: unix.UTIME_OMIT}, unix.Timespec{Sec: 1_000_000_000}
+	if err := unix.UtimesNanoAt(int(f.Fd()), "", []unix.Timespec{omit, want}, unix.AT_EMPTY_PATH); err != nil {
+		t.Errorf("utimensat while frozen: %v", err)
+	}
+	var st unix.Stat_t
+	told := make(chan error, 1)
+	go func() { told <- unix.Fstat(int(f.Fd()), &st) }()
+	await(t, func() string { return "fstat does not wait" }, func() bool { return v.fs.Stats().Parked > 0 })
+	v.thaw()
+	if err := <-told; err != nil || st.Mtim != want {
+		t.Errorf("mtime is %v after the thaw (%v), want %v", st.Mtim, err, want)
+	}
+}
