@@ -69,6 +69,9 @@ func TestFullDisk(t *testing.T) {
 		if err := os.Remove(v.path("fills")); err != nil {
 			t.Fatal(err)
 		}
+		var space unix.Statfs_t // the kernel tells us a moment later that it has forgotten the file
+		await(t, func() string { return fmt.Sprintf("%d blocks free without the file", space.Bavail) },
+			func() bool { return unix.Statfs(disk, &space) == nil && space.Bavail*uint64(space.Frsize) > 32<<20 })
 		await(t, func() string { return "space that came free does not fill the reserve" }, v.fs.reserve.refilled)
 		more := newVictim(t, "fill", v.mount, v.path("fills"))
 		more.start()

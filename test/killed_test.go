@@ -186,9 +186,10 @@ func TestCloudKilled(t *testing.T) {
 		goOn(load{workers: workers})
 		s.startCloud()
 		away := time.Since(killed)
-		s.awaitState(metrics.StateReady)
+		// A bucket is called impaired for a minute after the last request that failed.
+		s.awaitState(metrics.StateReady, metrics.StateImpaired)
 		goOn(load{workers: workers, clients: all})
-		if after := s.awaitState(metrics.StateReady).Keys[0]; after.Epoch != before.Epoch {
+		if after := s.awaitState(metrics.StateReady, metrics.StateImpaired).Keys[0]; after.Epoch != before.Epoch {
 			if away < outageGrace-probeInterval {
 				t.Errorf("KMS was away for %v, and byokd froze within its lease", away)
 			}

@@ -420,8 +420,8 @@ func TestKeeperTakesNoMemory(t *testing.T) {
 		}
 		defer null.Close()
 		k := &keeper{held: map[uint64]int{}, closing: make(chan int)}
-		go closeAll(k.closing)
-		defer close(k.closing)
+		closed := make(chan struct{})
+		go func() { defer close(closed); closeAll(k.closing) }()
 		box := newInbox()
 		rights, number := unix.UnixRights(int(null.Fd())), number(1)
 		with, without := append([]byte{byte(hold)}, number...), append([]byte{byte(release)}, number...)
@@ -439,6 +439,8 @@ func TestKeeperTakesNoMemory(t *testing.T) {
 		if n := testing.AllocsPerRun(1000, func() { heeded(with, rights); heeded(without, nil) }); n != 0 {
 			t.Errorf("a message takes %v allocations", n)
 		}
+		close(k.closing)
+		<-closed
 		if after := descriptors(t); after > before { // fewer: those of other tests are being closed
 			t.Errorf("%d descriptors, %d before", after, before)
 		}
