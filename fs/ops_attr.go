@@ -44,15 +44,20 @@ func (f *Filesystem) attrOfRoot(out *fuse.Attr) error {
 
 // attr reads the attributes of a node's inode.
 func (c *call) attr(n *node, out *fuse.Attr) error {
+	var st unix.Stat_t
+	if err := c.statLower(n, &st); err != nil {
+		return err
+	}
+	return c.fill(n, &st, out)
+}
+
+// statLower reads the attributes of the lower file.
+func (c *call) statLower(n *node, st *unix.Stat_t) error {
 	fd, err := c.descriptor(n)
 	if err != nil {
 		return err
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return err
-	}
-	return c.fill(n, &st, out)
+	return unix.Fstat(fd, st)
 }
 
 // descriptor returns one of a node in use for its attributes: the open file's, so
@@ -132,12 +137,8 @@ func (c *call) remembers(n *node) bool { return c.attrFromMemory(n, &fuse.Attr{}
 // attrFromMemory is attr for a regular file, without a key. Where that does not do the
 // error is EINTR.
 func (c *call) attrFromMemory(n *node, out *fuse.Attr) error {
-	fd, err := c.descriptor(n)
-	if err != nil {
-		return err
-	}
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err := c.statLower(n, &st); err != nil {
 		return err
 	}
 	*out = lowerAttr(&st)

@@ -194,16 +194,7 @@ func TestCredentialsOutliveTheirEndpoint(t *testing.T) {
 			}
 			endpoint.set(0, nil, start.Add(3*time.Hour))
 			free()
-			for limit := time.Now().Add(time.Minute); ; {
-				again, err := get()
-				if err == nil && again != first {
-					break
-				}
-				if time.Now().After(limit) {
-					t.Fatalf("after the endpoint is back: %q, %v", again, err)
-				}
-				time.Sleep(10 * time.Millisecond) // between two looks
-			}
+			awaitCredentials(t, get, func(id string) bool { return id != first })
 		})
 	}
 }
@@ -221,20 +212,14 @@ func TestDistrustedCredentials(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for limit := time.Now().Add(time.Minute); ; {
+	awaitCredentials(t, func() (string, error) {
 		live.Invalidate()
 		c, err := live.Retrieve(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if c.AccessKeyID != first.AccessKeyID {
-			break
-		}
-		if time.Now().After(limit) {
-			t.Fatal("no other credentials")
-		}
-		time.Sleep(time.Millisecond) // between two looks
-	}
+		return c.AccessKeyID, nil
+	}, func(id string) bool { return id != first.AccessKeyID })
 	if n := endpoint.asked.Load(); n != 2 {
 		t.Errorf("asked %d times", n)
 	}
@@ -281,13 +266,22 @@ func TestReplacedTokenFile(t *testing.T) {
 		t.Errorf("an expired token gives %s", c.AccessKeyID)
 	}
 	replace(t, token, "token-2")
-	for limit := time.Now().Add(time.Minute); ; {
+	awaitCredentials(t, func() (string, error) {
 		c, err := live.Retrieve(t.Context())
-		if err == nil && c.AccessKeyID == "AKID-token-2" {
+		return c.AccessKeyID, err
+	}, func(id string) bool { return id == "AKID-token-2" })
+}
+
+// awaitCredentials asks for an access key id until it is one that is wanted.
+func awaitCredentials(t *testing.T, get func() (string, error), wanted func(id string) bool) {
+	t.Helper()
+	for limit := time.Now().Add(time.Minute); ; {
+		id, err := get()
+		if err == nil && wanted(id) {
 			return
 		}
 		if time.Now().After(limit) {
-			t.Fatalf("%s, %v", c.AccessKeyID, err)
+			t.Fatalf("the last credentials: %q, %v", id, err)
 		}
 		time.Sleep(10 * time.Millisecond) // between two looks
 	}

@@ -118,17 +118,6 @@ func Run(o Options) (code int, err error) {
 	}
 }
 
-// closingMost is how many descriptors wait to be closed before the worker waits for it.
-const closingMost = 4096
-
-// closeAll closes descriptors, apart from who attends to the worker: the last close of a
-// large deleted file gives its blocks back, which takes the disk seconds.
-func closeAll(fds <-chan int) {
-	for fd := range fds {
-		unix.Close(fd)
-	}
-}
-
 // spareMe asks the kernel not to take this process when memory runs out.
 func (k *keeper) spareMe() {
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0); err != nil {
