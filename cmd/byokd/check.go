@@ -71,8 +71,8 @@ func newCheckCommand(environ []string) *cobra.Command {
 			"s3://BUCKET reads every object of a bucket in all its versions, or those that begin with PREFIX; byokd may serve it\n" +
 			"meanwhile. It tells key, part, segment, reason and what to do, and needs s3:GetObject and s3:ListBucket, for a\n" +
 			"bucket with versions s3:GetObjectVersion, s3:ListBucketVersions and s3:GetBucketVersioning, too.\n" +
-			"Exit code 0 when everything is sound, 9 when something is not, 4 when LOWER is no volume or in use by a byokd that\n" +
-			"cannot be asked, 10 when KMS refuses the key, 20 when no byokd listens at --socket.",
+			"Exit code 0 when everything is sound, 9 when something is not or is under another key, 4 when LOWER is no volume or\n" +
+			"in use by a byokd that cannot be asked, 10 when KMS refuses the key, 20 when no byokd listens at --socket.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c.stdout, c.stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -222,6 +223,7 @@ func testRestoreVolume(t *testing.T, ownership string) {
 		t.Errorf("with zeros: equal %v, %v", bytes.Equal(got, expect), err)
 	}
 
+	s.underAnotherKey(t)
 	if err := s.kms.Disable(s.arn); err != nil {
 		t.Fatal(err)
 	}
@@ -229,6 +231,34 @@ func testRestoreVolume(t *testing.T, ownership string) {
 		t.Error(text)
 	}
 	s.check(t, nil, exitFrozen)
+}
+
+// underAnotherKey: a volume whose key is not the one that is given ends as an object does, and says which key it names; so
+// does one that names the given key in its header but was wrapped under another.
+func (s *volumeSite) underAnotherKey(t *testing.T) {
+	t.Helper()
+	other, err := s.kms.CreateKey("", "", "", false)
+	must(t, err)
+	text, err := os.ReadFile(s.config)
+	must(t, err)
+	config := filepath.Join(t.TempDir(), "other.yaml")
+	s.write(t, config, strings.ReplaceAll(string(text), s.arn, other), 0o600)
+	header := filepath.Join(s.lower, seal.VolumeHeaderName)
+	sealed, err := os.ReadFile(header)
+	must(t, err)
+	lies := filepath.Join(t.TempDir(), "lies")
+	must(t, os.Mkdir(lies, 0o700))
+	s.write(t, filepath.Join(lies, seal.VolumeHeaderName), strings.ReplaceAll(string(sealed), s.arn, other), 0o600)
+	for lower, says := range map[string]string{s.lower: "--key " + s.arn, lies: "belong to another key"} {
+		for _, args := range [][]string{{"check", lower}, {"decrypt", lower, "-o", filepath.Join(t.TempDir(), "out")}} {
+			for _, key := range [][]string{{"--config", config}, {"--key", other, "--kms-endpoint", s.endpoint}} {
+				args := append(slices.Clone(args), key...)
+				if code, out, errs := byokd(t, nil, args...); code != exitDamaged || !strings.Contains(errs, says) {
+					t.Errorf("byokd %v ends with %d, want %d\n%s%s", args, code, exitDamaged, out, errs)
+				}
+			}
+		}
+	}
 }
 
 func flip(t *testing.T, path string, at int64) {

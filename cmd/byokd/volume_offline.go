@@ -49,7 +49,7 @@ func unlockOffline(ctx context.Context, v *volumeread.Volume, from *keySource) e
 	}
 	err := v.Unlock(func(f func(root *seal.Root) error) error { return from.open(ctx, form, f) })
 	if errors.Is(err, errNoKey) {
-		return exitWith(exitUsage, fmt.Errorf("%w. The volume's header says %s. If that is a key of yours: --key %s", errNoKey, h.KeyARN, h.KeyARN))
+		return exitWith(exitDamaged, fmt.Errorf("%w. The volume's header says %s. If that is a key of yours: --key %s", errNoKey, h.KeyARN, h.KeyARN))
 	}
 	return err
 }
