@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 
 export PATH=$PWD/.cache/go/bin:$PATH
 unset GOEXPERIMENT # an older Go refuses what it does not know
-want=$(awk '$1 == "go" { print $2 }' go.mod)
+want=$(awk '$1 == "go" { print $2 }' go.mod) # the oldest that builds it
+best=$(awk '$1 == "toolchain" { print $2 }' go.mod) # the one that releases are built with
 
 die() {
   echo "byokd needs Go $want: $1" >&2
@@ -44,10 +45,10 @@ fetch_newer() {
     aarch64) arch=arm64 ;;
     *) die "there is $(version) here, and no newer one to be fetched for $(uname -m). Install it: https://go.dev/doc/install" ;;
   esac
-  echo "fetching Go $want: there is $(version) here"
+  echo "fetching $best: there is $(version) here"
   scratch=$(mktemp -d)
   found=$(cd "$scratch" && echo 'module scratch' >go.mod &&
-    GOTOOLCHAIN=local go mod download -json "golang.org/toolchain@v0.0.1-go$want.linux-$arch") ||
+    GOTOOLCHAIN=local go mod download -json "golang.org/toolchain@v0.0.1-$best.linux-$arch") ||
     die "it cannot be fetched: $found"
   rm -rf "$scratch"
   at=$(sed -n 's/^[[:space:]]*"Dir": "\(.*\)",*$/\1/p' <<<"$found")

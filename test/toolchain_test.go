@@ -30,7 +30,7 @@ func newToolchainBench(t *testing.T) *toolchainBench {
 		t.Fatal(err)
 	}
 	b.write("deploy/toolchain.sh", string(script))
-	b.write("go.mod", "module example\n\ngo 1.26.0\n")
+	b.write("go.mod", "module example\n\ngo 1.26.0\n\ntoolchain go1.26.3\n")
 	for _, tool := range strings.Fields("awk bash cat chmod dirname find ln mkdir mktemp readlink rm sed sort tail uname") {
 		at, err := exec.LookPath(tool)
 		if err != nil {
@@ -63,7 +63,7 @@ func theGo(version, more string) string {
 // fetches is what a Go does that gives a module in a directory.
 func fetches(dir string) string {
 	return `[ "$1 $2 $3" = "mod download -json" ] && { case "$4" in
-  golang.org/toolchain@v0.0.1-go1.26.0.linux-*) printf '{\n\t"Path": "golang.org/toolchain",\n\t"Dir": "` + dir + `",\n\t"Sum": "x"\n}\n'; exit;;
+  golang.org/toolchain@v0.0.1-go1.26.3.linux-*) printf '{\n\t"Path": "golang.org/toolchain",\n\t"Dir": "` + dir + `",\n\t"Sum": "x"\n}\n'; exit;;
   esac; }`
 }
 
@@ -90,7 +90,7 @@ func TestToolchain(t *testing.T) {
 		}
 		t.Skip("needs root, which installs packages and becomes another user")
 	}
-	const old, newer = "go1.19.8", "go1.26.0"
+	const old, newer = "go1.19.8", "go1.26.3"
 	for _, c := range []struct {
 		name string
 		user uint32
@@ -118,15 +118,15 @@ func TestToolchain(t *testing.T) {
 					b.t.Fatal(err)
 				}
 			}
-		}, true, []string{"installing for the build: golang-go", "fetching Go 1.26.0: there is go1.19.8 here"}},
+		}, true, []string{"installing for the build: golang-go", "fetching go1.26.3: there is go1.19.8 here"}},
 		{"old, no network", 0, func(b *toolchainBench) {
 			b.write("path/go", theGo(old, `echo '{"Error": "dial tcp: no route"}'`))
-		}, false, []string{"fetching Go 1.26.0", "it cannot be fetched", "no route"}},
+		}, false, []string{"fetching go1.26.3", "it cannot be fetched", "no route"}},
 		{"what comes does not run", 0, func(b *toolchainBench) {
 			b.write("path/go", theGo(old, fetches(b.dir+"/module")))
 			b.write("module/bin/go", "#!/bin/sh\nexit 1\n")
 			b.write("module/pkg/tool/compile", "")
-		}, false, []string{"fetching Go 1.26.0", "does not run"}},
+		}, false, []string{"fetching go1.26.3", "does not run"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := newToolchainBench(t)

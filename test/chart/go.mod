@@ -4,6 +4,8 @@ module github.com/byokd/byokd/test/chart
 
 go 1.26.0
 
+toolchain go1.26.11
+
 require (
 	github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring v0.95.2
 	helm.sh/helm/v3 v3.22.0
