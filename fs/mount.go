@@ -60,7 +60,7 @@ func (f *Filesystem) Mount(dir string) error {
 	if err := f.awaitAnswer(dir); err != nil {
 		return fmt.Errorf("the mount at %s does not answer: %w", dir, err)
 	}
-	if own.device, err = deviceOf(dir); err == nil {
+	if own.device, err = fusemount.DeviceOf(dir); err == nil {
 		_ = fusemount.WidenReadAhead(own.device)
 		err = f.boundDirty(own)
 	}
@@ -93,13 +93,6 @@ func (f *Filesystem) boundDirty(s Services) error {
 	f.bdi.Store(limits)
 	f.setDirtyBudget() // the reserve may have been filled meanwhile
 	return err
-}
-
-// deviceOf returns the device number of a mount without asking who serves it.
-func deviceOf(dir string) (uint64, error) {
-	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW|unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st)
-	return unix.Mkdev(st.Dev_major, st.Dev_minor), err
 }
 
 // mountServices are those of the mount, nil when there is none.

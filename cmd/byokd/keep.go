@@ -32,6 +32,9 @@ func (v *VolumeConfig) kept() bool {
 	if v == nil || v.Keeper != keeperAuto || v.MountSocket != "" {
 		return v != nil && v.Keeper == keeperOn
 	}
+	if outsideMounts(v.Lower) != nil {
+		return false // nor will it be served, and the directory may not answer
+	}
 	dir := v.Lower
 	for dir != filepath.Dir(dir) {
 		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {

@@ -125,6 +125,10 @@ func volumeGroup(cfg Config) checkGroup {
 	}
 	lower := cfg.Volume.Lower
 	g := checkGroup{Name: "volume", About: lower}
+	if err := outsideMounts(lower); err != nil { // which may not answer, so nothing more is asked
+		g.Checks = append(g.Checks, outcome("lower directory", "", "", err))
+		return g
+	}
 	header, err := fs.ReadHeader(lower)
 	v := &volume{cfg: cfg}
 	ownership := v.ownership()
@@ -144,7 +148,7 @@ func volumeGroup(cfg Config) checkGroup {
 	}
 	g.Checks = append(g.Checks, blocksCheck(lower), attributesCheck(lower, ownership))
 	if cfg.Volume.MountSocket == "" {
-		g.Checks = append(g.Checks, mountCheck(cfg.Volume.Mount))
+		g.Checks = append(g.Checks, mountCheck(cfg.Volume.Mount, lower))
 	}
 	return g
 }
@@ -183,8 +187,11 @@ func attributesCheck(lower string, ownership fs.Ownership) awskey.Check {
 	return awskey.Check{Name: name, Result: awskey.Pass, Detail: "can be written, with extended attributes"}
 }
 
-func mountCheck(dir string) awskey.Check {
+func mountCheck(dir, lower string) awskey.Check {
 	const name = "mount point"
+	if err := apartFromLower(dir, lower); err != nil {
+		return outcome(name, "", "", err)
+	}
 	if servedAt(dir) {
 		return awskey.Check{Name: name, Result: awskey.Pass, Detail: dir + ": a byokd serves there"}
 	}

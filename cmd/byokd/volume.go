@@ -54,8 +54,15 @@ func (v *volume) inspect() error {
 	if err := refuseRequestTimeouts(fuseSysctls); err != nil {
 		return failure(v.log, "the kernel would break a freeze", exitMount, err)
 	}
+	if err := outsideMounts(v.cfg.Volume.Lower); err != nil {
+		return failure(v.log, "volume.lower is refused", exitLower, err)
+	}
 	if !v.passed() && !v.takesOver() {
-		if err := prepareMountPoint(v.cfg.Volume.Mount, v.log); err != nil {
+		err := apartFromLower(v.cfg.Volume.Mount, v.cfg.Volume.Lower)
+		if err == nil {
+			err = prepareMountPoint(v.cfg.Volume.Mount, v.log)
+		}
+		if err != nil {
 			return failure(v.log, "the volume cannot be mounted", exitMount, err)
 		}
 	}
