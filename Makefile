@@ -75,9 +75,9 @@ bench: build ## compare with raw ext4, loopback and the peers installed, S3 with
 	$(GO) run ./bench -json .cache/bench.json -svg .cache/bench.svg $(BENCH)
 	@echo "figures: .cache/bench.json, picture: .cache/bench.svg"
 
-bench-limits: build ## what loads reach without cryptography, on a disk in memory: what is in the way of a goal
+bench-limits: build ## what loads reach without cryptography, on the disk and on one in memory: what is in the way of a goal
 	@mkdir -p .cache
-	$(GO) run ./bench -parts limits,s3limits -json .cache/limits.json -svg .cache/limits.svg $(BENCH)
+	$(GO) run ./bench -parts limits,memlimits,s3limits -json .cache/limits.json -svg .cache/limits.svg $(BENCH)
 
 bench-scale: build ## a million files, a file of 1 TiB, 10,000 open files, 64 writers, starts: curves, in some 10 minutes
 	@mkdir -p .cache

@@ -22,24 +22,33 @@ import (
 	"github.com/byokd/byokd/keyguard/kmstest"
 )
 
-// The limits part shows what stands behind a goal that is missed. It measures, on a
-// disk in memory where an I/O costs least, byokd, a byokd that copies where it would
-// seal, and go-fuse's loopback: what the second still lacks is not cryptography's,
-// and no cipher could win it back.
+// The limits parts show what stands behind a goal that is missed. They measure, on the
+// disk and on one in memory, where an I/O costs least, byokd, a byokd that copies where
+// it would seal, and the peers that goals are held against. What the second still lacks
+// is not cryptography's, and no cipher could win it back; where go-fuse's loopback, which
+// only passes on, misses the same goal, the price of FUSE is in the way.
 
 // uncrypted is the peer that copies.
 const uncrypted = "no crypto"
 
-func (o options) limitsSteps() int { return len(loadsOf(o)) * o.rounds * 4 }
+var limitsPeers = []string{"raw", subject, uncrypted, "loopback", "gocryptfs"}
 
-// compareLimits measures the limits and prints them.
-func compareLimits(ctx context.Context, o options, self string, stdout, stderr io.Writer) (s section, err error) {
+func (o options) limitsSteps() int { return len(loadsOf(o)) * o.rounds * len(limitsPeers) }
+
+// compareMemoryLimits is compareLimits on a disk in memory.
+func compareMemoryLimits(ctx context.Context, o options, self string, stdout, stderr io.Writer) (s section, err error) {
 	disk, done, err := memoryDisk(o.dir)
 	if err != nil {
 		return s, err
 	}
 	defer func() { err = errors.Join(err, done()) }()
-	o.peers, o.dir = []string{"raw", subject, uncrypted, "loopback"}, disk
+	o.dir = disk
+	return compareLimits(ctx, o, self, "limits, on ext4 in memory", stdout, stderr)
+}
+
+// compareLimits measures the limits and prints them.
+func compareLimits(ctx context.Context, o options, self, title string, stdout, stderr io.Writer) (s section, err error) {
+	o.peers = limitsPeers
 	peers, err := startPeers(ctx, o, stderr)
 	defer func() {
 		for i := range slices.Backward(peers) {
@@ -53,16 +62,21 @@ func compareLimits(ctx context.Context, o options, self string, stdout, stderr i
 	if err = measureAll(ctx, o, self, peers, r, stderr); err != nil && ctx.Err() == nil {
 		return s, err
 	}
-	fmt.Fprintf(stdout, "\nLimits, on ext4 in memory: %q is byokd, copying where it would seal\n\n", uncrypted)
-	r.printLimits(stdout, loadsOf(o), "raw", "loopback")
-	return r.section("limits, on ext4 in memory", loads, namesOf(peers)), err
+	names := namesOf(peers)
+	fmt.Fprintf(stdout, "\n%s\n\n", title)
+	r.print(stdout, loadsOf(o), names)
+	fmt.Fprintf(stdout, "\nGoals that are missed, %s: %q is byokd, copying where it would seal\n\n", title, uncrypted)
+	r.printLimits(stdout, loadsOf(o), names)
+	return r.section(title, loads, names), err
 }
 
 // compareS3Limits is compareLimits for the S3 proxy: what a byokd that copies lacks of
 // the direct way is the price of a proxy.
 func compareS3Limits(ctx context.Context, o options, self string, stdout, stderr io.Writer) (section, error) {
-	return measureS3(ctx, o, self, "S3 limits", (*s3Peer).startCopying, stdout, stderr, func(r results, rows []load, _ []string) {
-		r.printLimits(stdout, rows, s3Direct)
+	return measureS3(ctx, o, self, "S3 limits", (*s3Peer).startCopying, stdout, stderr, func(r results, rows []load, names []string) {
+		r.print(stdout, rows, names)
+		fmt.Fprintln(stdout)
+		r.printLimits(stdout, rows, names)
 	})
 }
 
@@ -81,36 +95,51 @@ func (p *s3Peer) startCopying(ctx context.Context, o options, direct *s3Peer, ar
 	return p.startProxy(ctx, o, program, direct.endpoint, arn, upstream)
 }
 
-// printLimits writes byokd and byokd without cryptography in parts of the last of the
-// other peers, and what is in the way of the goal.
-func (r results) printLimits(w io.Writer, loads []load, others ...string) {
-	reference := others[len(others)-1]
-	header := append([]string{"load", "unit"}, others...)
-	rows := heading(append(header, subject, uncrypted, subject+" ÷ "+reference, uncrypted+" ÷ "+reference, "goal", "in the way"))
+// printLimits writes a row for each goal that is missed: what byokd, byokd without
+// cryptography and loopback make of it, and what is in the way.
+func (r results) printLimits(w io.Writer, loads []load, peers []string) {
+	rows := heading([]string{"load", "in parts of", "goal", subject, uncrypted, "loopback", "in the way"})
 	for _, l := range loads {
-		base, ok := r.rates.median(l.name, reference)
-		if !ok || base == 0 {
-			continue
+		for _, reference := range peers {
+			of := func(peer string) (float64, bool) {
+				base, _ := r.rates.median(l.name, reference)
+				rate, ok := r.rates.median(l.name, peer)
+				return rate / base, ok && base > 0
+			}
+			goal := l.goals[reference]
+			ours, ok := of(subject)
+			if !ok || ours >= goal {
+				continue
+			}
+			row := []string{l.name, reference, fmt.Sprintf("%.2f", goal)}
+			for _, peer := range []string{subject, uncrypted, "loopback"} {
+				part, ok := of(peer)
+				if !ok {
+					row = append(row, "–")
+					continue
+				}
+				row = append(row, fmt.Sprintf("%.2f", part))
+			}
+			bare, _ := of(uncrypted)
+			passing, known := of("loopback")
+			rows = append(rows, append(row, inTheWay(goal, bare, passing, known)))
 		}
-		ours, _ := r.rates.median(l.name, subject)
-		bare, _ := r.rates.median(l.name, uncrypted)
-		goal, blame := l.goals[reference], "nothing"
-		switch {
-		case goal == 0:
-			blame = "–"
-		case ours/base >= goal:
-		case bare/base >= goal:
-			blame = "cryptography"
-		default:
-			blame = "not cryptography"
-		}
-		row := []string{l.name, l.unit}
-		for _, p := range append(slices.Clone(others), subject, uncrypted) {
-			row = append(row, r.rate(l.name, p))
-		}
-		rows = append(rows, append(row, fmt.Sprintf("%.2f", ours/base), fmt.Sprintf("%.2f", bare/base), fmt.Sprintf("%.2f", goal), blame))
 	}
 	table(w, rows)
+}
+
+// inTheWay names what keeps byokd from a goal which it misses: bare is what it makes
+// without cryptography, passing what loopback makes, if it is known.
+func inTheWay(goal, bare, passing float64, known bool) string {
+	switch {
+	case bare >= goal:
+		return "cryptography"
+	case known && passing < goal:
+		return "FUSE"
+	case known:
+		return "the format"
+	}
+	return "not cryptography"
 }
 
 // memoryDisk mounts an ext4 in memory below dir, and returns what takes it away.

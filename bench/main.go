@@ -75,7 +75,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.IntVar(&o.rounds, "rounds", 3, "interleaved rounds")
 	flags.StringVar(&loads, "loads", ".", "regular expression of the loads to run")
 	flags.StringVar(&peers, "peers", "raw,byokd,loopback,gocryptfs,encfs,cryfs,rclone", "peers; what is not installed is told and left out")
-	flags.StringVar(&parts, "parts", "fs,s3,gate,freeze", "parts: fs and s3 (the comparisons), gate, freeze (under load), limits (byokd without cryptography, on a disk in memory), s3limits (the same for the S3 proxy), scale")
+	flags.StringVar(&parts, "parts", "fs,s3,gate,freeze", "parts: fs and s3 (the comparisons), gate, freeze (under load), limits (byokd without cryptography), memlimits (on a disk in memory), s3limits (of the S3 proxy), scale")
 	flags.Int64Var(&o.large, "large", 0, "put and get an object of so many GiB first, and tell how much memory byokd took (5 at most)")
 	flags.BoolVar(&o.keep, "keep", false, "leave the mounts up until Ctrl-C")
 	flags.IntVar(&o.core, "core", -1, "run the S3 proxy on this processor; with the rest on another by taskset -c, byokd has one of its own")
@@ -132,7 +132,10 @@ func compare(ctx context.Context, o options, stdout, stderr io.Writer) (err erro
 		{"s3", o.s3Steps(), func() error { return r.section(compareS3(ctx, o, self, stdout, stderr)) }},
 		{"gate", 1, func() (err error) { r.Gate, err = measureGate(ctx, o, stdout); return err }},
 		{"freeze", o.freezes, func() (err error) { r.Freeze, err = measureFreezes(ctx, o, self, stdout, stderr); return err }},
-		{"limits", o.limitsSteps(), func() error { return r.section(compareLimits(ctx, o, self, stdout, stderr)) }},
+		{"limits", o.limitsSteps(), func() error {
+			return r.section(compareLimits(ctx, o, self, "limits, on the disk", stdout, stderr))
+		}},
+		{"memlimits", o.limitsSteps(), func() error { return r.section(compareMemoryLimits(ctx, o, self, stdout, stderr)) }},
 		{"s3limits", o.s3Steps(), func() error { return r.section(compareS3Limits(ctx, o, self, stdout, stderr)) }},
 		{"scale", scaleSteps, func() (err error) { r.Scale, err = compareScale(ctx, o, stdout, stderr); return err }},
 	}
