@@ -412,8 +412,8 @@ func (c *call) readLower(n *node, sealed []byte, at int64) error {
 // truncate sets the plain size.
 func (c *call) truncate(n *node, size int64) error {
 	switch {
-	case size == n.size:
-		return nil
+	case size == n.size: // for its times, and for what was allocated beyond the end
+		return n.truncateLower(n.lower)
 	case size == 0:
 		c.fs.hot.drop(n.serial, 0, math.MaxInt64)
 		if err := n.truncateLower(0); err != nil {

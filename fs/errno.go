@@ -33,7 +33,7 @@ func errnoOf(err error) syscall.Errno {
 		return 0
 	case errors.As(err, &errno):
 		return errno
-	case errors.Is(err, seal.ErrNameTooLong):
+	case errors.Is(err, seal.ErrNameTooLong), errors.Is(err, seal.ErrTooLong): // the latter: a symlink's target
 		return syscall.ENAMETOOLONG
 	case errors.Is(err, seal.ErrBadName):
 		return syscall.EINVAL

@@ -81,8 +81,8 @@ func (c *call) giveTo(dir int, fd int, sealed string, caller fuse.Owner, mode ui
 	if err := unix.Fchownat(fd, sealed, int(caller.Uid), gid, flags); err != nil {
 		return err
 	}
-	if mode&(unix.S_ISUID|unix.S_ISGID) != 0 && sealed == "" { // chown took them away
-		return unix.Fchmod(fd, mode&0o7777)
+	if mode&(unix.S_ISUID|unix.S_ISGID) != 0 { // chown took them away
+		return setMode(fd, sealed, mode&0o7777)
 	}
 	return nil
 }
@@ -90,16 +90,18 @@ func (c *call) giveTo(dir int, fd int, sealed string, caller fuse.Owner, mode ui
 // addMode adds permissions to those of an inode: fd itself, or sealed in it.
 func addMode(fd int, sealed string, permissions uint32) error {
 	var st unix.Stat_t
-	if sealed == "" {
-		if err := unix.Fstat(fd, &st); err != nil {
-			return err
-		}
-		return unix.Fchmod(fd, st.Mode&0o7777|permissions)
-	}
-	if err := unix.Fstatat(fd, sealed, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := unix.Fstatat(fd, sealed, &st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH); err != nil {
 		return err
 	}
-	return unix.Fchmodat(fd, sealed, st.Mode&0o7777|permissions, 0)
+	return setMode(fd, sealed, st.Mode&0o7777|permissions)
+}
+
+// setMode sets the permissions of an inode: fd itself, or sealed in it.
+func setMode(fd int, sealed string, permissions uint32) error {
+	if sealed == "" {
+		return unix.Fchmod(fd, permissions)
+	}
+	return unix.Fchmodat(fd, sealed, permissions, 0)
 }
 
 // processUmask reads the umask without changing it for a moment, as umask(2)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/byokd/byokd/internal/seal"
 	"golang.org/x/sys/unix"
 )
 
@@ -121,5 +122,23 @@ func TestInodeNumbersStay(t *testing.T) {
 		if ino != before[name] || forgotten[name] != ino {
 			t.Errorf("%s: %d, %d when forgotten, %d after a remount", name, before[name], forgotten[name], ino)
 		}
+	}
+}
+
+// TestRefusedTargets: a symlink's target may be as long as its sealed form fits below.
+func TestRefusedTargets(t *testing.T) {
+	for _, ownership := range []Ownership{OwnershipLower, OwnershipSealed} {
+		t.Run(ownership.String(), func(t *testing.T) {
+			t.Setenv(ownershipVariable, ownership.String())
+			v := newVolume(t, Options{})
+			if err := unix.Symlink(strings.Repeat("t", seal.TargetMax), v.path("longest")); err != nil {
+				t.Errorf("the longest target: %v", err)
+			}
+			for _, length := range []int{seal.TargetMax + 1, unix.PathMax - 1} {
+				if err := unix.Symlink(strings.Repeat("t", length), v.path("longer")); !errors.Is(err, unix.ENAMETOOLONG) {
+					t.Errorf("a target of %d bytes: %v, want ENAMETOOLONG", length, err)
+				}
+			}
+		})
 	}
 }

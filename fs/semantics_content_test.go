@@ -106,3 +106,29 @@ func copiedRanges(say func(string, ...any)) error {
 	say("to a read-only one", err, copied(a, 0, ro, 0, 10))
 	return errors.Join(unix.Munmap(m), unix.Close(a), unix.Close(b), unix.Close(ro))
 }
+
+// cutToSameSize: to cut a file to the size that it has sets its times, and gives back
+// what was allocated beyond the end, as RocksDB does with each log that it closes.
+func cutToSameSize(say func(string, ...any)) error {
+	fd, err := unix.Open("f", unix.O_RDWR|unix.O_CREAT, 0o644)
+	if err != nil {
+		return err
+	}
+	old := []unix.Timespec{{Sec: 1_000_000_000}, {Sec: 1_000_000_000}}
+	look := func() (st unix.Stat_t) {
+		err = errors.Join(err, unix.Fstat(fd, &st))
+		return st
+	}
+	for _, size := range []int{0, 100_000} {
+		_, werr := unix.Pwrite(fd, make([]byte, size), 0)
+		err = errors.Join(err, werr, unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, int64(size), 4<<20), unix.Fsync(fd), unix.UtimesNanoAt(unix.AT_FDCWD, "f", old, 0))
+		before := look()
+		say("cut", unix.Ftruncate(fd, int64(size)))
+		after := look()
+		say("its times and space", err, before.Mtim.Sec, after.Mtim.Sec == before.Mtim.Sec, before.Blocks > 8000, after.Blocks > 8000)
+	}
+	say("cut to nothing", unix.Ftruncate(fd, 0), unix.UtimesNanoAt(unix.AT_FDCWD, "f", old, 0))
+	again, err := unix.Open("f", unix.O_WRONLY|unix.O_TRUNC, 0)
+	say("opened to be cut", err, look().Mtim.Sec == old[1].Sec)
+	return errors.Join(unix.Close(again), unix.Close(fd))
+}

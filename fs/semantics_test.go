@@ -31,6 +31,7 @@ var semantics = map[string]func(say func(what string, results ...any)) error{
 	"mapped-unlinked":  mappedUnlinked,
 	"mapped-truncated": mappedTruncated,
 	"copy-range":       copiedRanges,
+	"cut-to-same":      cutToSameSize,
 }
 
 // TestSemanticsWithSealedOwners is the same where owners and modes are attributes.
@@ -135,6 +136,7 @@ func severalUsers(say func(string, ...any)) error {
 	say("mkdir there", unix.Mkdir("group/dir", 0o755), shown("group/dir"))
 	say("symlink", unix.Symlink("x", "group/link"), shown("group/link"))
 	say("fifo", unix.Mkfifo("group/fifo", 0o600), shown("group/fifo"))
+	say("set-id bits of a fifo", unix.Mkfifo("sticky/fifo", 0o6755), shown("sticky/fifo"))
 	say("device", unix.Mknod("group/null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
 	say("chmod another's", unix.Chmod("chmod", 0o600))
 	say("give away", unix.Chown("sticky/mine", 0, -1))
