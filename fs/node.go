@@ -24,6 +24,8 @@ type node struct {
 	// freeze that the kernel may hold pages of this inode.
 	touched atomic.Bool
 
+	blocks int64 // of the lower file when retellSpace looked; its alone
+
 	// grew is the shortage (reserve.shortages) during which the last write needed
 	// lower space that was not the file's, 0 for none.
 	grew atomic.Uint32
@@ -348,6 +350,19 @@ func (t *nodeTable) known() int {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return len(t.byID) + len(t.idle)
+}
+
+// useOpen returns the nodes that somebody has open; done gives each back.
+func (t *nodeTable) useOpen() (nodes []*node) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, n := range t.byID {
+		if n.opens.Load() > 0 {
+			n.using.Add(1)
+			nodes = append(nodes, n)
+		}
+	}
+	return nodes
 }
 
 // all returns the nodes known now, for a freeze.

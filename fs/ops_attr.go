@@ -89,6 +89,9 @@ func lowerAttr(st *unix.Stat_t) fuse.Attr {
 // sealed ownership owner, mode and device.
 func (c *call) fill(n *node, st *unix.Stat_t, out *fuse.Attr) error {
 	*out = lowerAttr(st)
+	if st.Mode&unix.S_IFMT == unix.S_IFREG && n.opens.Load() > 0 {
+		c.fs.showLeast(out)
+	}
 	if c.fs.sealsOwners() {
 		return c.fillSealed(n, st, out)
 	}

@@ -11,15 +11,19 @@ func (c *call) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.
 	if err := c.share(n); err != nil {
 		return c.fail(err)
 	}
-	readOnly := n.file.readOnly.Load()
+	readOnly, writes := n.file.readOnly.Load(), in.Flags&unix.O_ACCMODE != unix.O_RDONLY
+	mayLackBlocks := writes && n.lower <= block // beyond, block 0 is there
 	n.content.RUnlock()
-	if readOnly && in.Flags&unix.O_ACCMODE != unix.O_RDONLY {
+	if readOnly && writes {
 		return c.fail(unix.EROFS)
 	}
 	if err := c.openable(n); err != nil {
 		return c.fail(err)
 	}
 	c.askAgain(n)
+	if mayLackBlocks {
+		c.askForSpace(n)
+	}
 	return c.fail(c.handle(n, in.Flags, out))
 }
 
@@ -84,6 +88,7 @@ func (c *call) openNew(f newFile, dir int, sealed string, flags uint32, out *fus
 	if err := c.fill(n, &st, &out.Attr); err != nil {
 		return err
 	}
+	c.fs.showLeast(&out.Attr) // it is about to be open
 	out.NodeId, out.Generation = n.id, 1
 	out.SetEntryTimeout(cacheFor)
 	out.SetAttrTimeout(cacheFor)

@@ -119,7 +119,8 @@ func (l *loop) give(s *slot) {
 // after a burst that is 2 MiB of each, 3 with a journal.
 const trimEvery = 30 * time.Second
 
-// keepTrim trims until the connection ends or is left to a successor.
+// keepTrim trims, and tells the kernel what files take, until the connection ends or is
+// left to a successor.
 func (l *loop) keepTrim() {
 	ticker := time.NewTicker(trimEvery)
 	defer ticker.Stop()
@@ -127,6 +128,7 @@ func (l *loop) keepTrim() {
 		select {
 		case <-ticker.C:
 			l.trim()
+			l.fs.retellSpace(l)
 		case <-l.ended:
 			return
 		case <-l.fs.serving.Done():
