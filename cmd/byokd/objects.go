@@ -58,7 +58,7 @@ func newObjects(ctx context.Context, d *daemon) (*objects, error) {
 		if title != name {
 			title += " (" + name + ")"
 		}
-		where := "s3://" + name + " at " + settings.Listen + ", sealed in s3://" + b.Upstream.Bucket
+		where := "s3://" + name + " at " + settings.Listen + sealedIn(b)
 		resource := d.panel.AddResource(title, metrics.KindBucket, where, guard)
 		resource.Describe(metrics.Fact{Name: "Format", Value: "AES-256-GCM in segments of 64 KiB"},
 			metrics.Fact{Name: "User metadata", Value: b.Metadata}, metrics.Fact{Name: "Compression", Value: b.Compression})
@@ -84,6 +84,9 @@ func newObjects(ctx context.Context, d *daemon) (*objects, error) {
 	}
 	return o, nil
 }
+
+// sealedIn names the upstream bucket in what is shown of a bucket.
+func sealedIn(b BucketConfig) string { return ", sealed in s3://" + b.Upstream.Bucket }
 
 // displaced tells, once a minute, that clients have more connections than there are places.
 func (o *objects) displaced() {

@@ -31,7 +31,7 @@ func newPreflightCommand(environ []string) *cobra.Command {
 		Use: "preflight --config FILE", Short: "Check keys, permissions and this machine before byokd is started", Args: cobra.NoArgs,
 		Long: `Checks what byokd run needs, where and as it will run, and changes nothing: every key of the configuration (region,
 state, kind, and each permission of the documented policy, tried with DryRun), the buckets, kernel, /dev/fuse, the lower
-directory, the mount point and the clock. It may be run beside a running byokd.
+directory, the mount point, the addresses and the socket to listen at, and the clock. It may be run beside a running byokd.
 
 Exit codes: 0 everything that is required passes (there may be warnings), 2 wrong command line, 3 the configuration is
 wrong, 17 something failed.`,
@@ -89,7 +89,7 @@ func preflight(ctx context.Context, cfg Config, environ []string) (checkGroups, 
 		groups = append(groups, group)
 	}
 	groups = append(groups, bucketGroups(ctx, cfg)...)
-	return append(groups, machineGroup(cfg), volumeGroup(cfg)).withoutEmpty(), nil
+	return append(groups, machineGroup(cfg), listenersGroup(ctx, cfg), volumeGroup(cfg)).withoutEmpty(), nil
 }
 
 func (g checkGroups) withoutEmpty() checkGroups {

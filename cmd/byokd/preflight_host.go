@@ -31,9 +31,6 @@ func machineGroup(cfg Config) checkGroup {
 	if path := cfg.Audit.File; path != "" {
 		g.Checks = append(g.Checks, directoryCheck("audit file", path))
 	}
-	if path := cfg.Admin.Socket; path != "" {
-		g.Checks = append(g.Checks, directoryCheck("control socket", path))
-	}
 	return g
 }
 

@@ -49,6 +49,11 @@ func adminAddress(flag string, environ []string) string {
 		return defaultAdminListen
 	}
 	_, address, _ := strings.Cut(environ[at], "=")
+	return dialable(address)
+}
+
+// dialable is where to reach what listens at an address of this machine.
+func dialable(address string) string {
 	host, port, err := net.SplitHostPort(address)
 	if ip := net.ParseIP(host); err == nil && (host == "" || ip != nil && ip.IsUnspecified()) {
 		return net.JoinHostPort("localhost", port)

@@ -125,11 +125,7 @@ func (v *volume) connect(d *daemon) {
 	if v.cfg.Volume.Role == "elasticsearch" {
 		name = "Elasticsearch disk"
 	}
-	at := v.cfg.Volume.Mount
-	if at == "" {
-		at = v.cfg.Volume.MountSocket
-	}
-	v.resource = d.panel.AddResource(name, metrics.KindVolume, at, v.guard)
+	v.resource = d.panel.AddResource(name, metrics.KindVolume, v.cfg.Volume.where(), v.guard)
 	v.observer = d.registry.NewFS(v.gauges)
 	if v.worker != nil {
 		restarts := map[string]uint64{}
@@ -138,6 +134,14 @@ func (v *volume) connect(d *daemon) {
 		}
 		v.workers = d.registry.NewWorkers(restarts)
 	}
+}
+
+// where is the place that is shown of a volume.
+func (v *VolumeConfig) where() string {
+	if v.Mount != "" {
+		return v.Mount
+	}
+	return v.MountSocket
 }
 
 // facts are what the page shows of a mounted volume.

@@ -23,9 +23,6 @@ var ErrInUse = errors.New("control: another process listens at this socket")
 
 // Listen makes the socket at path, with mode 0600, in an existing directory.
 func Listen(path string) (net.Listener, error) {
-	if len(path) > maxPath {
-		return nil, fmt.Errorf("control: the path of a socket has at most %d bytes, %s has %d", maxPath, path, len(path))
-	}
 	if err := clearAway(path); err != nil {
 		return nil, err
 	}
@@ -52,7 +49,7 @@ func Listen(path string) (net.Listener, error) {
 func bind(fd int, path string) error {
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 		if errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("control: the directory %s does not exist; type: mkdir -p %s", filepath.Dir(path), filepath.Dir(path))
+			return noDirectory(filepath.Dir(path))
 		}
 		return fmt.Errorf("control: bind %s: %w", path, err)
 	}
@@ -67,28 +64,62 @@ func bind(fd int, path string) error {
 
 // clearAway removes the socket that a killed process left behind.
 func clearAway(path string) error {
-	info, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("control: %w", err)
-	}
-	if info.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("control: %s exists and is no socket", path)
-	}
-	conn, err := net.DialTimeout("unix", path, dialTimeout)
-	if err == nil {
-		conn.Close()
-		return fmt.Errorf("%w: %s; is another byokd running? To see which process it is: ss -xlp", ErrInUse, path)
-	}
-	if !errors.Is(err, unix.ECONNREFUSED) {
-		return fmt.Errorf("control: %w", err)
+	_, left, err := look(path)
+	if err != nil || !left {
+		return err
 	}
 	if err := os.Remove(path); err != nil {
 		return fmt.Errorf("control: %w", err)
 	}
 	return nil
+}
+
+// Look tells, changing nothing, whether Listen could make the socket at path: the
+// error is the one that Listen would return. With ErrInUse comes who listens there.
+func Look(path string) (listener Peer, err error) {
+	if listener, _, err = look(path); err != nil {
+		return listener, err
+	}
+	dir := filepath.Dir(path)
+	if err := unix.Access(dir, unix.W_OK|unix.X_OK); errors.Is(err, unix.ENOENT) {
+		return listener, noDirectory(dir)
+	} else if err != nil {
+		return listener, fmt.Errorf("control: nothing can be made in %s: %w", dir, err)
+	}
+	return listener, nil
+}
+
+func noDirectory(dir string) error {
+	return fmt.Errorf("control: the directory %s does not exist; type: mkdir -p %s", dir, dir)
+}
+
+// look looks at what is at path. It may be a socket that a killed process has left.
+func look(path string) (listener Peer, left bool, err error) {
+	if len(path) > maxPath {
+		return Peer{}, false, fmt.Errorf("control: the path of a socket has at most %d bytes, %s has %d", maxPath, path, len(path))
+	}
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Peer{}, false, nil
+	}
+	if err != nil {
+		return Peer{}, false, fmt.Errorf("control: %w", err)
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return Peer{}, false, fmt.Errorf("control: %s exists and is no socket; move it away", path)
+	}
+	conn, err := net.DialTimeout("unix", path, dialTimeout)
+	if errors.Is(err, unix.ECONNREFUSED) {
+		return Peer{}, true, nil
+	}
+	if err != nil {
+		return Peer{}, false, fmt.Errorf("control: %w", err)
+	}
+	defer conn.Close()
+	if listener, err = peerOf(conn); err != nil {
+		return Peer{}, false, err
+	}
+	return listener, false, fmt.Errorf("%w: %s (%v); is another byokd running? To see which process it is: ss -xlp", ErrInUse, path, listener)
 }
 
 // Peer is the process at the other end of a connection, as the kernel knows it.
