@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -9,6 +10,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/byokd/byokd/internal/awskey"
 )
@@ -50,6 +54,9 @@ func TestPreflightOfListenersInUse(t *testing.T) {
 	s.write(t, s.config, config, 0o600)
 	p.cmd.Process.Kill() // which leaves a socket
 	<-p.ended
+	awaitRefusal(t, "unix", socket) // its worker ends after it
+	awaitRefusal(t, "tcp", at(admin))
+	awaitRefusal(t, "tcp", at(s3))
 	if _, err := os.Lstat(socket); err != nil {
 		t.Fatal(err)
 	}
@@ -57,6 +64,23 @@ func TestPreflightOfListenersInUse(t *testing.T) {
 	for _, name := range []string{"admin", "S3", "control socket"} {
 		if c := found["listeners/"+name]; c.Result != awskey.Pass || strings.Contains(c.Detail, ours) {
 			t.Errorf("after its death, %s: %+v", name, c)
+		}
+	}
+}
+
+// awaitRefusal waits until nobody listens at an address.
+func awaitRefusal(t *testing.T, network, address string) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) { // the pace of asking
+		conn, err := net.Dial(network, address)
+		if errors.Is(err, unix.ECONNREFUSED) {
+			return
+		}
+		if err == nil {
+			conn.Close()
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: somebody listens still: %v", address, err)
 		}
 	}
 }
