@@ -76,7 +76,7 @@ func (f *Filesystem) Draining(ctx context.Context, t keyguard.Transition) {
 		nodes = f.nodes.freeze()
 		f.leftover.Store(int64(len(nodes))) // all, until Frozen has looked
 	})
-	f.forgetAttributes(ctx, l, nodes)
+	f.forgetAttributes(ctx, l, idsOf(nodes))
 	f.flush(ctx)
 	f.drop(ctx, l, nodes)
 	f.dropInherited(ctx, l)
@@ -156,15 +156,15 @@ func (f *Filesystem) Thawed(t keyguard.Transition) {
 	}
 }
 
-// forgetAttributes makes the kernel ask for the attributes of the nodes. It waits
+// forgetAttributes makes the kernel ask for the attributes of inodes. It waits
 // for an inode that is just being given up and flushed, so it is done apart and
 // left behind when ctx ends.
-func (f *Filesystem) forgetAttributes(ctx context.Context, l *loop, nodes []*node) {
+func (f *Filesystem) forgetAttributes(ctx context.Context, l *loop, ids []uint64) {
 	done := make(chan struct{})
 	f.apart(l.dev, func(dev int) {
 		defer close(done)
-		for _, n := range nodes {
-			_ = invalidate(dev, n.id, -1, 0) // ENOENT: the kernel does not know it any more
+		for _, id := range ids {
+			_ = invalidate(dev, id, -1, 0) // ENOENT: the kernel does not know it any more
 		}
 	})
 	select {

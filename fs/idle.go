@@ -3,6 +3,7 @@ package fs
 import (
 	"context"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 )
@@ -15,7 +16,8 @@ import (
 //
 // No page of an idle inode can be reached without a call to us: nobody has it open
 // or mapped, and to open it again is a request that a freeze holds. Taking such pages
-// away is therefore not what a freeze waits for.
+// away is therefore not what a freeze waits for. Nor are its attributes, which are
+// reached by who has it as working directory or open with O_PATH alone.
 
 // maxNodes is how many nodes there are before the unused ones are made idle: 6 MiB of
 // them, and a twentieth of a second of a freeze, which has to ask the kernel about each.
@@ -144,13 +146,13 @@ func (t *nodeTable) thaw() {
 	t.mu.Unlock()
 }
 
-// touchedIdle returns the idle inodes of which the kernel may hold pages.
-func (t *nodeTable) touchedIdle() []uint64 {
+// idleIDs returns the idle inodes; with touched, those of which the kernel may hold pages.
+func (t *nodeTable) idleIDs(touched bool) []uint64 {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	var ids []uint64
 	for id, e := range t.idle {
-		if e.touched() {
+		if e.touched() || !touched {
 			ids = append(ids, id)
 		}
 	}
@@ -170,7 +172,7 @@ func (t *nodeTable) untouch(id uint64) {
 // idleBatch bounds the memory that dropping idle inodes takes.
 const idleBatch = 4096
 
-// idleDrop is the dropping of the pages of idle inodes, which goes on after the gate
+// idleDrop is the dropping of what the kernel has of idle inodes, which goes on after the gate
 // has closed. It ends before the thaw, and before the FUSE device is closed.
 type idleDrop struct {
 	mu     sync.Mutex
@@ -178,7 +180,7 @@ type idleDrop struct {
 	done   chan struct{}      // guarded by mu
 }
 
-// startIdleDrop takes the pages of idle inodes away from the kernel, in the
+// startIdleDrop takes attributes and pages of idle inodes away from the kernel, in the
 // background.
 func (f *Filesystem) startIdleDrop(l *loop) {
 	f.stopIdleDrop()
@@ -189,8 +191,15 @@ func (f *Filesystem) startIdleDrop(l *loop) {
 	f.idleDrop.cancel, f.idleDrop.done = cancel, done
 	f.background.Go(func() {
 		defer close(done)
+		f.dropIDs(ctx, l, f.nodes.idleIDs(true), f.nodes.untouch)
+		for ids := range slices.Chunk(f.nodes.idleIDs(false), idleBatch) {
+			if ctx.Err() != nil {
+				return
+			}
+			f.forgetAttributes(ctx, l, ids)
+		}
 		for _, pause := range idleRounds {
-			ids := f.nodes.touchedIdle()
+			ids := f.nodes.idleIDs(true)
 			if len(ids) == 0 {
 				return
 			}
@@ -204,9 +213,9 @@ func (f *Filesystem) startIdleDrop(l *loop) {
 	})
 }
 
-// idleRounds are the pauses before each time that the pages of idle inodes are dropped:
+// idleRounds are the pauses before each time that the pages of idle inodes are dropped again:
 // the kernel refuses a page that somebody looks at just then, reclaim for one.
-var idleRounds = []time.Duration{0, 100 * time.Millisecond, 300 * time.Millisecond, time.Second, 3 * time.Second}
+var idleRounds = []time.Duration{100 * time.Millisecond, 300 * time.Millisecond, time.Second, 3 * time.Second}
 
 // dropIDs removes the pages of inodes of which there is no node, and their attributes,
 // and tells dropped of each. It ends with ctx, or where what is left hangs.

@@ -352,6 +352,14 @@ func (t *nodeTable) known() int {
 	return len(t.byID) + len(t.idle)
 }
 
+func idsOf(nodes []*node) []uint64 {
+	ids := make([]uint64, len(nodes))
+	for i, n := range nodes {
+		ids[i] = n.id
+	}
+	return ids
+}
+
 // useOpen returns the nodes that somebody has open; done gives each back.
 func (t *nodeTable) useOpen() (nodes []*node) {
 	t.mu.RLock()

@@ -9,7 +9,9 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -64,8 +66,8 @@ func TestManyInodes(t *testing.T) {
 			t.Errorf("%d descriptors below for %d files that nobody has open", n, files)
 		}
 		v.freeze()
-		await(t, func() string { return fmt.Sprintf("pages of %d idle inodes are left", len(v.fs.nodes.touchedIdle())) },
-			func() bool { return len(v.fs.nodes.touchedIdle()) == 0 })
+		await(t, func() string { return fmt.Sprintf("pages of %d idle inodes are left", len(v.fs.nodes.idleIDs(true))) },
+			func() bool { return len(v.fs.nodes.idleIDs(true)) == 0 })
 		v.thaw()
 		verify("after a freeze")
 		for i := 0; i < files; i += 2 {
@@ -84,6 +86,56 @@ func TestManyInodes(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestIdleAttributesFreeze: a freeze takes the attributes of idle inodes, too, which can
+// be asked for by who has such a directory as its own, or has it open with O_PATH.
+func TestIdleAttributesFreeze(t *testing.T) {
+	v := newVolume(t, Options{})
+	const dirs, files, most = 20, 300, 10
+	v.limitNodes(most)
+	var held [dirs]int
+	for i := range held {
+		name := v.path(fmt.Sprint("d", i))
+		if err := os.Mkdir(name, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if held[i], err = unix.Open(name, unix.O_PATH, 0); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(held[i])
+	}
+	for i := range files {
+		if err := os.WriteFile(v.path(fmt.Sprint("f", i)), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, idle := v.counts(); idle < files {
+		t.Fatalf("%d idle inodes of %d", idle, dirs+files)
+	}
+	v.freeze()
+	var thawed atomic.Bool
+	var asking sync.WaitGroup
+	for _, fd := range held {
+		asking.Go(func() {
+			var st unix.Stat_t
+			for !thawed.Load() {
+				if err := unix.Fstat(fd, &st); err != nil {
+					t.Error(err)
+					return
+				}
+				time.Sleep(time.Millisecond) // a call that is answered from memory is asked again
+			}
+		})
+	}
+	await(t, func() string {
+		return fmt.Sprintf("of %d calls of fstat, %d wait while frozen", dirs, v.fs.Stats().Parked)
+	},
+		func() bool { return v.fs.Stats().Parked == dirs })
+	thawed.Store(true)
+	v.thaw()
+	asking.Wait()
 }
 
 // TestIdleEntriesAreSmall: they hold nothing that the collector looks at, no more nodes

@@ -43,12 +43,12 @@ func (f *Filesystem) retellSpace(l *loop) {
 	if f.options.Cache != Writeback || f.closed.Load() {
 		return
 	}
-	var changed []*node
+	var changed []uint64
 	for _, n := range f.nodes.useOpen() {
 		var st unix.Stat_t
 		if n.file.isOpen() && unix.Fstat(n.file.buffered(), &st) == nil && st.Blocks != n.blocks {
 			n.blocks = st.Blocks
-			changed = append(changed, n)
+			changed = append(changed, n.id)
 		}
 		f.nodes.done(n)
 	}
