@@ -145,12 +145,12 @@ func (u *awsUpstream) CreateUpload(ctx context.Context, key string, a Attributes
 	in := &s3.CreateMultipartUploadInput{
 		Bucket: &u.bucket, Key: &key,
 		ContentType: opt(a.ContentType), CacheControl: opt(a.CacheControl), ContentDisposition: opt(a.ContentDisposition),
-		ContentEncoding: opt(a.ContentEncoding), ContentLanguage: opt(a.ContentLanguage), Expires: optExpires(a.Expires),
+		ContentEncoding: opt(a.ContentEncoding), ContentLanguage: opt(a.ContentLanguage),
 		StorageClass: types.StorageClass(a.StorageClass), ServerSideEncryption: types.ServerSideEncryption(a.SSE),
 		SSEKMSKeyId: opt(a.SSEKeyID), ACL: types.ObjectCannedACL(a.ACL), Tagging: opt(a.Tagging), Metadata: a.Metadata,
 		ChecksumAlgorithm: u.checksum,
 	}
-	out, err := u.client.CreateMultipartUpload(ctx, in)
+	out, err := u.client.CreateMultipartUpload(ctx, in, expiresAs(a.Expires))
 	if err != nil {
 		return "", failed(err)
 	}

@@ -113,12 +113,13 @@ func optTime(t time.Time) *time.Time {
 	return &t
 }
 
-func optExpires(v string) *time.Time {
-	t, err := http.ParseTime(v)
-	if err != nil {
-		return nil
+// expiresAs sends an Expires as the client gave it: caches take what is no date for the past.
+func expiresAs(value string) func(*s3.Options) {
+	return func(o *s3.Options) {
+		if value != "" {
+			o.APIOptions = append(o.APIOptions, smithyhttp.SetHeaderValue("Expires", value))
+		}
 	}
-	return &t
 }
 
 // failed translates an SDK error.
@@ -236,11 +237,11 @@ func (u *awsUpstream) Put(ctx context.Context, req PutRequest, body io.Reader, s
 	out, err := u.client.PutObject(ofOwn(ctx, req.Key), &s3.PutObjectInput{
 		Bucket: &u.bucket, Key: &req.Key, Body: body, ContentLength: &size,
 		ContentType: opt(a.ContentType), CacheControl: opt(a.CacheControl), ContentDisposition: opt(a.ContentDisposition),
-		ContentEncoding: opt(a.ContentEncoding), ContentLanguage: opt(a.ContentLanguage), Expires: optExpires(a.Expires),
+		ContentEncoding: opt(a.ContentEncoding), ContentLanguage: opt(a.ContentLanguage),
 		StorageClass: types.StorageClass(a.StorageClass), ServerSideEncryption: types.ServerSideEncryption(a.SSE),
 		SSEKMSKeyId: opt(a.SSEKeyID), ACL: types.ObjectCannedACL(a.ACL), Tagging: opt(a.Tagging), Metadata: a.Metadata,
 		IfMatch: opt(req.IfMatch), IfNoneMatch: opt(req.IfNoneMatch), ChecksumAlgorithm: u.checksum,
-	}, streaming(body))
+	}, streaming(body), expiresAs(a.Expires))
 	if err != nil {
 		return Stored{}, failed(err)
 	}
@@ -257,7 +258,7 @@ func (u *awsUpstream) Copy(ctx context.Context, req CopyRequest) (Stored, error)
 		Bucket: &u.bucket, Key: &req.Key, CopySource: &source, CopySourceIfMatch: opt(req.SourceETag),
 		MetadataDirective: types.MetadataDirectiveReplace, TaggingDirective: types.TaggingDirectiveReplace,
 		ContentType: opt(a.ContentType), CacheControl: opt(a.CacheControl), ContentDisposition: opt(a.ContentDisposition),
-		ContentEncoding: opt(a.ContentEncoding), ContentLanguage: opt(a.ContentLanguage), Expires: optExpires(a.Expires),
+		ContentEncoding: opt(a.ContentEncoding), ContentLanguage: opt(a.ContentLanguage),
 		StorageClass: types.StorageClass(a.StorageClass), ServerSideEncryption: types.ServerSideEncryption(a.SSE),
 		SSEKMSKeyId: opt(a.SSEKeyID), ACL: types.ObjectCannedACL(a.ACL), Tagging: opt(a.Tagging), Metadata: a.Metadata,
 		IfMatch: opt(req.IfMatch), IfNoneMatch: opt(req.IfNoneMatch),
@@ -265,7 +266,7 @@ func (u *awsUpstream) Copy(ctx context.Context, req CopyRequest) (Stored, error)
 	if req.KeepTags {
 		in.TaggingDirective, in.Tagging = types.TaggingDirectiveCopy, nil
 	}
-	out, err := u.client.CopyObject(ctx, in)
+	out, err := u.client.CopyObject(ctx, in, expiresAs(a.Expires))
 	if err != nil {
 		return Stored{}, failed(err)
 	}
@@ -284,10 +285,10 @@ func (u *awsUpstream) Delete(ctx context.Context, ref Ref, ifMatch string) (Dele
 	return Deleted{VersionID: aws.ToString(out.VersionId), DeleteMarker: aws.ToBool(out.DeleteMarker)}, nil
 }
 
-func (u *awsUpstream) DeleteMany(ctx context.Context, refs []Ref) ([]DeleteResult, error) {
-	ids := make([]types.ObjectIdentifier, len(refs))
-	for i, r := range refs {
-		ids[i] = types.ObjectIdentifier{Key: aws.String(r.Key), VersionId: opt(r.VersionID)}
+func (u *awsUpstream) DeleteMany(ctx context.Context, requests []DeleteRequest) ([]DeleteResult, error) {
+	ids := make([]types.ObjectIdentifier, len(requests))
+	for i, r := range requests {
+		ids[i] = types.ObjectIdentifier{Key: aws.String(r.Key), VersionId: opt(r.VersionID), ETag: opt(r.IfMatch)}
 	}
 	out, err := u.client.DeleteObjects(ctx, &s3.DeleteObjectsInput{Bucket: &u.bucket, Delete: &types.Delete{Objects: ids, Quiet: aws.Bool(false)}})
 	if err != nil {

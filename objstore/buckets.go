@@ -227,7 +227,7 @@ func (p *Proxy) getObjectAttributes(ctx context.Context, c *call) error {
 		return err
 	}
 	var meta map[string]string
-	err = p.within(ctx, func(ctx context.Context) (err error) {
+	err = p.within(ctx, c.bucket, func(ctx context.Context) (err error) {
 		meta, err = c.bucket.openMetadata(ctx, c.lane, info.Metadata)
 		return err
 	})

@@ -62,7 +62,7 @@ func (p *Proxy) keepSum(ctx context.Context, c *call, stored Stored, whole whole
 	if whole.algorithm == "" {
 		return
 	}
-	err := p.within(ctx, func(ctx context.Context) error { return c.bucket.setOwnTag(ctx, c.lane, c.key, stored, whole) })
+	err := p.within(ctx, c.bucket, func(ctx context.Context) error { return c.bucket.setOwnTag(ctx, c.lane, c.key, stored, whole) })
 	switch {
 	case errors.Is(err, errTagsMixed):
 		p.log.Warn("tags of an object may be those of the one that it replaced; compare them, and set them again (a bucket with versions does not have this race)",
@@ -158,7 +158,7 @@ func (p *Proxy) keptSums(ctx context.Context, c *call, b *bucket, lay *layout, o
 	if own == nil {
 		return nil
 	}
-	_ = p.within(ctx, func(ctx context.Context) error { // without the key there are none
+	_ = p.within(ctx, b, func(ctx context.Context) error { // without the key there are none
 		sums = b.openOwnTag(ctx, c.lane, lay, own.Value)
 		return nil
 	})
@@ -205,7 +205,7 @@ func (p *Proxy) withSums(ctx context.Context, c *call, stored, sums map[string]s
 	if len(sums) == 0 {
 		return stored, nil
 	}
-	err = p.within(ctx, func(ctx context.Context) error {
+	err = p.within(ctx, c.bucket, func(ctx context.Context) error {
 		meta, err := c.bucket.openMetadata(ctx, c.lane, stored)
 		if err != nil {
 			return err

@@ -3,6 +3,7 @@ package objstore_test
 import (
 	"bytes"
 	"context"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -147,4 +148,92 @@ func (w *world) readUnder(ctx context.Context, key string, c readConditions) map
 			CopySourceIfMatch: c.match, CopySourceIfNoneMatch: c.none, CopySourceIfModifiedSince: c.modified, CopySourceIfUnmodifiedSince: c.until})
 	}
 	return results
+}
+
+// TestConditionalDeletesOfMany deletes objects under the condition that they are what the client knows: one that is not
+// stays, and is told.
+func TestConditionalDeletesOfMany(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	same := w.put("same", []byte("a")).ETag
+	w.put("changed", []byte("b"))
+	w.put("any", []byte("c"))
+	out, err := w.client.DeleteObjects(t.Context(), &s3.DeleteObjectsInput{Bucket: documents, Delete: &types.Delete{Objects: []types.ObjectIdentifier{
+		{Key: aws.String("same"), ETag: same}, {Key: aws.String("changed"), ETag: aws.String(otherETag)}, {Key: aws.String("any")},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(out.Deleted) != 2 || len(out.Errors) != 1 || *out.Errors[0].Key != "changed" || *out.Errors[0].Code != "PreconditionFailed" {
+		t.Errorf("deleted %d, refused %d", len(out.Deleted), len(out.Errors))
+	}
+	if string(w.mustGet("changed", "")) != "b" {
+		t.Error("the object that had changed is another one")
+	}
+	for _, o := range []types.ObjectIdentifier{{Key: aws.String("changed"), Size: aws.Int64(7)}, {Key: aws.String("changed"), LastModifiedTime: aws.Time(time.Now())}} {
+		_, err := w.client.DeleteObjects(t.Context(), &s3.DeleteObjectsInput{Bucket: documents, Delete: &types.Delete{Objects: []types.ObjectIdentifier{o}}})
+		wantCode(t, err, http.StatusNotImplemented, "NotImplemented")
+		w.mustGet("changed", "")
+	}
+}
+
+// TestIfRange goes on with a download that was begun before: with the rest of the object where it is the same still, and
+// with all of the one that has taken its place.
+func TestIfRange(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	first := pattern(2*segment, 1)
+	etag := *w.put("o", first).ETag
+	head, err := w.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: documents, Key: aws.String("o")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	date := head.LastModified.Format(http.TimeFormat)
+	resume := func(validator string) (int, []byte) {
+		r := w.request("GET", "/documents/o", nil, 0)
+		r.Header.Set("Range", "bytes=100-")
+		r.Header.Set("If-Range", validator)
+		response, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		body, err := io.ReadAll(response.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response.StatusCode, body
+	}
+	for _, validator := range []string{etag, date} {
+		if status, body := resume(validator); status != http.StatusPartialContent || !bytes.Equal(body, first[100:]) {
+			t.Errorf("the same object by %s: %d with %d bytes", validator, status, len(body))
+		}
+	}
+	second := pattern(3*segment, 9)
+	w.put("o", second)
+	for _, validator := range []string{etag, "W/" + etag, time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat), "nonsense"} {
+		if status, body := resume(validator); status != http.StatusOK || !bytes.Equal(body, second) {
+			t.Errorf("another object by %s: %d with %d bytes", validator, status, len(body))
+		}
+	}
+}
+
+// TestExpires keeps what a client says of an object's end, which need be no date: caches take 0 for the past.
+func TestExpires(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	for _, value := range []string{"Wed, 21 Oct 2026 07:28:00 GMT", "0", "-1"} {
+		r := w.request("PUT", "/documents/o", strings.NewReader("x"), 1)
+		r.Header.Set("Expires", value)
+		response, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		if _, err := w.client.CopyObject(t.Context(), &s3.CopyObjectInput{Bucket: documents, Key: aws.String("copy"), CopySource: aws.String("documents/o")}); err != nil {
+			t.Fatal(err)
+		}
+		for _, key := range []string{"o", "copy"} {
+			if _, out, err := w.get(key, ""); err != nil || aws.ToString(out.ExpiresString) != value {
+				t.Errorf("%s: Expires %q of %q, %v", key, aws.ToString(out.ExpiresString), value, err)
+			}
+		}
+	}
 }

@@ -189,7 +189,7 @@ func refuseSelfCopy(c *call, src *copySource) error {
 // returned by algorithm.
 func (p *Proxy) copiedAttributes(ctx context.Context, c *call, src *copySource, info Info, lay *layout, algorithm string) (a Attributes, sums map[string]string, err error) {
 	var old map[string]string
-	err = p.within(ctx, func(ctx context.Context) (err error) {
+	err = p.within(ctx, src.bucket, func(ctx context.Context) (err error) {
 		old, err = src.bucket.openMetadata(ctx, c.lane, info.Metadata)
 		return err
 	})
@@ -221,7 +221,7 @@ func (p *Proxy) copiedAttributes(ctx context.Context, c *call, src *copySource, 
 		return a, sums, nil
 	}
 	putChecksums(old, sums)
-	err = p.within(ctx, func(ctx context.Context) (err error) {
+	err = p.within(ctx, c.bucket, func(ctx context.Context) (err error) {
 		a.Metadata, err = c.bucket.sealMetadata(ctx, c.lane, old)
 		return err
 	})

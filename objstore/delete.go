@@ -33,6 +33,9 @@ type xmlDelete struct {
 	Objects []struct {
 		Key       string
 		VersionID string `xml:"VersionId"`
+		ETag      string
+		// Conditions that would be broken if they were overlooked.
+		LastModifiedTime, Size *struct{}
 	} `xml:"Object"`
 }
 
@@ -65,18 +68,21 @@ func (p *Proxy) deleteObjects(ctx context.Context, c *call) error {
 	if len(doc.Objects) == 0 || len(doc.Objects) > maxListed {
 		return malformedXML().hint("A delete request names between 1 and 1000 objects.")
 	}
-	var refs []Ref
+	var requests []DeleteRequest
 	var result xmlDeleteResult
 	for _, o := range doc.Objects {
+		if o.LastModifiedTime != nil || o.Size != nil {
+			return refuse(http.StatusNotImplemented, "NotImplemented", "byokd deletes objects under the condition ETag, not under LastModifiedTime or Size.")
+		}
 		if err := checkKey(o.Key); err != nil {
 			refused := errorOf(err)
 			result.Errors = append(result.Errors, xmlDeleteError{Key: o.Key, VersionID: o.VersionID, Code: refused.Code, Message: refused.Message})
 			continue
 		}
-		refs = append(refs, Ref{Key: o.Key, VersionID: o.VersionID})
+		requests = append(requests, DeleteRequest{Ref{Key: o.Key, VersionID: o.VersionID}, upstreamETag(o.ETag)})
 	}
-	if len(refs) > 0 {
-		done, err := c.bucket.Upstream.DeleteMany(ctx, refs)
+	if len(requests) > 0 {
+		done, err := c.bucket.Upstream.DeleteMany(ctx, requests)
 		if err != nil {
 			return err
 		}

@@ -20,7 +20,7 @@ const aheadBatches = 3
 func (p *Proxy) download(ctx context.Context, cancel context.CancelCauseFunc, c *call, o *opening, status int) error {
 	first := o.newBatch()
 	defer first.release()
-	err := p.within(ctx, func(ctx context.Context) error { return o.next(ctx, first) })
+	err := p.within(ctx, c.bucket, func(ctx context.Context) error { return o.next(ctx, first) })
 	if err != nil && err != io.EOF {
 		return err
 	}

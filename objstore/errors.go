@@ -232,8 +232,10 @@ type xmlDetail struct {
 func (p *Proxy) writeError(c *call, err error) {
 	e := errorOf(err)
 	h := c.w.header()
-	for _, name := range []string{"Content-Length", "Etag", "Content-Range", "Last-Modified", "Content-Encoding", "Content-Disposition"} {
-		h.Del(name)
+	for name := range h { // what describes an object that is not sent, plain metadata among it
+		if name != "X-Amz-Request-Id" && name != "Server" {
+			delete(h, name)
+		}
 	}
 	if e.Status == http.StatusServiceUnavailable {
 		h.Set("Retry-After", strconv.Itoa(retryAfterSeconds))

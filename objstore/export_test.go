@@ -11,8 +11,11 @@ import (
 
 // Shrink makes the sizes and times small that tests could not reach otherwise.
 func (p *Proxy) Shrink(upstreamPut, part int64, keepAlive time.Duration) {
-	p.limits = limits{upstreamPut: upstreamPut, upstreamPart: part, keepAlive: keepAlive}
+	p.limits.upstreamPut, p.limits.upstreamPart, p.limits.keepAlive = upstreamPut, part, keepAlive
 }
+
+// Hurry shortens what a step of a request may take before its answer.
+func (p *Proxy) Hurry(step time.Duration) { p.limits.step = step }
 
 // alone is a source whose bytes may become an object.
 type alone struct{ io.Reader }

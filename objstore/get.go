@@ -44,19 +44,24 @@ func (p *Proxy) getObject(ctx context.Context, c *call) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	if want == nil {
-		obj, err := c.bucket.Upstream.Get(ctx, req)
-		if err != nil {
-			return err
-		}
-		o, err := p.openWhole(ctx, c, req.Ref, obj)
-		if err != nil {
-			obj.Body.Close()
-			return err
-		}
-		defer o.close()
-		return p.send(ctx, cancel, c, obj.Info, o, nil)
+		return p.getWhole(ctx, cancel, c, req)
 	}
 	return p.getRange(ctx, cancel, c, req, want)
+}
+
+// getWhole answers a GetObject that wants all of the object.
+func (p *Proxy) getWhole(ctx context.Context, cancel context.CancelCauseFunc, c *call, req GetRequest) error {
+	obj, err := c.bucket.Upstream.Get(ctx, req)
+	if err != nil {
+		return err
+	}
+	o, err := p.openWhole(ctx, c, req.Ref, obj)
+	if err != nil {
+		obj.Body.Close()
+		return err
+	}
+	defer o.close()
+	return p.send(ctx, cancel, c, obj.Info, o, nil)
 }
 
 // getRange answers a GetObject that wants a part of the object.
@@ -69,12 +74,29 @@ func (p *Proxy) getRange(ctx context.Context, cancel context.CancelCauseFunc, c 
 			c.bucket.layouts.drop(req.Ref)
 			continue
 		}
+		if want.part == 0 && info.ETag != "" && !isSame(c.r.Header.Get("If-Range"), info) {
+			if err == nil {
+				o.close()
+			}
+			return p.getWhole(ctx, cancel, c, req)
+		}
 		if err != nil {
 			return err
 		}
 		defer o.close()
 		return p.send(ctx, cancel, c, info, o, got)
 	}
+}
+
+// isSame reports whether an object is the one that a client, by the validator in If-Range, has a part of already.
+func isSame(validator string, info Info) bool {
+	if validator == "" {
+		return true
+	}
+	if date, err := http.ParseTime(validator); err == nil {
+		return info.LastModified.Unix() == date.Unix()
+	}
+	return upstreamETag(validator) == info.ETag
 }
 
 func (p *Proxy) rangeOnce(ctx context.Context, c *call, req GetRequest, want *rangeWant) (*opening, Info, *plainRange, error) {
@@ -142,7 +164,7 @@ func (p *Proxy) send(ctx context.Context, cancel context.CancelCauseFunc, c *cal
 // describe sets the headers of an object's answer.
 func (p *Proxy) describe(ctx context.Context, c *call, info Info, lay *layout, got *plainRange) error {
 	var meta map[string]string
-	err := p.within(ctx, func(ctx context.Context) (err error) {
+	err := p.within(ctx, c.bucket, func(ctx context.Context) (err error) {
 		meta, err = c.bucket.openMetadata(ctx, c.lane, info.Metadata)
 		return err
 	})

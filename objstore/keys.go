@@ -42,29 +42,60 @@ func (p *Proxy) hold(ctx context.Context, c *call, wait func(context.Context) er
 	}()
 	limited, cancel := context.WithTimeout(ctx, p.opts.HoldFor)
 	defer cancel()
-	return asHeld(ctx, limited, wait(limited))
-}
-
-// within runs a step of a request that has not been answered yet, and lets it
-// wait for a frozen key for HoldFor at most.
-func (p *Proxy) within(ctx context.Context, step func(context.Context) error) error {
-	limited, cancel := context.WithTimeout(ctx, p.opts.HoldFor)
-	defer cancel()
-	return asHeld(ctx, limited, step(limited))
-}
-
-// asHeld turns the end of a limited wait into errHeld, and leaves the end of the
-// request itself alone.
-func asHeld(ctx, limited context.Context, err error) error {
+	err := wait(limited)
 	switch {
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case limited.Err() != nil && errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded):
 		return errHeld
 	}
 	return err
+}
+
+// within runs a step of a request that has not been answered yet. It waits for a frozen key of b for HoldFor at most; its
+// calls of KMS and of the upstream may take limits.step all the same, since they take their time with the key, too.
+func (p *Proxy) within(ctx context.Context, b *bucket, step func(context.Context) error) error {
+	held, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	if p.opts.HoldFor < p.limits.step {
+		timer := time.AfterFunc(p.opts.HoldFor, func() {
+			if frozen(b.Guard) {
+				giveUp(errHeld)
+			}
+		})
+		defer timer.Stop()
+	}
+	limited, cancel := context.WithTimeout(held, max(p.opts.HoldFor, p.limits.step))
+	defer cancel()
+	err := step(limited)
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case held.Err() != nil:
+		return errHeld
+	case limited.Err() != nil && errors.Is(err, context.DeadlineExceeded):
+		return b.outOfTime(err)
+	}
+	return err
+}
+
+// outOfTime says what a step that ended with err for want of time has waited for: the key, or the upstream.
+func (b *bucket) outOfTime(err error) error {
+	s := b.Guard.Status()
+	if !s.Ready() || s.Key != keyguard.Enabled {
+		return errHeld
+	}
+	if _, ok := asUpstream(err); ok {
+		return err
+	}
+	if s.Warning != "" { // a call that the key's policy does not allow is repeated as long as there is time
+		return errHeld
+	}
+	return &UpstreamError{Cause: err}
 }
 
 // dataKey names a bucket data key and carries its wrapped form. It holds nothing

@@ -247,7 +247,7 @@ func (p *Proxy) fillUnit(src plainSource, u *unit, left *int64) error {
 // sealUnit seals a unit in one pass, again and again until one saw it through.
 func (p *Proxy) sealUnit(ctx context.Context, c *call, u *unit, object seal.ObjectID, part int32) ([]byte, error) {
 	var key dataKey
-	err := p.within(ctx, func(ctx context.Context) (err error) {
+	err := p.within(ctx, c.bucket, func(ctx context.Context) (err error) {
 		key, err = c.bucket.writing.take(ctx)
 		return err
 	})

@@ -86,7 +86,7 @@ type Options struct {
 	// with "s3.local", "documents.s3.local" is bucket documents.
 	BaseDomains []string
 	// HoldFor is how long a new request waits for a frozen key before it is
-	// answered 503; default 20 s.
+	// answered 503; default 20 s, negative: not at all.
 	HoldFor time.Duration
 	// StallTimeout is how long a request waits for its client while fewer than 64 KiB
 	// move, before it is ended: an upload with RequestTimeout, a download by closing the
@@ -140,6 +140,7 @@ type limits struct {
 	upstreamPut  int64         // most sealed bytes that the upstream takes in one request
 	upstreamPart int64         // plain bytes in each part of an object that exceeds it
 	keepAlive    time.Duration // between signs of life in a long answer
+	step         time.Duration // what a step before the answer may take with the key at hand
 }
 
 // New makes a Proxy. It talks to nobody; the first write of each bucket and
@@ -157,7 +158,7 @@ func New(opts Options) (*Proxy, error) {
 	if p.packer, err = newPacker(); err != nil {
 		return nil, err
 	}
-	p.limits = limits{upstreamPut: maxPut, upstreamPart: upstreamPart, keepAlive: keepAliveEvery}
+	p.limits = limits{upstreamPut: maxPut, upstreamPart: upstreamPart, keepAlive: keepAliveEvery, step: defaultHoldFor}
 	for name, b := range opts.Buckets {
 		if name == "" || strings.ContainsRune(name, '/') {
 			return nil, fmt.Errorf("objstore: %q cannot be the name of a bucket", name)
@@ -175,7 +176,7 @@ func New(opts Options) (*Proxy, error) {
 }
 
 func (o *Options) setDefaults() {
-	if o.HoldFor <= 0 {
+	if o.HoldFor == 0 {
 		o.HoldFor = defaultHoldFor
 	}
 	if o.StallTimeout <= 0 {

@@ -62,7 +62,7 @@ func (p *Proxy) sealedAttributes(ctx context.Context, c *call, add func(meta map
 		return a, err
 	}
 	add(meta)
-	err = p.within(ctx, func(ctx context.Context) (err error) {
+	err = p.within(ctx, c.bucket, func(ctx context.Context) (err error) {
 		a.Metadata, err = c.bucket.sealMetadata(ctx, c.lane, meta)
 		return err
 	})

@@ -54,7 +54,7 @@ type sealing struct {
 // simple object, whose id is random.
 func (p *Proxy) newSealing(ctx context.Context, c *call, src plainSource, n int64, object seal.ObjectID, part int32) (*sealing, error) {
 	var key dataKey
-	err := p.within(ctx, func(ctx context.Context) (err error) {
+	err := p.within(ctx, c.bucket, func(ctx context.Context) (err error) {
 		key, err = c.bucket.writing.take(ctx)
 		return err
 	})
