@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -66,7 +67,8 @@ func newObjects(ctx context.Context, d *daemon) (*objects, error) {
 		o.buckets = append(o.buckets, protected{guard, states[name]})
 	}
 	proxy, err := objstore.New(objstore.Options{Buckets: buckets, Credentials: objstore.StaticCredentials(credentials),
-		BaseDomains: settings.Domains, HoldFor: settings.HoldFor.Duration, StallTimeout: settings.StallTimeout.Duration, Observer: bucketObserver{d.registry.NewObjects(names), states}, Logger: o.log})
+		BaseDomains: settings.Domains, HoldFor: cmp.Or(settings.HoldFor.Duration, -1), // 0s is not the default: it was given
+		StallTimeout: settings.StallTimeout.Duration, Observer: bucketObserver{d.registry.NewObjects(names), states}, Logger: o.log})
 	if err != nil {
 		return nil, failure(d.log, "the S3 proxy cannot start", exitConfig, err)
 	}

@@ -167,6 +167,9 @@ func (o *operator) freeze(ctx context.Context, from control.Peer, request json.R
 	if err != nil {
 		return nil, err
 	}
+	if err := o.quiescible(q); err != nil {
+		return nil, err
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, name := range q.Keys {
@@ -185,6 +188,21 @@ func (o *operator) freeze(ctx context.Context, from control.Peer, request json.R
 		return reportOf(statuses, q.Quiesce), nil
 	}
 	return o.quiesce(ctx, volume, guards, from, progress)
+}
+
+// quiescible refuses to call a disk consistent that the freeze would leave out, or of which nobody knows what the kernel
+// still holds for it.
+func (o *operator) quiescible(q operatorRequest) error {
+	v := o.d.volume
+	switch {
+	case !q.Quiesce || v == nil:
+		return nil
+	case !slices.Contains(q.Keys, v.cfg.Volume.Key):
+		return &control.Failure{Code: exitUsage, Text: fmt.Sprintf("--quiesce is about the volume, which is under the key %s: say --key %s, too", v.cfg.Volume.Key, v.cfg.Volume.Key)}
+	case v.mounted.Load() == nil && (v.takesOver() || v.passed()):
+		return errors.New("nothing is frozen on request: the mount is not served yet, and the kernel may hold writes for it that are not on the lower disk. Bring the key back first, or freeze without --quiesce")
+	}
+	return nil
 }
 
 // volumeOf is the volume, if it is mounted and one of the guards is its.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -12,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/byokd/byokd/internal/control"
 )
 
 // loopDisk mounts an ext4 disk made of a file at dir, until the test ends. The file holds what is on the
@@ -198,4 +201,65 @@ func copyDisk(t *testing.T, from, to string) {
 	if err := out.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestQuiesceOfAnotherKey: a freeze that leaves the volume out says nothing of its disk, and freezes nothing.
+func TestQuiesceOfAnotherKey(t *testing.T) {
+	needMounts(t)
+	s := newSite(t)
+	second, err := s.kms.CreateKey("", "", "", false)
+	must(t, err)
+	socket, _ := s.withSocket(t, map[string]string{
+		"probeInterval: 100ms}}": fmt.Sprintf("probeInterval: 100ms}, second: {arn: %q, endpoint: %q, probeInterval: 100ms}}", second, s.endpoint),
+		"mount: ":                "key: primary, mount: ", "documents: {upstream: ": "documents: {key: second, upstream: ",
+	})
+	p := s.start(t)
+	p.awaitState(t, exitOK)
+	code, out, errs := byokd(t, nil, "freeze", "--quiesce", "--key", "second", "--socket", socket)
+	if code != exitUsage || strings.Contains(out, "snapshot") || !strings.Contains(errs, "--key primary") {
+		t.Errorf("%d %s %s", code, out, errs)
+	}
+	p.awaitState(t, exitOK)
+	if code, out, errs := byokd(t, nil, "freeze", "--quiesce", "--key", "second", "--key", "primary", "--socket", socket); code != exitOK || !strings.Contains(out, "the snapshot may be taken") {
+		t.Errorf("%d %s %s", code, out, errs)
+	}
+	p.signal(t, unix.SIGTERM)
+	p.awaitEnd(t, exitOK)
+}
+
+// TestQuiesceWhileTakingOver: a worker that waits for its key to go on with the mount of the one before cannot tell what
+// the kernel holds of it, and does not call the disk consistent.
+func TestQuiesceWhileTakingOver(t *testing.T) {
+	needMounts(t)
+	s := newSite(t)
+	socket, _ := s.withSocket(t, map[string]string{"mount: ": "keeper: on, mount: "})
+	p := s.start(t)
+	p.awaitState(t, exitOK)
+	worker := func() (r workerReport) {
+		text, err := control.NewClient(socket).Call(t.Context(), "worker", nil, func(json.RawMessage) {})
+		if err == nil {
+			err = json.Unmarshal(text, &r)
+		}
+		if err != nil {
+			return workerReport{}
+		}
+		return r
+	}
+	must(t, os.WriteFile(filepath.Join(s.mount, "a"), []byte("acknowledged"), 0o600))
+	must(t, s.kms.Disable(s.arn))
+	p.await(t, "the gate to be closed", func() bool { return strings.Contains(p.awaitState(t, exitFrozen), "Frozen") })
+	killed := worker().PID
+	must(t, unix.Kill(killed, unix.SIGKILL))
+	p.await(t, "another worker", func() bool { pid := worker().PID; return pid != 0 && pid != killed })
+	code, out, errs := byokd(t, nil, "freeze", "--quiesce", "--socket", socket)
+	if code != exitFailure || strings.Contains(out, "snapshot") || !strings.Contains(errs, "nothing is frozen on request") {
+		t.Errorf("%d %s %s", code, out, errs)
+	}
+	must(t, s.kms.Enable(s.arn))
+	p.awaitState(t, exitOK)
+	if code, out, errs := byokd(t, nil, "freeze", "--quiesce", "--socket", socket); code != exitOK || !strings.Contains(out, "the snapshot may be taken") {
+		t.Errorf("%d %s %s", code, out, errs)
+	}
+	p.signal(t, unix.SIGTERM)
+	p.awaitEnd(t, exitOK)
 }
