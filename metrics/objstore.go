@@ -1,7 +1,7 @@
 package metrics
 
 import (
-	"strconv"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -17,6 +17,7 @@ type Objects struct {
 	held     *prometheus.GaugeVec
 	tampered *prometheus.CounterVec
 	upstream *prometheus.CounterVec
+	codes    codeLabels
 }
 
 var _ objstore.Observer = (*Objects)(nil)
@@ -25,9 +26,10 @@ var _ objstore.Observer = (*Objects)(nil)
 // series exist from the start, so that an alert can rely on them.
 func (r *Registry) NewObjects(buckets []string) *Objects {
 	o := &Objects{
+		codes: codeLabels{known: map[string]bool{}},
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "byokd_s3_requests_total",
-			Help: "Finished S3 requests by bucket, operation and answer: ok, the S3 error code, client_gone or aborted.",
+			Help: "Finished S3 requests by bucket, operation and answer: ok, or the S3 error code; ClientLeft where the client left before its answer.",
 		}, []string{"bucket", "op", "code"}),
 		duration: newHistogramVec("byokd_s3_request_duration_seconds",
 			"Time from a request's header to its last byte, including any wait for the key.",
@@ -63,7 +65,7 @@ func (r *Registry) NewObjects(buckets []string) *Objects {
 // Done records one finished request.
 func (o *Objects) Done(e objstore.Event) {
 	op := string(e.Op)
-	o.requests.WithLabelValues(e.Bucket, op, answerLabel(e)).Inc()
+	o.requests.WithLabelValues(e.Bucket, op, o.codes.of(e)).Inc()
 	o.duration.WithLabelValues(op).Observe(e.Took.Seconds())
 	if e.Bucket == "" {
 		return
@@ -82,17 +84,27 @@ func (o *Objects) Held(bucket string, delta int) { o.held.WithLabelValues(bucket
 // Tampered counts one authentication failure.
 func (o *Objects) Tampered(bucket string) { o.tampered.WithLabelValues(bucket).Inc() }
 
-// answerLabel names how a request ended, from a bounded set.
-func answerLabel(e objstore.Event) string {
-	switch {
-	case e.Code != "":
-		return e.Code
-	case e.Status == 0:
-		return "aborted"
-	case e.Status == 499:
-		return "client_gone"
-	case e.Status >= 400:
-		return strconv.Itoa(e.Status)
+// maxCodes bounds the codes that are told apart. S3 has some 150, and what the upstream calls an error is not byokd's to say.
+const maxCodes = 200
+
+// codeLabels makes labels of how requests ended. Safe for concurrent use.
+type codeLabels struct {
+	mu    sync.Mutex
+	known map[string]bool // guarded by mu; at most maxCodes
+}
+
+// of names how a request ended.
+func (l *codeLabels) of(e objstore.Event) string {
+	if e.Code == "" {
+		return "ok"
 	}
-	return "ok"
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.known[e.Code] {
+		if len(l.known) >= maxCodes {
+			return "other"
+		}
+		l.known[e.Code] = true
+	}
+	return e.Code
 }
