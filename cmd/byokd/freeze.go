@@ -30,7 +30,7 @@ of byokd as long as the directory of the socket does. To thaw, type: byokd thaw
 Exit codes:
   0   frozen (and, with --quiesce, consistent on disk)
   1   could not be done; the text says what is and what is not frozen
-  2   wrong command line, or no key of that name
+  2   wrong command line, no key of that name, or --quiesce without the volume's key
   13  byokd is stopping
   15  recorded: carried out when the key is back
   20  no byokd listens at the socket`,
