@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -160,5 +161,60 @@ func TestForgetStorm(t *testing.T) {
 	await(t, func() string { return fmt.Sprintf("%d slots are still taken", taken()) }, func() bool { return taken() == 0 })
 	if err := l.close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestFailedRemovalsHoldNothing: what could not be removed, as a directory that is not
+// empty, costs no descriptor afterwards, however many were tried.
+func TestFailedRemovalsHoldNothing(t *testing.T) {
+	v := newVolume(t, Options{})
+	const dirs = 200
+	if err := os.Mkdir(v.path("empty"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	name := func(i int) string { return v.path(fmt.Sprint("dir", i)) }
+	for i := range dirs {
+		if err := errors.Join(os.Mkdir(name(i), 0o755), os.Mkdir(name(i)+"/below", 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v.fs.nodes.heldPaths.Add(maxHeldPaths + 1) // none is kept for speed alone
+	for i := range dirs {
+		if err := unix.Rmdir(name(i)); !errors.Is(err, unix.ENOTEMPTY) {
+			t.Fatalf("rmdir of what is not empty: %v", err)
+		}
+		if err := unix.Rename(v.path("empty"), name(i)); !errors.Is(err, unix.ENOTEMPTY) {
+			t.Fatalf("rename to what is not empty: %v", err)
+		}
+	}
+	if n := countBelow(t, v.lower); n > dirs/10 {
+		t.Errorf("%d descriptors below are open for %d directories that could not be removed", n, dirs)
+	}
+}
+
+// TestNamedLaterHoldsNothing: a file that was made without a name (O_TMPFILE) costs no
+// descriptor any more when it has got one and was closed.
+func TestNamedLaterHoldsNothing(t *testing.T) {
+	v := newVolume(t, Options{})
+	const files = 200
+	for i := range files {
+		fd, err := unix.Open(v.mount, unix.O_TMPFILE|unix.O_RDWR, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := v.path(fmt.Sprint("f", i))
+		_, err = unix.Write(fd, []byte(name))
+		if err := errors.Join(err, unix.Linkat(unix.AT_FDCWD, procFD(fd), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW), unix.Close(fd)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(t, func() string {
+		return fmt.Sprintf("%d descriptors below are open for %d files that nobody has open", countBelow(t, v.lower), files)
+	}, func() bool { return countBelow(t, v.lower) < files/10 })
+	for i := range files {
+		name := v.path(fmt.Sprint("f", i))
+		if got, err := os.ReadFile(name); err != nil || string(got) != name {
+			t.Fatalf("%s: %q, %v", name, got, err)
+		}
 	}
 }

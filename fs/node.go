@@ -418,6 +418,18 @@ func (t *nodeTable) pin(n *node, inUse bool) {
 	}
 }
 
+// unpin takes pin back, if n is pinned (nil is not): the inode has a name still, or again.
+// Nobody else pins or unpins it meanwhile, for the kernel holds its lock.
+func (t *nodeTable) unpin(n *node) {
+	if n == nil || !n.pinned.Swap(false) {
+		return
+	}
+	t.distrust(n)
+	if n.orphan.Swap(false) {
+		t.forgetOrphan(n.id)
+	}
+}
+
 // close closes every descriptor.
 func (t *nodeTable) close() {
 	t.closing.wait()

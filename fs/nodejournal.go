@@ -56,6 +56,19 @@ func (t *nodeTable) entrust(n *node, fd int) {
 	}
 }
 
+// distrust undoes entrust.
+func (t *nodeTable) distrust(n *node) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n.entry == 0 || t.byNumber() != nil { // those by number are held from the beginning on
+		return
+	}
+	if e := t.journal.nodes.at(n.entry - 1); e.state.Load()&nodeHeld != 0 {
+		e.state.And(^uint64(nodeHeld))
+		t.keep.Release(n.id)
+	}
+}
+
 // keepJournal has nodes recorded from now on.
 func (t *nodeTable) keepJournal(j *journal) { t.journal = j }
 

@@ -12,8 +12,7 @@ import (
 type dirStream struct {
 	mu     sync.Mutex
 	fd     int
-	opened bool   // a file's handle has no stream
-	pos    uint64 // where fd stands
+	opened bool // a file's handle has no stream
 	buf    []byte
 }
 
@@ -134,9 +133,8 @@ func (c *call) list(in *fuse.ReadIn, add func(dir int, sealed string, e fuse.Dir
 				e.Mode = c.kindOf(s.fd, sealed, e.Mode)
 			}
 			if e.Name = plain; ok && !add(s.fd, sealed, e) {
-				return nil // the descriptor stands further on than s.pos: the next call seeks
+				return nil // the descriptor stands further on: the next call seeks
 			}
-			s.pos = e.Off
 		}
 	}
 }
@@ -150,11 +148,10 @@ func (s *dirStream) seek(ids lowerIDs, id, off uint64) error {
 			return err
 		}
 		unix.Close(s.fd)
-		s.fd, s.pos = fd, 0
+		s.fd = fd
 		return nil
 	}
 	_, err := unix.Seek(s.fd, int64(off), unix.SEEK_SET)
-	s.pos = off
 	return err
 }
 

@@ -296,11 +296,13 @@ func (c *call) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.E
 	if err != nil {
 		return c.fail(err)
 	}
-	fd, err := c.path(in.Oldnodeid)
+	n := c.use(in.Oldnodeid)
+	fd, err := c.fs.nodes.pathFD(n)
 	if err == nil {
 		err = unix.Linkat(unix.AT_FDCWD, procFD(fd), dir, sealed, unix.AT_SYMLINK_FOLLOW)
 	}
 	if err == nil || c.madeBefore(err) {
+		c.fs.nodes.unpin(n) // it may have been without a name
 		err = c.entry(dir, sealed, out)
 	}
 	return c.fail(err)
@@ -326,27 +328,38 @@ func (c *call) remove(parent uint64, name string, flags int) fuse.Status {
 	if err != nil {
 		return c.fail(err)
 	}
-	c.keepInode(dir, sealed)
+	held := c.keepInode(dir, sealed)
 	if err = unix.Unlinkat(dir, sealed, flags); c.goneBefore(err) {
 		err = nil
 	}
+	c.nameStays(held, err)
 	return c.fail(err)
 }
 
 // keepInode holds the inode of a name that is about to go, so that those who
-// have it open, mapped or as their working directory keep it.
-func (c *call) keepInode(dir int, sealed string) {
+// have it open, mapped or as their working directory keep it. It returns the node, nil
+// where there is none to hold.
+func (c *call) keepInode(dir int, sealed string) *node {
 	var st unix.Stat_t
 	if unix.Fstatat(dir, sealed, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
-		return
+		return nil
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Nlink > 1 {
-		return
+		return nil
 	}
-	if n := c.fs.nodes.find(dir, sealed, &st); n != nil {
+	n := c.fs.nodes.find(dir, sealed, &st)
+	if n != nil {
 		c.used = append(c.used, n)
 		c.fs.nodes.pin(n, st.Mode&unix.S_IFMT == unix.S_IFDIR || n.opens.Load() > 0)
 		c.fs.keepOrphan(n)
+	}
+	return n
+}
+
+// nameStays gives back what keepInode took where its name could not be removed.
+func (c *call) nameStays(held *node, err error) {
+	if err != nil {
+		c.fs.nodes.unpin(held)
 	}
 }
 
@@ -362,8 +375,9 @@ func (c *call) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName str
 	if in.Flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 {
 		return c.fail(unix.EINVAL)
 	}
+	var held *node
 	if in.Flags&unix.RENAME_EXCHANGE == 0 {
-		c.keepInode(to, sealedNew)
+		held = c.keepInode(to, sealedNew)
 	}
 	if in.Flags&unix.RENAME_EXCHANGE != 0 && c.exchanged(from, sealedOld) {
 		return fuse.OK
@@ -372,5 +386,6 @@ func (c *call) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName str
 	if c.renamedBefore(err, to, sealedNew) {
 		err = nil
 	}
+	c.nameStays(held, err)
 	return c.fail(err)
 }

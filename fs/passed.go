@@ -190,13 +190,12 @@ func (f *Filesystem) keepOrphan(n *node) {
 	}
 	fd, err := f.nodes.pathFD(n)
 	if err == nil {
+		n.orphan.Store(true) // also where Hold fails: a mounter that is away is told when it is back
 		err = f.mountServices().Hold(heldInode+strconv.FormatUint(n.id, 10), fd)
 	}
 	if err != nil {
 		f.log.Warn("a file that is open and has no name any more would be lost with this process", zap.Uint64("inode", n.id), zap.Error(err))
-		return
 	}
-	n.orphan.Store(true)
 }
 
 // forgetOrphan gives back what keepOrphan deposited.

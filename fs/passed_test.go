@@ -287,3 +287,22 @@ func (v *volume) dropPages(f *os.File) {
 		v.t.Error(err)
 	}
 }
+
+// TestOrphanWhileMounterIsAway: what is to be kept for a successor while nobody can be
+// told is let go of, too, when its last user has closed it, and its space with it.
+func TestOrphanWhileMounterIsAway(t *testing.T) {
+	v, m := newPassedVolume(t, Options{})
+	leave := v.serve(m)
+	defer leave()
+	v.unlock()
+	before := countBelow(t, v.lower)
+	fd, err := unix.Open(v.path("f"), unix.O_RDWR|unix.O_CREAT, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.server.Close()
+	if err := errors.Join(unix.Unlink(v.path("f")), unix.Close(fd)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, func() string { return "a deleted file that nobody has open is held" }, func() bool { return countBelow(t, v.lower) <= before })
+}

@@ -24,7 +24,8 @@ type Services interface {
 	// Killed returns those of the threads that are being killed, or are gone.
 	Killed(threads []uint32) []uint32
 	// Hold keeps a copy of a descriptor under a name until Release, also when this
-	// process dies: the successor gets it (Passed.Held). Known names are replaced.
+	// process dies: the successor gets it (Passed.Held). Known names are replaced. Release
+	// follows also where Hold failed.
 	Hold(name string, fd int) error
 	Release(name string)
 }
