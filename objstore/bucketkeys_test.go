@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"github.com/byokd/byokd/keyguard"
+	"github.com/byokd/byokd/objstore"
 )
 
 // TestKeyPeriods: one data key for so many objects, none per object.
@@ -92,5 +94,42 @@ func TestTwoKeys(t *testing.T) {
 	}
 	if !errors.Is(t.Context().Err(), nil) {
 		t.Fatal("too slow")
+	}
+}
+
+// TestBucketMadeAnew: a bucket that is deleted takes its keyring along, so that the objects of one that is made in its
+// place stand under data keys of a keyring of its own.
+func TestBucketMadeAnew(t *testing.T) {
+	w := newWorld(t, worldOptions{compress: true, keyObjects: 3})
+	ctx := t.Context()
+	w.put("o", []byte("before"))
+	_, err := w.client.DeleteBucket(ctx, &s3.DeleteBucketInput{Bucket: documents})
+	wantCode(t, err, http.StatusConflict, "BucketNotEmpty")
+	w.put("o", []byte("still"))
+	if _, err := w.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: documents, Key: aws.String("o")}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.client.DeleteBucket(ctx, &s3.DeleteBucketInput{Bucket: documents}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.client.PutObject(ctx, &s3.PutObjectInput{Bucket: documents, Key: aws.String("o"), Body: strings.NewReader("x")})
+	wantCode(t, err, http.StatusNotFound, "NoSuchBucket")
+	if _, err := w.client.CreateBucket(ctx, &s3.CreateBucketInput{Bucket: documents}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 7 { // more than one data key lasts for
+		w.put(fmt.Sprint(i), []byte("after"))
+		if string(w.mustGet(fmt.Sprint(i), "")) != "after" {
+			t.Error("the object is wrong")
+		}
+	}
+	for _, own := range []string{objstore.KeyringObject, ".byokd/zstd"} {
+		if w.up.Object("acme-documents", own) == nil {
+			t.Errorf("the new bucket has no %s", own)
+		}
+	}
+	report, err := objstore.RewrapStatus(ctx, objstore.RewrapOptions{Upstream: w.upstream(), Binding: documentsBinding, To: w.kms, Scan: true})
+	if err != nil || report.Found != 0 {
+		t.Errorf("%d data keys of objects are in no keyring (%v)", report.Found, err)
 	}
 }

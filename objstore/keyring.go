@@ -286,6 +286,13 @@ func (k *keyring) newest(ctx context.Context) (seal.Keyring, string, error) {
 	return ring, etag, nil
 }
 
+// forget makes it a keyring that was never seen.
+func (k *keyring) forget() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ring, k.etag, k.at = seal.Keyring{}, "", nil
+}
+
 func (k *keyring) forgetETag() {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -246,6 +246,19 @@ func (w *writingKey) take(ctx context.Context) (dataKey, error) {
 	}
 }
 
+// suspend takes the key away and has those who need one wait until resume is called.
+func (w *writingKey) suspend(ctx context.Context) (resume func(), err error) {
+	select {
+	case w.making <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.key = dataKey{}
+	return func() { <-w.making }, nil
+}
+
 // present counts one use of the key there is, if it is still good for one.
 func (w *writingKey) present() (dataKey, bool) {
 	w.mu.Lock()

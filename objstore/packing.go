@@ -321,6 +321,13 @@ type packedLengths struct {
 	sizes     map[string]int64 // guarded by mu: by key, version and ETag; -1 is not compressed
 }
 
+// forget makes it unknown what the bucket has.
+func (l *packedLengths) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.announced, l.asked, l.sizes = false, time.Time{}, nil
+}
+
 // announcePacked makes it known, before the first one, that the bucket has
 // compressed objects.
 func (b *bucket) announcePacked(ctx context.Context) error {

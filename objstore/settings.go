@@ -325,17 +325,32 @@ func (p *Proxy) deleteBucket(ctx context.Context, c *call) error {
 		if listErr != nil || len(own) == 0 {
 			return err
 		}
-		for _, ref := range own {
-			if _, err := c.bucket.Upstream.Delete(ctx, ref, ""); err != nil {
-				return err
-			}
-		}
-		answer, err = c.bucket.Upstream.Forward(ctx, req)
+		answer, err = c.bucket.deleteWithOwn(ctx, own, req)
 	}
 	if err != nil {
 		return err
 	}
 	return c.relay(answer)
+}
+
+// deleteWithOwn deletes byokd's own objects and then the bucket. A bucket that is made in its place, or stays
+// because somebody was quicker, gets a keyring of its own before anything more is sealed.
+func (b *bucket) deleteWithOwn(ctx context.Context, own []Ref, req ForwardRequest) (*Forwarded, error) {
+	resume, err := b.writing.suspend(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		b.ring.forget()
+		b.packed.forget()
+		resume()
+	}()
+	for _, ref := range own {
+		if _, err := b.Upstream.Delete(ctx, ref, ""); err != nil {
+			return nil, err
+		}
+	}
+	return b.Upstream.Forward(ctx, req)
 }
 
 // preflight answers a browser's question with the upstream's word.

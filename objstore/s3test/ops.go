@@ -32,7 +32,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	objects, locked := s.buckets[bucket], s.locked[bucket]
 	s.mu.Unlock()
 	if objects == nil {
-		refuse(w, http.StatusNotFound, "NoSuchBucket")
+		s.createBucket(w, r, bucket, key)
 		return
 	}
 	q := r.URL.Query()
@@ -62,6 +62,28 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// createBucket answers whatever is asked about a bucket that is not there.
+func (s *Server) createBucket(w http.ResponseWriter, r *http.Request, bucket, key string) {
+	if r.Method != http.MethodPut || key != "" || r.URL.RawQuery != "" {
+		refuse(w, http.StatusNotFound, "NoSuchBucket")
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.buckets[bucket] = map[string]*Stored{}
+}
+
+func (s *Server) removeBucket(w http.ResponseWriter, bucket string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.buckets[bucket]) > 0 {
+		refuse(w, http.StatusConflict, "BucketNotEmpty")
+		return
+	}
+	delete(s.buckets, bucket)
+	w.WriteHeader(http.StatusNoContent)
+}
+
 func (s *Server) serveBucket(w http.ResponseWriter, r *http.Request, bucket string, q url.Values) {
 	switch {
 	case r.Method == http.MethodHead:
@@ -77,6 +99,8 @@ func (s *Server) serveBucket(w http.ResponseWriter, r *http.Request, bucket stri
 		s.list(w, bucket, q)
 	case r.Method == http.MethodPost && q.Has("delete"):
 		s.removeMany(w, r, bucket)
+	case r.Method == http.MethodDelete && r.URL.RawQuery == "":
+		s.removeBucket(w, bucket)
 	default:
 		refuse(w, http.StatusNotImplemented, "NotImplemented")
 	}

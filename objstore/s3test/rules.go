@@ -308,6 +308,12 @@ func (s *Server) listVersions(w http.ResponseWriter, bucket string, q url.Values
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.locked[bucket] {
+		for _, key := range sorted(s.buckets[bucket], q.Get("prefix")) {
+			o := s.buckets[bucket][key]
+			doc.Entries = append(doc.Entries, versionEntry{key, "null", true, o.Modified.Format(time.RFC3339), o.ETag, o.Size})
+		}
+	}
 	for _, path := range slices.Sorted(maps.Keys(s.versions)) {
 		key, found := strings.CutPrefix(path, bucket+"/")
 		if !found || !strings.HasPrefix(key, q.Get("prefix")) {
