@@ -81,8 +81,15 @@ func newCheckCommand(environ []string) *cobra.Command {
 			if len(args) == 1 {
 				lower = args[0]
 			}
-			if bucket, prefix, remote := cutS3(lower); remote {
+			bucket, prefix, remote := cutS3(lower)
+			if remote {
+				if err := refuseIdle(cmd.Flags().Changed, "a bucket", []string{"socket"}); err != nil {
+					return err
+				}
 				return explainDecrypt(c.runBucket(ctx, bucket, prefix))
+			}
+			if err := refuseIdle(cmd.Flags().Changed, "a volume", []string{"region", "endpoint", "current", "workers"}); err != nil {
+				return err
 			}
 			return explainDecrypt(c.run(ctx, lower))
 		},

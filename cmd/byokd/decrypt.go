@@ -33,6 +33,7 @@ type decryption struct {
 	endpoint    string
 	keyring     string
 	from        keySource
+	given       func(flag string) bool
 
 	environ []string
 	stdin   io.Reader
@@ -55,6 +56,7 @@ func newDecryptCommand(environ []string) *cobra.Command {
 			"Exit code 0 only when everything was restored; 9 when sealed bytes are damaged, cut short, foreign or under\n" +
 			"another key; 10 when KMS refuses the key.",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			d.given = cmd.Flags().Changed
 			d.source, d.stdin, d.stdout, d.stderr = args[0], cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
 			defer stop()
@@ -78,24 +80,41 @@ func newDecryptCommand(environ []string) *cobra.Command {
 
 // run restores what was asked for.
 func (d *decryption) run(ctx context.Context) error {
+	bucket, key, remote := cutS3(d.source)
+	var what string
+	var idle []string // flags that it has no use for
+	var restore func() error
+	switch {
+	case remote && d.recursive:
+		what, idle = "many objects", []string{"version-id", "parts", "keyring", "zero-damaged"}
+		restore = func() error { return d.prefix(ctx, bucket, key) }
+	case remote:
+		what, idle = "an object of a bucket", []string{"resume", "parts", "keyring", "zero-damaged"}
+		restore = func() error { return d.object(ctx, bucket, key) }
+	case isDirectory(d.source):
+		what, idle = "a volume", []string{"recursive", "resume", "metadata", "version-id", "parts", "keyring", "region", "endpoint"}
+		restore = func() error { return d.volume(ctx) }
+	default:
+		what, idle = "a sealed file", []string{"recursive", "resume", "metadata", "version-id", "region", "endpoint", "zero-damaged"}
+		restore = func() error { return d.file(ctx) }
+	}
+	if err := refuseIdle(d.given, what, idle); err != nil {
+		return err
+	}
 	if err := d.from.load(d.environ, d.stderr); err != nil {
 		return err
 	}
-	bucket, key, remote := cutS3(d.source)
-	var err error
-	switch {
-	case remote && d.recursive:
-		err = d.prefix(ctx, bucket, key)
-	case remote:
-		err = d.object(ctx, bucket, key)
-	case d.recursive:
-		return exitWith(exitUsage, errors.New("--recursive is for s3://BUCKET/PREFIX"))
-	case isDirectory(d.source):
-		err = d.volume(ctx)
-	default:
-		err = d.file(ctx)
+	return explainDecrypt(restore())
+}
+
+// refuseIdle refuses flags that would say nothing: who gives one expects something of it.
+func refuseIdle(given func(flag string) bool, what string, idle []string) error {
+	for _, flag := range idle {
+		if given(flag) {
+			return exitWith(exitUsage, fmt.Errorf("--%s is not for %s", flag, what))
+		}
 	}
-	return explainDecrypt(err)
+	return nil
 }
 
 func isDirectory(path string) bool {

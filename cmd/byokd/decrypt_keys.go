@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -105,7 +106,7 @@ func (k *keySource) bucket(name string) (BucketConfig, error) {
 	return BucketConfig{}, exitWith(exitConfig, fmt.Errorf("%s knows no bucket %q (%s)", k.file, name, strings.Join(known, ", ")))
 }
 
-// upstream finds a bucket by the configuration, or by region and address (either may be ""), and completes
+// upstream finds a bucket by the configuration, and by region and address where these are not "", and completes
 // the key source from what is known of it.
 func (k *keySource) upstream(ctx context.Context, bucket, region, endpoint string) (objstore.Upstream, error) {
 	if bucket == "" {
@@ -118,6 +119,7 @@ func (k *keySource) upstream(ctx context.Context, bucket, region, endpoint strin
 			return nil, err
 		}
 		u = configured.Upstream
+		u.Region, u.Endpoint = cmp.Or(region, u.Region), cmp.Or(endpoint, u.Endpoint)
 	}
 	if u.Region == "" {
 		ambient, err := k.aws.in(ctx, "")

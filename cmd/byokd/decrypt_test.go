@@ -254,3 +254,43 @@ func TestInterruptedDecryptBlamesNobody(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestDecryptIdleFlags: what a source has no use for is refused, and not left out without a word; what is said beside a
+// configuration counts.
+func TestDecryptIdleFlags(t *testing.T) {
+	s := newBucketSite(t)
+	s.fill(t, map[string][]byte{"o": []byte("plain")})
+	dir := t.TempDir()
+	sealed, lower, out := filepath.Join(dir, "sealed"), filepath.Join(dir, "lower"), filepath.Join(dir, "out")
+	s.write(t, sealed, string(s.up.Object("sealed-documents", "o").Data), 0o600)
+	must(t, os.Mkdir(lower, 0o700))
+	for _, args := range [][]string{
+		{"s3://documents/o", "--parts", "1"}, {"s3://documents/o", "--keyring", sealed}, {"s3://documents/o", "--resume"},
+		{"s3://documents/", "--recursive", "--version-id", "v"}, {"s3://documents/", "--recursive", "--parts", "1"}, {"s3://documents/", "-r", "--zero-damaged"},
+		{sealed, "--metadata"}, {sealed, "--version-id", "v"}, {sealed, "--endpoint", "http://127.0.0.1:1"}, {sealed, "--zero-damaged"},
+		{lower, "--metadata"}, {lower, "--parts", "1"}, {lower, "--recursive"},
+	} {
+		flag := args[len(args)-1]
+		if !strings.HasPrefix(flag, "-") {
+			flag = args[len(args)-2]
+		}
+		if _, errs := s.decrypt(t, exitUsage, append(args, "--config", s.config, "-o", out)...); !strings.Contains(errs, flag) {
+			t.Errorf("%v: %s", args, errs)
+		}
+	}
+	if _, err := os.Lstat(out); err == nil {
+		t.Error("something was written")
+	}
+	for _, args := range [][]string{{"s3://documents", "--socket", sealed}, {lower, "--current"}, {lower, "--endpoint", s.up.URL()}} {
+		if code, _, errs := byokd(t, nil, append([]string{"check", "--config", s.config}, args...)...); code != exitUsage || !strings.Contains(errs, args[1]) {
+			t.Errorf("check %v: %d %s", args, code, errs)
+		}
+	}
+	s.configure(t, map[string]string{
+		fmt.Sprintf("volume: {lower: %q, mount: %q}\n", s.lower, s.mount): "",
+		"http://127.0.0.1:9": "http://127.0.0.1:1",
+	})
+	if got, _ := s.decrypt(t, exitOK, "s3://documents/o", "--config", s.config, "--endpoint", s.up.URL()); got != "plain" {
+		t.Errorf("%q", got)
+	}
+}
