@@ -237,3 +237,26 @@ func TestExpires(t *testing.T) {
 		}
 	}
 }
+
+// TestCopyOntoItself: an object is copied onto itself to change what is not its bytes, and for nothing else.
+func TestCopyOntoItself(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	w.put("o", []byte("x"))
+	same := func(change func(*s3.CopyObjectInput)) error {
+		in := &s3.CopyObjectInput{Bucket: documents, Key: aws.String("o"), CopySource: aws.String("documents/o")}
+		change(in)
+		_, err := w.client.CopyObject(t.Context(), in)
+		return err
+	}
+	wantCode(t, same(func(*s3.CopyObjectInput) {}), http.StatusBadRequest, "InvalidRequest")
+	for what, change := range map[string]func(*s3.CopyObjectInput){
+		"metadata":      func(in *s3.CopyObjectInput) { in.MetadataDirective = types.MetadataDirectiveReplace },
+		"storage class": func(in *s3.CopyObjectInput) { in.StorageClass = types.StorageClassGlacierIr },
+		"encryption":    func(in *s3.CopyObjectInput) { in.ServerSideEncryption = types.ServerSideEncryptionAes256 },
+		"redirection":   func(in *s3.CopyObjectInput) { in.WebsiteRedirectLocation = aws.String("/elsewhere") },
+	} {
+		if err := same(change); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}

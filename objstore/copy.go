@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -176,7 +177,8 @@ func replaces(c *call) bool {
 }
 
 func refuseSelfCopy(c *call, src *copySource) error {
-	changes := replaces(c) || c.r.Header.Get("X-Amz-Checksum-Algorithm") != "" || c.r.Header.Get("X-Amz-Storage-Class") != "" || c.r.Header.Get("X-Amz-Server-Side-Encryption") != "" || src.ref.VersionID != ""
+	changes := replaces(c) || src.ref.VersionID != "" || slices.ContainsFunc([]string{"X-Amz-Checksum-Algorithm", "X-Amz-Storage-Class",
+		"X-Amz-Server-Side-Encryption", "X-Amz-Website-Redirect-Location"}, func(name string) bool { return c.r.Header.Get(name) != "" })
 	if src.bucket == c.bucket && src.ref.Key == c.key && !changes {
 		return refuse(http.StatusBadRequest, "InvalidRequest", "This copy request is illegal because it is trying to copy an object to itself without changing the object's metadata, storage class, website redirect location or encryption attributes.")
 	}
