@@ -7,6 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// mtimeAlone sets mtime to a time long ago.
+var mtimeAlone = []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Sec: 1_000_000_000}}
+
 // calls are victims that make one system call on an open file, a name or the
 // directory, which must hang while frozen.
 var calls = map[string]func(dir, file string, fd int) error{
@@ -19,6 +22,12 @@ var calls = map[string]func(dir, file string, fd int) error{
 	"fchown":    func(_, _ string, fd int) error { return unix.Fchown(fd, 1, 1) },
 	"utimens": func(_, file string, _ int) error {
 		return unix.UtimesNanoAt(unix.AT_FDCWD, file, make([]unix.Timespec, 2), 0)
+	},
+	"touch": func(_, file string, _ int) error {
+		return unix.UtimesNanoAt(unix.AT_FDCWD, file, mtimeAlone, 0)
+	},
+	"futimens": func(_, _ string, fd int) error {
+		return unix.UtimesNanoAt(fd, "", mtimeAlone, unix.AT_EMPTY_PATH)
 	},
 	"fstat": func(_, _ string, fd int) error { return unix.Fstat(fd, &unix.Stat_t{}) },
 	"statx": func(_, file string, _ int) error {

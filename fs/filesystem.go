@@ -114,6 +114,7 @@ type Filesystem struct {
 	holdReads atomic.Bool
 	reading   atomic.Int64  // READs let in although reads may be held back next
 	ending    atomic.Uint64 // the epoch that is being frozen, or was last
+	frozenAt  atomic.Int64  // when the gate was last closed, by kernelsNow; before the first time, when we began; while it drains, never
 
 	// spanMu is held by each step of a freeze that the thaw takes back, and by the thaw.
 	spanMu sync.Mutex
@@ -179,6 +180,7 @@ func OpenLocked(lower string, g *keyguard.Guard, o Options) (*Filesystem, error)
 	f.bdi.Store(&bdi{})
 	f.closed.Store(true)
 	f.holdReads.Store(true)
+	f.frozenAt.Store(kernelsNow())
 	f.serving, f.dismiss = context.WithCancel(context.Background())
 	f.openReserve()
 	f.statfs() // what Stats tells until WatchLower looks

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"math"
 	"os"
 	"sort"
 	"sync"
@@ -57,7 +58,10 @@ func (f *Filesystem) during(epoch uint64, do func()) {
 func (f *Filesystem) Draining(ctx context.Context, t keyguard.Transition) {
 	f.ending.Store(t.Epoch)
 	holdReads := func() { f.during(t.Epoch, func() { f.holdReads.Store(true) }) }
-	f.during(t.Epoch, func() { f.closed.Store(true) })
+	f.during(t.Epoch, func() {
+		f.closed.Store(true)
+		f.frozenAt.Store(math.MaxInt64) // not yet
+	})
 	l := f.loop.Load()
 	if l == nil {
 		return
@@ -115,6 +119,7 @@ func (f *Filesystem) DrainLate(ctx context.Context) {
 
 // Frozen implements keyguard.Subscriber: the gate is closed.
 func (f *Filesystem) Frozen(ctx context.Context, t keyguard.Transition) {
+	f.during(t.Epoch, func() { f.frozenAt.Store(kernelsNow()) })
 	if l := f.loop.Load(); l != nil {
 		f.drop(ctx, l, f.touched(f.nodes.all()))
 		f.dropInherited(ctx, l)

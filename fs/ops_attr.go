@@ -127,11 +127,27 @@ func (c *call) plainSize(n *node, lower int64) (uint64, error) {
 
 // flushesTimes reports whether a SETATTR is what the kernel sends to write back the
 // times of a file that it keeps with the writeback cache (fs/fuse/dir.c,
-// fuse_flush_times). A caller who sets mtime alone looks the same.
+// fuse_flush_times). A caller who sets mtime alone differs in this: his never comes
+// with a handle, and the kernel's does where the file is open for writing; else the
+// kernel's is of a change that was made before the gate closed.
 func (c *call) flushesTimes(request []byte) bool {
 	in := (*fuse.SetAttrIn)(unsafe.Pointer(&request[0]))
-	return c.fs.options.Cache == Writeback && len(request) >= int(unsafe.Sizeof(*in)) &&
-		in.Valid&^fuse.FATTR_FH == fuse.FATTR_MTIME|fuse.FATTR_CTIME
+	if c.fs.options.Cache != Writeback || len(request) < int(unsafe.Sizeof(*in)) ||
+		in.Valid&^fuse.FATTR_FH != fuse.FATTR_MTIME|fuse.FATTR_CTIME {
+		return false
+	}
+	changed := time.Unix(int64(in.Ctime), int64(in.Ctimensec)).UnixNano()
+	return in.Valid&fuse.FATTR_FH != 0 || changed < c.fs.frozenAt.Load()
+}
+
+// kernelsNow is the time, in Unix nanoseconds, by the clock of which the kernel takes
+// the times of files: it is some milliseconds behind.
+func kernelsNow() int64 {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_REALTIME_COARSE, &now); err != nil {
+		return time.Now().UnixNano() // a kernel without that clock, which there is not
+	}
+	return now.Nano()
 }
 
 // remembers reports whether attrFromMemory would do.
