@@ -346,9 +346,7 @@ func (c *call) writeBlock(n *node, index int64, plain []byte) error {
 func (c *call) store(n *node, sealed []byte, first int64) error {
 	last := first + int64(len(sealed))/block - 1
 	c.fs.hot.drop(n.serial, first, last)
-	if c.fs.track {
-		n.dirty.ask(n.file.buffered())
-	}
+	n.dirty.ask(n.file.buffered())
 	for from := first; from <= last; {
 		length, dirty := n.dirty.run(from, last, n.lower/block)
 		to := from + length

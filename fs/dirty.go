@@ -31,6 +31,8 @@ import (
 // the file is new (fresh); a sync that fails and sets that grow too large (lose)
 // take it back to ignorance.
 type dirtyBlocks struct {
+	untracked bool // always ignorant, where tracksBlocks says no; fixed before the first use
+
 	mu       sync.Mutex
 	known    bool // blocks in neither set are clean
 	asked    bool // the kernel was asked what is dirty since the file was opened
@@ -111,7 +113,7 @@ func (d *dirtyBlocks) lose() {
 func (d *dirtyBlocks) begin() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.learning = true
+	d.learning = !d.untracked
 	d.written, d.flushing = nil, d.written
 }
 
@@ -130,7 +132,7 @@ func (d *dirtyBlocks) end(succeeded bool) {
 func (d *dirtyBlocks) fresh() {
 	d.mu.Lock()
 	d.lose()
-	d.known = true
+	d.known = !d.untracked
 	d.mu.Unlock()
 }
 
@@ -148,7 +150,7 @@ func (d *dirtyBlocks) forget() {
 func (d *dirtyBlocks) ask(fd int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.known || d.asked {
+	if d.known || d.asked || d.untracked {
 		return
 	}
 	d.asked = true

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"fmt"
 	"math/bits"
 	"math/rand/v2"
 	"os"
@@ -142,4 +143,37 @@ func (d *dirtyBlocks) count() int {
 		n += bits.OnesCount64(b &^ d.written[key])
 	}
 	return n
+}
+
+// TestRewritesWhereBlocksAreNotTracked: where the lower filesystem may write back a clean
+// block with its neighbours, every rewrite is O_DIRECT, also of a file that was just
+// made, or synced.
+func TestRewritesWhereBlocksAreNotTracked(t *testing.T) {
+	v := newVolume(t, Options{Cache: Writethrough})
+	v.fs.nodes.untracked = true
+	for _, synced := range []bool{false, true} {
+		name := v.path(fmt.Sprint("synced ", synced))
+		f, err := os.Create(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.Write(make([]byte, 10*block)); err != nil {
+			t.Fatal(err)
+		}
+		if synced {
+			if err := f.Sync(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := f.WriteAt([]byte("again"), 5*block); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range v.fs.nodes.all() {
+			if n.opens.Load() > 0 && n.file.direct.Load() == 0 && !v.fs.stable {
+				t.Errorf("synced %t: a block was rewritten through the page cache", synced)
+			}
+		}
+		f.Close()
+	}
 }

@@ -86,7 +86,6 @@ type Filesystem struct {
 	idleDrop   idleDrop
 	inherited  inherited
 	stable     bool       // pages under writeback do not change below
-	track      bool       // clean pages may be told from dirty ones, see dirty.go
 	privileged bool       // may give files to other users
 	owner      fuse.Owner // of this process, and so of what it makes
 	umask      uint32     // of this process: what it takes from a caller's mode is given back
@@ -173,10 +172,10 @@ func OpenLocked(lower string, g *keyguard.Guard, o Options) (*Filesystem, error)
 	f := &Filesystem{
 		guard: g, lower: lower, options: o, log: o.Logger, unlocked: make(chan struct{}), unwatch: func() {},
 		root: root, nodes: newNodeTable(newLowerIDs(root, o.tableOfIDs, o.Keep != nil), root), handles: newHandleTable(), turns: newTurns(),
-		stable: stablePages(&st), track: tracksBlocks(root), cores: runtime.GOMAXPROCS(0), privileged: unix.Geteuid() == 0, umask: processUmask(),
+		stable: stablePages(&st), cores: runtime.GOMAXPROCS(0), privileged: unix.Geteuid() == 0, umask: processUmask(),
 		owner: fuse.Owner{Uid: uint32(unix.Geteuid()), Gid: uint32(unix.Getegid())},
 	}
-	f.nodes.keep = o.Keep
+	f.nodes.keep, f.nodes.untracked = o.Keep, !tracksBlocks(root)
 	f.bdi.Store(&bdi{})
 	f.closed.Store(true)
 	f.holdReads.Store(true)

@@ -99,6 +99,7 @@ type nodeTable struct {
 	heldPaths atomic.Int32  // O_PATH descriptors open
 	directs   atomic.Int32  // descriptors with O_DIRECT open
 	fault     faultBelow    // of new nodes; nil but in tests
+	untracked bool          // dirtyBlocks.untracked of new nodes; fixed before requests come
 	resumed   bool          // the kernel may know nodes from a predecessor; fixed before requests come
 
 	forgetOrphan func(id uint64) // of a passed mount; fixed before requests come
@@ -128,7 +129,7 @@ func newNodeTable(ids lowerIDs, root int) *nodeTable {
 
 func (t *nodeTable) newNode(id uint64) *node {
 	n := &node{id: id, serial: t.made.Add(1)}
-	n.file.fault, n.file.directs = t.fault, &t.directs
+	n.file.fault, n.file.directs, n.dirty.untracked = t.fault, &t.directs, t.untracked
 	return n
 }
 
