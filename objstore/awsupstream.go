@@ -285,10 +285,10 @@ func (u *awsUpstream) Delete(ctx context.Context, ref Ref, ifMatch string) (Dele
 	return Deleted{VersionID: aws.ToString(out.VersionId), DeleteMarker: aws.ToBool(out.DeleteMarker)}, nil
 }
 
-func (u *awsUpstream) DeleteMany(ctx context.Context, requests []DeleteRequest) ([]DeleteResult, error) {
-	ids := make([]types.ObjectIdentifier, len(requests))
-	for i, r := range requests {
-		ids[i] = types.ObjectIdentifier{Key: aws.String(r.Key), VersionId: opt(r.VersionID), ETag: opt(r.IfMatch)}
+func (u *awsUpstream) DeleteMany(ctx context.Context, refs []Ref) ([]DeleteResult, error) {
+	ids := make([]types.ObjectIdentifier, len(refs))
+	for i, r := range refs {
+		ids[i] = types.ObjectIdentifier{Key: aws.String(r.Key), VersionId: opt(r.VersionID)}
 	}
 	out, err := u.client.DeleteObjects(ctx, &s3.DeleteObjectsInput{Bucket: &u.bucket, Delete: &types.Delete{Objects: ids, Quiet: aws.Bool(false)}})
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/xml"
 	"net/http"
+	"sync"
 )
 
 // maxDeleteXML bounds the body of DeleteObjects: 1000 keys of 1024 bytes, each
@@ -68,33 +69,72 @@ func (p *Proxy) deleteObjects(ctx context.Context, c *call) error {
 	if len(doc.Objects) == 0 || len(doc.Objects) > maxListed {
 		return malformedXML().hint("A delete request names between 1 and 1000 objects.")
 	}
-	var requests []DeleteRequest
+	var refs []Ref
+	var conditional []Entry
 	var result xmlDeleteResult
 	for _, o := range doc.Objects {
 		if o.LastModifiedTime != nil || o.Size != nil {
 			return refuse(http.StatusNotImplemented, "NotImplemented", "byokd deletes objects under the condition ETag, not under LastModifiedTime or Size.")
 		}
-		if err := checkKey(o.Key); err != nil {
+		switch err := checkKey(o.Key); {
+		case err != nil:
 			refused := errorOf(err)
 			result.Errors = append(result.Errors, xmlDeleteError{Key: o.Key, VersionID: o.VersionID, Code: refused.Code, Message: refused.Message})
-			continue
+		case o.ETag != "":
+			conditional = append(conditional, Entry{Key: o.Key, VersionID: o.VersionID, ETag: upstreamETag(o.ETag)})
+		default:
+			refs = append(refs, Ref{Key: o.Key, VersionID: o.VersionID})
 		}
-		requests = append(requests, DeleteRequest{Ref{Key: o.Key, VersionID: o.VersionID}, upstreamETag(o.ETag)})
 	}
-	if len(requests) > 0 {
-		done, err := c.bucket.Upstream.DeleteMany(ctx, requests)
-		if err != nil {
-			return err
-		}
-		for _, d := range done {
-			c.bucket.layouts.drop(d.Ref)
-			switch {
-			case d.Code != "":
-				result.Errors = append(result.Errors, xmlDeleteError{Key: d.Key, VersionID: d.VersionID, Code: d.Code, Message: d.Message})
-			case !doc.Quiet:
-				result.Deleted = append(result.Deleted, xmlDeleted{Key: d.Key, VersionID: d.VersionID, DeleteMarker: d.DeleteMarker, DeleteMarkerVersionID: d.DeleteMarkerVersionID})
-			}
+	done, err := c.bucket.deleteIfSame(ctx, conditional)
+	if err == nil && len(refs) > 0 {
+		var more []DeleteResult
+		more, err = c.bucket.Upstream.DeleteMany(ctx, refs)
+		done = append(done, more...)
+	}
+	if err != nil {
+		return err
+	}
+	for _, d := range done {
+		c.bucket.layouts.drop(d.Ref)
+		switch {
+		case d.Code != "":
+			result.Errors = append(result.Errors, xmlDeleteError{Key: d.Key, VersionID: d.VersionID, Code: d.Code, Message: d.Message})
+		case !doc.Quiet:
+			result.Deleted = append(result.Deleted, xmlDeleted{Key: d.Key, VersionID: d.VersionID, DeleteMarker: d.DeleteMarker, DeleteMarkerVersionID: d.DeleteMarkerVersionID})
 		}
 	}
 	return writeXML(c.w, http.StatusOK, result)
+}
+
+// deleteIfSame deletes objects that still have their ETag, each by itself: a service that heeds the condition of
+// DeleteObject may overlook the one in a list, and delete what it should not.
+func (b *bucket) deleteIfSame(ctx context.Context, objects []Entry) (done []DeleteResult, err error) {
+	var mu sync.Mutex // guards done
+	list := func(_ context.Context, visit func(Entry) error) error {
+		for _, o := range objects {
+			if err := visit(o); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	err = inParallel(ctx, scanWorkers, list, func(ctx context.Context, o Entry) error {
+		r := DeleteResult{Ref: Ref{Key: o.Key, VersionID: o.VersionID}}
+		deleted, err := b.Upstream.Delete(ctx, r.Ref, o.ETag)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err != nil:
+			refused := errorOf(err)
+			r.Code, r.Message = refused.Code, refused.Message
+		case deleted.DeleteMarker:
+			r.DeleteMarker, r.DeleteMarkerVersionID = true, deleted.VersionID
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		done = append(done, r)
+		return nil
+	})
+	return done, err
 }

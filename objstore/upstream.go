@@ -31,7 +31,7 @@ type Objects interface {
 	Copy(ctx context.Context, req CopyRequest) (Stored, error)
 	Delete(ctx context.Context, ref Ref, ifMatch string) (Deleted, error)
 	// DeleteMany deletes up to 1000 objects and returns one result for each.
-	DeleteMany(ctx context.Context, requests []DeleteRequest) ([]DeleteResult, error)
+	DeleteMany(ctx context.Context, refs []Ref) ([]DeleteResult, error)
 }
 
 // Uploads is the multipart half of the service.
@@ -161,12 +161,6 @@ type Stored struct {
 type Deleted struct {
 	VersionID    string
 	DeleteMarker bool
-}
-
-// DeleteRequest is one object for DeleteMany; it stays when it does not have the ETag IfMatch, if there is one.
-type DeleteRequest struct {
-	Ref
-	IfMatch string
 }
 
 // DeleteResult is one line of the answer to DeleteMany.

@@ -310,30 +310,25 @@ func (s *Server) remove(w http.ResponseWriter, r *http.Request, bucket, key stri
 	w.WriteHeader(http.StatusNoContent)
 }
 
+// removeMany overlooks the ETags in a list, as some stores do.
 func (s *Server) removeMany(w http.ResponseWriter, r *http.Request, bucket string) {
 	var doc struct {
-		Objects []struct{ Key, ETag string } `xml:"Object"`
+		Objects []struct{ Key string } `xml:"Object"`
 	}
 	if err := xml.NewDecoder(r.Body).Decode(&doc); err != nil {
 		refuse(w, http.StatusBadRequest, "MalformedXML")
 		return
 	}
 	type deleted struct{ Key string }
-	type refused struct{ Key, Code string }
 	var out struct {
 		XMLName xml.Name `xml:"DeleteResult"`
 		Deleted []deleted
-		Errors  []refused `xml:"Error"`
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, o := range doc.Objects {
-		if old := s.buckets[bucket][o.Key]; o.ETag != "" && (old == nil || strings.Trim(o.ETag, `"`) != strings.Trim(old.ETag, `"`)) {
-			out.Errors = append(out.Errors, refused{o.Key, "PreconditionFailed"})
-			continue
-		}
 		delete(s.buckets[bucket], o.Key)
-		out.Deleted = append(out.Deleted, deleted{o.Key})
+		out.Deleted = append(out.Deleted, deleted(o))
 	}
 	answer(w, out)
 }
