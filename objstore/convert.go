@@ -146,17 +146,20 @@ func (v *convert) findLeftovers(ctx context.Context) error {
 	}
 }
 
+// hasLeftover reports whether a former run left a copy of an object, which from here on is no longer one whose object was
+// deleted.
+func (v *convert) hasLeftover(e Entry) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	_, found := v.left[stagedKey(e.Key)]
+	delete(v.left, stagedKey(e.Key))
+	return found
+}
+
 // settle removes the copy that a former run left of an object which is sealed by
 // now, once the object was read to its end. Else it is all there is.
 func (v *convert) settle(ctx context.Context, e Entry) error {
 	key := stagedKey(e.Key)
-	v.mu.Lock()
-	_, found := v.left[key]
-	delete(v.left, key)
-	v.mu.Unlock()
-	if !found {
-		return nil
-	}
 	if _, err := v.digest(ctx, &call{bucket: v.b, lane: v.p.lanes.Add(1)}, Ref{Key: e.Key}, e.ETag); err != nil {
 		return fmt.Errorf("the copy that an earlier run left at %s is kept: %w", key, err)
 	}
@@ -208,6 +211,7 @@ func (v *convert) refreshed(ctx context.Context, entries []Entry, visit func(Ent
 
 // visit looks at one object, and converts it.
 func (v *convert) visit(ctx context.Context, e Entry) error {
+	leftover := v.hasLeftover(e)
 	plain, err := v.isPlain(ctx, Ref{Key: e.Key}, e)
 	v.count(func(r *ConvertReport) {
 		r.Objects++
@@ -219,7 +223,7 @@ func (v *convert) visit(ctx context.Context, e Entry) error {
 			r.Sealed++
 		}
 	})
-	if err == nil && !plain && !v.o.DryRun {
+	if err == nil && !plain && leftover {
 		err = v.settle(ctx, e)
 	}
 	if err == nil && plain && !v.o.DryRun {
@@ -292,9 +296,6 @@ func (v *convert) object(ctx context.Context, e Entry) error {
 		return err
 	}
 	staged := Ref{Key: stagedKey(e.Key)}
-	v.mu.Lock()
-	delete(v.left, staged.Key) // which is written over now
-	v.mu.Unlock()
 	src := &plainSourceOf{sealedReader: sealedReader{ctx: ctx, up: v.b.Upstream, ref: Ref{Key: e.Key}, etag: e.ETag, size: info.Size}, sum: sha256.New()}
 	store := v.p.store
 	if locks(withRules(ctx, rules)) { // see there why in parts; the copy itself is not locked

@@ -3,6 +3,8 @@ package objstore_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
@@ -229,5 +231,32 @@ func TestPlainObjectsAreRefused(t *testing.T) {
 	}
 	if _, err := w.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: documents, Key: key}); err != nil || w.up.Object("acme-documents", "plain") != nil {
 		t.Errorf("it cannot be deleted: %v", err)
+	}
+}
+
+// TestConvertKeepsTheOnlyCopy finds what a run that was killed has left: the copy aside, and in the object's place bytes that
+// begin as sealed ones and cannot be opened. The copy is all there is of the object, and stays.
+func TestConvertKeepsTheOnlyCopy(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	body := pattern(2*segment, 1)
+	w.put("o", body)
+	sealed := w.up.Object("acme-documents", "o")
+	sum := sha256.Sum256([]byte("o"))
+	aside := ".byokd/sealing/" + hex.EncodeToString(sum[:])
+	for what, at := range map[string]int{"version": 8, "bytes": 3 * segment / 2} {
+		t.Run(what, func(t *testing.T) {
+			copied, damaged := *sealed, *sealed
+			damaged.Data = bytes.Clone(sealed.Data)
+			damaged.Data[at] ^= 0xff
+			w.up.Replace("acme-documents", aside, &copied)
+			w.up.Replace("acme-documents", "o", &damaged)
+			report, err := w.proxy.Convert(t.Context(), "documents", objstore.ConvertOptions{})
+			if err != nil || report.Failed != 1 {
+				t.Errorf("%+v, %v", report, err)
+			}
+			if left := w.staged(); len(left) != 1 {
+				t.Errorf("left aside: %v", left)
+			}
+		})
 	}
 }
