@@ -61,8 +61,8 @@ func (b *bucketCheck) flags(flags *pflag.FlagSet) {
 
 func (c *checking) runBucket(ctx context.Context, bucket, prefix string) error {
 	b := &c.bucket
-	if b.workers < 1 || b.workers > 64 {
-		return exitWith(exitUsage, fmt.Errorf("--workers %d: say 1 to 64", b.workers))
+	if err := checkWorkers(b.workers); err != nil {
+		return err
 	}
 	if err := c.prepare(); err != nil {
 		return err
@@ -91,6 +91,14 @@ func (c *checking) runBucket(ctx context.Context, bucket, prefix string) error {
 	r.Complete = err == nil
 	r.Sound = err == nil && done.Faults == 0
 	return errors.Join(c.tellBucket(), err)
+}
+
+// checkWorkers bounds how many objects of a bucket are worked on at once.
+func checkWorkers(n int) error {
+	if n < 1 || n > 64 {
+		return exitWith(exitUsage, fmt.Errorf("--workers %d: say 1 to 64", n))
+	}
+	return nil
 }
 
 // objectFault notes a fault, and prints it where a person reads along.

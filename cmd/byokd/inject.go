@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os/signal"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -183,6 +184,7 @@ type sidecarFlags struct {
 	image, cpu, memory string
 	repositories       []string
 	restartAll         string
+	restartAllowed     []string
 	seccomp            string
 }
 
@@ -201,8 +203,10 @@ func (f *sidecarFlags) add(flags *pflag.FlagSet, restartAll string) {
 	flags.StringSliceVar(&f.repositories, "allow-image-repository", nil, "repository of images that pods may name besides that of --image")
 	flags.StringVar(&f.cpu, "sidecar-cpu", "100m", "CPU that the sidecar requests")
 	flags.StringVar(&f.memory, "sidecar-memory", "384Mi", "memory that the sidecar requests and is limited to")
+	f.restartAllowed = []string{"on", "off"}
 	allowed := "on or off"
 	if restartAll == "auto" {
+		f.restartAllowed = append(f.restartAllowed, "auto")
 		allowed = "on, off, or auto: from Kubernetes 1.36 on"
 	}
 	flags.StringVar(&f.restartAll, "restart-all-containers", restartAll, "whether, in mount mode privileged, the death of the sidecar restarts the pod's containers in place; nodes have to know it, too ("+allowed+")")
@@ -216,8 +220,8 @@ const (
 
 func (f *sidecarFlags) settings() (inject.Settings, error) {
 	s := inject.Settings{Version: buildVersion(), Image: f.image, Repositories: f.repositories, RestartAll: f.restartAll == "on"}
-	if f.restartAll != "on" && f.restartAll != "off" && f.restartAll != "auto" {
-		return s, fmt.Errorf("--restart-all-containers: %q is neither on, off nor auto", f.restartAll)
+	if !slices.Contains(f.restartAllowed, f.restartAll) {
+		return s, fmt.Errorf("--restart-all-containers: %q is none of %s", f.restartAll, strings.Join(f.restartAllowed, ", "))
 	}
 	switch f.seccomp {
 	case seccompDefault:

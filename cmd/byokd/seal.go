@@ -43,6 +43,9 @@ func newSealCommand(environ []string) *cobra.Command {
 			"Exit code 0 when no plain object is left, 1 when some could not be sealed (each is told), 9 when one of them is\n" +
 			"damaged, 10 when KMS refuses the key.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkWorkers(s.o.Workers); err != nil {
+				return err
+			}
 			cfg, _, err := loadConfig(file, environ)
 			if err != nil {
 				return exitWith(exitConfig, err)
