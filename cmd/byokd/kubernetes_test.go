@@ -46,7 +46,7 @@ func TestRenderCommand(t *testing.T) {
 		{"no such file", "", []string{"-f", "/does/not/exist"}, exitFailure, "", "/does/not/exist"},
 		{"little memory", "", []string{"--sidecar-memory", "1Mi"}, exitUsage, "", "less than the 128Mi"},
 		{"no quantity", "", []string{"--sidecar-cpu", "some"}, exitUsage, "", "--sidecar-cpu"},
-		{"a wrong switch", "", []string{"--restart-all-containers", "yes"}, exitUsage, "", "neither on, off nor auto"},
+		{"a wrong switch", "", []string{"--restart-all-containers", "yes"}, exitUsage, "", "none of on, off"},
 		{"restart of all", "byokd.io/mount-mode: privileged", []string{"--restart-all-containers", "on"}, exitOK, "action: RestartAllContainers", ""},
 		{"an image from elsewhere", "byokd.io/image: other/byokd:v1", nil, exitDenied, "", "--allow-image-repository"},
 		{"an image that is allowed", "byokd.io/image: other/byokd:v1", []string{"--allow-image-repository", "other/byokd"}, exitOK, "image: other/byokd:v1", ""},
