@@ -1,19 +1,23 @@
 package objstore_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
 	"github.com/byokd/byokd/keyguard"
 	"github.com/byokd/byokd/objstore"
+	"github.com/byokd/byokd/objstore/s3test"
 )
 
 // TestKeyPeriods: one data key for so many objects, none per object.
@@ -128,8 +132,95 @@ func TestBucketMadeAnew(t *testing.T) {
 			t.Errorf("the new bucket has no %s", own)
 		}
 	}
-	report, err := objstore.RewrapStatus(ctx, objstore.RewrapOptions{Upstream: w.upstream(), Binding: documentsBinding, To: w.kms, Scan: true})
+	w.allKeysListed()
+}
+
+// TestBucketDeletedUnderAWrite: while something is written into a bucket it is not taken away together with its keyring. The
+// object would go into the one that is made in its place, under a data key that no keyring lists.
+func TestBucketDeletedUnderAWrite(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	ctx := t.Context()
+	w.put("first", []byte("x"))
+	if _, err := w.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: documents, Key: aws.String("first")}); err != nil {
+		t.Fatal(err)
+	}
+	want := pattern(40*segment, 3)
+	body := newGated(want, 20*segment)
+	puts := w.up.Calls("PUT")
+	answered := make(chan error, 1)
+	go func() {
+		response, err := http.DefaultClient.Do(w.request("PUT", "/documents/o", body, int64(len(want))))
+		if err == nil {
+			err = response.Body.Close()
+		}
+		if err == nil && response.StatusCode != http.StatusOK {
+			err = errors.New(response.Status)
+		}
+		answered <- err
+	}()
+	await(t, "that the upload is under way", func() bool { return w.up.Calls("PUT") > puts })
+	_, err := w.client.DeleteBucket(ctx, &s3.DeleteBucketInput{Bucket: documents})
+	wantCode(t, err, http.StatusConflict, "OperationAborted")
+	if err == nil {
+		if _, err := w.client.CreateBucket(ctx, &s3.CreateBucketInput{Bucket: documents}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(body.release)
+	if err := <-answered; err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(w.mustGet("o", ""), want) {
+		t.Error("the object is wrong")
+	}
+	w.allKeysListed()
+	_, err = w.client.DeleteBucket(ctx, &s3.DeleteBucketInput{Bucket: documents})
+	wantCode(t, err, http.StatusConflict, "BucketNotEmpty")
+}
+
+// TestBucketThatStays: a bucket that cannot be deleted after all has its keyring again, under whose keys the parts of uploads
+// stand that were begun.
+func TestBucketThatStays(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	ctx := t.Context()
+	begun, err := w.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{Bucket: documents, Key: aws.String("o"), Metadata: map[string]string{"a": "b"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	part, err := w.client.UploadPart(ctx, &s3.UploadPartInput{Bucket: documents, Key: aws.String("o"), UploadId: begun.UploadId, PartNumber: aws.Int32(1), Body: strings.NewReader("part")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := w.up.Object("acme-documents", objstore.KeyringObject)
+	var gone atomic.Bool // byokd's own objects
+	w.up.Inject(&s3test.Fault{Status: http.StatusForbidden, Code: "AccessDenied", Match: func(r *http.Request) bool {
+		if r.Method == http.MethodDelete && strings.HasSuffix(r.URL.Path, objstore.KeyringObject) {
+			gone.Store(true)
+			return false
+		}
+		return gone.Load() && r.Method == http.MethodDelete && strings.Trim(r.URL.Path, "/") == "acme-documents"
+	}})
+	_, err = w.client.DeleteBucket(ctx, &s3.DeleteBucketInput{Bucket: documents})
+	wantCode(t, err, http.StatusForbidden, "AccessDenied")
+	if after := w.up.Object("acme-documents", objstore.KeyringObject); !gone.Load() || after == nil || !bytes.Equal(before.Data, after.Data) {
+		t.Errorf("the keyring was taken away (%v) and is not what it was", gone.Load())
+	}
+	if _, err := w.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{Bucket: documents, Key: aws.String("o"), UploadId: begun.UploadId,
+		MultipartUpload: &types.CompletedMultipartUpload{Parts: []types.CompletedPart{{PartNumber: aws.Int32(1), ETag: part.ETag}}}}); err != nil {
+		t.Fatal(err)
+	}
+	w.put("more", []byte("x"))
+	if string(w.mustGet("o", "")) != "part" {
+		t.Error("the object is wrong")
+	}
+	w.allKeysListed()
+}
+
+// allKeysListed checks that the keyring lists the data key of each object.
+func (w *world) allKeysListed() {
+	w.t.Helper()
+	report, err := objstore.RewrapStatus(w.t.Context(), objstore.RewrapOptions{Upstream: w.upstream(), Binding: documentsBinding, To: w.kms, Scan: true})
 	if err != nil || report.Found != 0 {
-		t.Errorf("%d data keys of objects are in no keyring (%v)", report.Found, err)
+		w.t.Errorf("%d data keys of objects are in no keyring (%v)", report.Found, err)
 	}
 }

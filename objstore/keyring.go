@@ -286,6 +286,25 @@ func (k *keyring) newest(ctx context.Context) (seal.Keyring, string, error) {
 	return ring, etag, nil
 }
 
+// putBack puts the keyring back into a bucket that stays although it was to be deleted: the parts of uploads that were begun
+// stand under its keys. Where it is still there, nothing is done.
+func (k *keyring) putBack(ctx context.Context, text []byte) error {
+	req := PutRequest{Key: KeyringObject, Attributes: Attributes{ContentType: "text/plain"}, Conditions: Conditions{IfNoneMatch: "*"}}
+	for attempt := 1; ; attempt++ {
+		_, err := k.up.Put(ctx, req, bytes.NewReader(text), int64(len(text)))
+		if err == nil || conflict(err) {
+			k.forgetETag()
+			return nil
+		}
+		if !passing(err) || attempt == keyringAttempts {
+			return err
+		}
+		if err := pause(ctx, attempt); err != nil {
+			return err
+		}
+	}
+}
+
 // forget makes it a keyring that was never seen.
 func (k *keyring) forget() {
 	k.mu.Lock()

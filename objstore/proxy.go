@@ -123,6 +123,7 @@ type bucket struct {
 	ring      *keyring
 	writing   *writingKey
 	layouts   *layoutCache
+	writes    atomic.Int64 // requests under way that may seal something
 	packed    packedLengths
 	opened    openBatches
 	sums      recent[partName, partSum]
@@ -255,6 +256,11 @@ func (c *call) arg(name string) string {
 // ref names the object or version that the request is about.
 func (c *call) ref() Ref { return Ref{Key: c.key, VersionID: c.arg("versionId")} }
 
+// mayWrite reports whether the request may seal something into its bucket.
+func (c *call) mayWrite() bool {
+	return c.r.Method == http.MethodPut || c.r.Method == http.MethodPost
+}
+
 // interrupted reports whether byokd itself broke off reading the body.
 func (c *call) interrupted() bool {
 	return c.stalled.Load() || c.body != nil && c.body.interrupted.Load()
@@ -328,6 +334,10 @@ func (p *Proxy) serve(ctx context.Context, c *call) error {
 	}
 	defer c.body.releaseUnlessLent()
 	ctx, c.w.passing = withPassing(ctx, c.op, c.r.Header)
+	if c.bucket != nil && c.mayWrite() {
+		c.bucket.writes.Add(1) // before it takes a data key, so that deleteWithOwn sees it or it finds none
+		defer c.bucket.writes.Add(-1)
+	}
 	return handlers[c.op](p, ctx, c)
 }
 

@@ -325,7 +325,7 @@ func (p *Proxy) deleteBucket(ctx context.Context, c *call) error {
 		if listErr != nil || len(own) == 0 {
 			return err
 		}
-		answer, err = c.bucket.deleteWithOwn(ctx, own, req)
+		answer, err = p.deleteWithOwn(ctx, c.bucket, req, err)
 	}
 	if err != nil {
 		return err
@@ -333,19 +333,43 @@ func (p *Proxy) deleteBucket(ctx context.Context, c *call) error {
 	return c.relay(answer)
 }
 
-// deleteWithOwn deletes byokd's own objects and then the bucket. A bucket that is made in its place, or stays
-// because somebody was quicker, gets a keyring of its own before anything more is sealed.
-func (b *bucket) deleteWithOwn(ctx context.Context, own []Ref, req ForwardRequest) (*Forwarded, error) {
+// deleteWithOwn deletes byokd's own objects and then the bucket. A bucket that is made in its place gets a keyring of its
+// own before anything is sealed. Therefore nothing may be on its way that was sealed under a key of the old one: it would
+// stand in no keyring, so that a rewrap would not find its key. notEmpty is the answer where there are objects of clients.
+func (p *Proxy) deleteWithOwn(ctx context.Context, b *bucket, req ForwardRequest, notEmpty error) (*Forwarded, error) {
 	resume, err := b.writing.suspend(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		b.ring.forget()
-		b.packed.forget()
-		resume()
-	}()
-	for _, ref := range own {
+	defer resume()
+	if b.writes.Load() > 0 {
+		return nil, refuse(http.StatusConflict, "OperationAborted", "A conflicting conditional operation is currently in progress against this resource. Try again.").
+			hint("Something is just being written into the bucket.")
+	}
+	own, err := b.ownOnly(ctx) // once more: a write may have ended since
+	if err != nil || len(own) == 0 {
+		return nil, notEmpty
+	}
+	keyring, _, err := readKeyring(ctx, b.Upstream)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := b.deleteAll(ctx, own, req)
+	b.packed.forget()
+	if err != nil && keyring != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.limits.step)
+		defer cancel()
+		if b.ring.putBack(ctx, keyring) == nil {
+			return nil, err
+		}
+	}
+	b.ring.forget()
+	return answer, err
+}
+
+// deleteAll deletes objects and then their bucket.
+func (b *bucket) deleteAll(ctx context.Context, all []Ref, req ForwardRequest) (*Forwarded, error) {
+	for _, ref := range all {
 		if _, err := b.Upstream.Delete(ctx, ref, ""); err != nil {
 			return nil, err
 		}
