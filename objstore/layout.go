@@ -66,16 +66,23 @@ func newLayout(info Info, first seal.ObjectHeader) (*layout, error) {
 	if first.Suite == seal.SuiteZstd {
 		return l, l.beginPacked(info, first)
 	}
-	plain, err := seal.PlainObjectSize(l.sealed, l.count)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errBroken, err)
-	}
-	l.plain = plain
-	if multipart(info.ETag) != (first.Part > 0) || l.count == 1 && size != plain {
+	if multipart(info.ETag) != (first.Part > 0) {
 		return nil, fmt.Errorf("%w: header and ETag differ", errBroken)
+	}
+	var err error
+	switch l.plain, err = seal.PlainObjectSize(l.sealed, l.count); {
+	case err != nil && l.count > 1: // parts that are no multiples of a segment may well be as long
+		l.plain = unknownLength
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", errBroken, err)
+	case l.count == 1 && size != l.plain:
+		return nil, fmt.Errorf("%w: header and length differ", errBroken)
 	}
 	return l, nil
 }
+
+// unknownLength is the plain length of an object that only its headers tell.
+const unknownLength = -1
 
 // archivedLayout is what can be told of an object that has to be restored from an archive
 // before its headers can be read: how long it is, and of how many parts. A compressed one
@@ -111,7 +118,7 @@ func (l *layout) beginPacked(info Info, first seal.ObjectHeader) error {
 func (l *layout) predictable() bool {
 	first := l.parts[0]
 	before := int64(l.count-1) * first.sealedSize
-	return l.walked() || !l.packed && first.number == 1 && first.plainSize%seal.SegmentSize == 0 && first.plainSize > 0 &&
+	return l.walked() || !l.packed && l.plain != unknownLength && first.number == 1 && first.plainSize%seal.SegmentSize == 0 && first.plainSize > 0 &&
 		l.sealed >= before+seal.SealedObjectSize(0) && l.sealed <= before+first.sealedSize
 }
 
@@ -201,6 +208,9 @@ func (l *layout) walk(ctx context.Context, up Upstream, ref Ref) (*layout, error
 	w := &layout{etag: l.etag, sealed: l.sealed, object: l.object, count: l.count, packed: l.packed, headers: map[int]seal.ObjectHeader{}}
 	next, number := partSpan{}, uint32(1)
 	for i := range l.count {
+		if next.sealedFrom+seal.ObjectHeaderSize > l.sealed {
+			return nil, fmt.Errorf("%w: %d parts of %d end at %d bytes", errBroken, i, l.count, l.sealed)
+		}
 		h, known := l.header(i)
 		if !known || i > 0 {
 			var err error

@@ -226,3 +226,15 @@ func TestUploadPartCopy(t *testing.T) {
 	}
 	w.noPlaintext()
 }
+
+// TestImpossibleLength uploads parts that are no multiples of a segment, and whose sealed lengths together are such as no
+// object of multiples has: the upload becomes an object like any other.
+func TestImpossibleLength(t *testing.T) {
+	for _, sizes := range [][]int{{70989, 3786, 51977}, {segment - 28, segment - 28}, {1, 1}, {3*segment + 1, segment - 29, 1}} {
+		w := newWorld(t, worldOptions{})
+		body := w.upload("o", sizes...)
+		if got := w.mustGet("o", ""); !bytes.Equal(got, body) {
+			t.Errorf("%v: the object is wrong", sizes)
+		}
+	}
+}
