@@ -130,9 +130,6 @@ func (c *call) use(id uint64) *node {
 	return n
 }
 
-// path returns an O_PATH descriptor of an inode until the reply is written.
-func (c *call) path(id uint64) (int, error) { return c.fs.nodes.pathFD(c.use(id)) }
-
 // dir returns an O_PATH descriptor of a directory and the sealed form of a name
 // in it.
 func (c *call) dir(id uint64, name string) (int, string, error) {

@@ -280,7 +280,7 @@ func TestRefusals(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 
-	if _, err := Open(ctx, v.lower, v.guard, v.option); !errors.Is(err, ErrBusy) {
+	if _, err := Open(ctx, v.lower, v.guard, v.option, testBinding); !errors.Is(err, ErrBusy) {
 		t.Errorf("open twice: %v", err)
 	}
 	if err := v.fs.Mount(t.TempDir()); err == nil {
@@ -312,18 +312,17 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("a file: %v", err)
 	}
 
-	other := v.option
-	other.Binding.Cluster = "other"
-	if _, err := Open(ctx, v.lower, v.guard, other); err == nil || !strings.Contains(err.Error(), "encryption context") {
-		t.Errorf("another cluster's volume: %v", err)
-	}
-
 	path := filepath.Join(v.lower, seal.VolumeHeaderName)
 	header, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	v.unmount()
+	other := testBinding
+	other.Cluster = "other"
+	if _, err := Open(ctx, v.lower, v.guard, v.option, other); err == nil || !strings.Contains(err.Error(), "encryption context") {
+		t.Errorf("another cluster's volume: %v", err)
+	}
 	for _, change := range []struct {
 		old, new string
 		want     error
@@ -338,7 +337,7 @@ func TestRefusals(t *testing.T) {
 		if err := os.WriteFile(path, changed, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Open(ctx, v.lower, v.guard, v.option); !errors.Is(err, change.want) {
+		if _, err := Open(ctx, v.lower, v.guard, v.option, testBinding); !errors.Is(err, change.want) {
 			t.Errorf("%q changed by hand: %v, want %v", change.old, err, change.want)
 		}
 	}

@@ -24,7 +24,7 @@
 //   - A mount that was passed to us outlives us: calls that we did not answer are
 //     answered by the next byokd (passed.go, resent.go).
 //   - The process is the only user of the lower directory: it holds a lock on
-//     it from [Open] to [Filesystem.Close].
+//     it from [OpenLocked] to [Filesystem.Close].
 //
 // # Order of locks
 //

@@ -193,7 +193,7 @@ func TestRootNotLoaded(t *testing.T) {
 	v.unmount()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	f, err := Open(ctx, v.lower, v.guard, v.option)
+	f, err := Open(ctx, v.lower, v.guard, v.option, testBinding)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -53,10 +53,9 @@ type Options struct {
 	// DirtyLimit is the most bytes that the kernel may hold dirty, and so what a
 	// freeze has to flush; 0 is DefaultDirtyLimit.
 	DirtyLimit int64
-	Binding    keyguard.Binding // encryption context of the root key; must be the header's
-	Observer   Observer         // may be nil
-	Keep       *Keep            // nil where the mount ends with this process
-	Logger     *zap.Logger      // may be nil
+	Observer   Observer    // may be nil
+	Keep       *Keep       // nil where the mount ends with this process
+	Logger     *zap.Logger // may be nil
 
 	tableOfIDs bool // in tests: as if lower files could not be opened by handle
 }
@@ -67,6 +66,7 @@ type Filesystem struct {
 	lower   string
 	header  seal.VolumeHeader // as it was at the start; set by Unlock
 	form    seal.KeyForm      // that of the header which the guard's KMS key opens; set by Unlock
+	binding keyguard.Binding  // encryption context of the root key; set by Unlock
 	options Options
 	log     *zap.Logger
 
@@ -129,30 +129,9 @@ type Filesystem struct {
 	lackTold      atomic.Int64 // when a lack of descriptors was last logged, Unix nanoseconds
 }
 
-// Open prepares the volume in a lower directory for mounting: it locks the
-// directory against other daemons, reads and verifies the header, and pins the
-// root key on the guard. It waits while the key is not usable, until ctx ends.
-func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options) (*Filesystem, error) {
-	header, err := ReadHeader(lower)
-	if err == nil {
-		err = sameBinding(lower, header, o.Binding) // before the lock: it would not come right by waiting
-	}
-	if err != nil {
-		return nil, err
-	}
-	f, err := OpenLocked(lower, g, o)
-	if err != nil {
-		return nil, err
-	}
-	if err := f.Unlock(ctx, o.Binding); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
-}
-
-// OpenLocked locks the lower directory against other daemons and asks for no key.
-// What is mounted of it answers INIT, STATFS and the attributes of the root; every
-// other call waits for Unlock. There need not be a volume in the directory yet.
+// OpenLocked locks the lower directory against other daemons, until Close, and asks for
+// no key. What is mounted of it answers INIT, STATFS and the attributes of the root; every
+// other call waits for Unlock. There need not be a volume in the directory yet, see Create.
 func OpenLocked(lower string, g *keyguard.Guard, o Options) (*Filesystem, error) {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
@@ -212,7 +191,7 @@ func (f *Filesystem) Unlock(ctx context.Context, b keyguard.Binding) error {
 			zap.String("file", seal.VolumeMarkName), zap.Error(unmarked))
 	}
 	f.guard.Pin(header.Volume, form.WrappedRoot, b)
-	f.header, f.form, f.generation, f.options.Binding = header, form, header.Generation, b
+	f.header, f.form, f.generation, f.binding = header, form, header.Generation, b
 	if f.sealsOwners() {
 		if err := withRoot(ctx, f.guard, header.Volume, form.WrappedRoot, b, f.learnRoot); err != nil {
 			return err

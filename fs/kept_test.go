@@ -115,7 +115,7 @@ func serveKept(dir string) int {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	go func() { _ = guard.Run(ctx) }()
-	o := Options{Binding: testBinding, Logger: log, Keep: &Keep{Device: w.Take("device"), Journal: w.Take("journal"),
+	o := Options{Logger: log, Keep: &Keep{Device: w.Take("device"), Journal: w.Take("journal"),
 		Hold: w.Hold, Release: func(n uint64) { _ = w.Release(n) }, Held: w.Held, Faulted: w.Cause == keeper.Fault,
 		Deposit: func(device, journal int) error {
 			return errors.Join(w.Deposit("device", device), w.Deposit("journal", journal))

@@ -96,7 +96,7 @@ func (c *call) openNew(f newFile, dir int, sealed string, flags uint32, out *fus
 }
 
 func (c *call) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
-	dir, err := c.path(in.NodeId)
+	dir, err := c.fs.nodes.pathFD(c.use(in.NodeId))
 	if err != nil {
 		return c.fail(err)
 	}

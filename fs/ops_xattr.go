@@ -144,7 +144,7 @@ func (c *call) RemoveXAttr(_ <-chan struct{}, header *fuse.InHeader, name string
 }
 
 func (c *call) ListXAttr(_ <-chan struct{}, header *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	fd, err := c.path(header.NodeId)
+	fd, err := c.descriptor(c.use(header.NodeId))
 	if err != nil {
 		return 0, c.fail(err)
 	}

@@ -64,7 +64,7 @@ func (f *Filesystem) admit(c *call, class keyguard.Class, request []byte) (keygu
 			return pass, err
 		}
 		pass.Exit()
-		if err := f.guard.Load(f.serving, f.header.Volume, f.form.WrappedRoot, f.options.Binding); err != nil {
+		if err := f.guard.Load(f.serving, f.header.Volume, f.form.WrappedRoot, f.binding); err != nil {
 			return keyguard.Pass{}, err
 		}
 	}

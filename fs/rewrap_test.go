@@ -97,7 +97,7 @@ func (k *keys) to(client *awskms.Client, finish bool) RewrapOptions {
 // opens fails the test unless the volume opens under the key.
 func (k *keys) opens(lower string, kms keyguard.KMS) {
 	k.Helper()
-	f, err := Open(k.Context(), lower, k.guard(kms), Options{Binding: rewrapBinding})
+	f, err := Open(k.Context(), lower, k.guard(kms), Options{}, rewrapBinding)
 	if err != nil {
 		k.Errorf("under %s: %v", kms.ARN(), err)
 		return
@@ -110,7 +110,7 @@ func (k *keys) opens(lower string, kms keyguard.KMS) {
 
 func (k *keys) refused(lower string, kms keyguard.KMS, want error) {
 	k.Helper()
-	f, err := Open(k.Context(), lower, k.guard(kms), Options{Binding: rewrapBinding})
+	f, err := Open(k.Context(), lower, k.guard(kms), Options{}, rewrapBinding)
 	if !errors.Is(err, want) {
 		k.Errorf("under %s: %v, want %v", kms.ARN(), err, want)
 	}
@@ -324,7 +324,7 @@ func TestOldHeaderIsRefused(t *testing.T) {
 	mustDo(t, os.WriteFile(markPath, mark, 0o600))
 
 	mustDo(t, os.WriteFile(path, newest, 0o600))
-	f, err := Open(t.Context(), lower, k.guard(k.b), Options{Binding: rewrapBinding})
+	f, err := Open(t.Context(), lower, k.guard(k.b), Options{}, rewrapBinding)
 	mustDo(t, err)
 	defer f.Close()
 	// A running byokd remembers by itself, whatever is on disk.

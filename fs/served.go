@@ -26,7 +26,7 @@ func (f *Filesystem) UseKeys(ctx context.Context, use func(root *seal.Root) erro
 		if !errors.Is(err, errNoRoot) {
 			return err
 		}
-		if err := f.guard.Load(ctx, f.header.Volume, f.form.WrappedRoot, f.options.Binding); err != nil {
+		if err := f.guard.Load(ctx, f.header.Volume, f.form.WrappedRoot, f.binding); err != nil {
 			return err
 		}
 	}

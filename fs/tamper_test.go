@@ -238,7 +238,7 @@ func TestForeignHeader(t *testing.T) {
 	if err := os.WriteFile(at(v.lower), foreign, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f, err := Open(ctx, v.lower, v.guard, v.option)
+	f, err := Open(ctx, v.lower, v.guard, v.option, testBinding)
 	if err == nil { // the record of the newest generation may refuse it before
 		if err := f.Mount(v.mount); err != nil {
 			t.Fatal(err)

@@ -53,7 +53,7 @@ func serveUnprivileged(dir string) int {
 		ctx, stop := context.WithCancel(context.Background())
 		defer stop()
 		go func() { _ = guard.Run(ctx) }()
-		o := Options{Binding: testBinding, Logger: log}
+		o := Options{Logger: log}
 		if os.Getenv(unprivilegedVariable+"_CACHE") == Writethrough.String() {
 			o.Cache = Writethrough
 		}
@@ -71,7 +71,7 @@ func serveUnprivileged(dir string) int {
 		go client.Stay(ctx)
 		go tellInherited(ctx, f)
 		if _, err := ReadHeader(dir + "/lower"); errors.Is(err, ErrNotInitialised) {
-			if _, err := CreateVolume(ctx, dir+"/lower", guard, testBinding, OwnershipSealed); err != nil {
+			if _, err := f.Create(ctx, testBinding, OwnershipSealed); err != nil {
 				return err
 			}
 		}

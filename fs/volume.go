@@ -94,11 +94,14 @@ func OwnershipOf(h seal.VolumeHeader) Ownership {
 	return OwnershipLower
 }
 
-// CreateVolume makes a volume of an empty lower directory: a new root key,
+// Create makes a volume of the lower directory, which is empty: a new root key,
 // wrapped by the guard's KMS key under binding b, in a header that is durable
-// when CreateVolume returns. It waits while the key is not usable. A directory
-// that is not empty is refused (ErrForeign).
-func CreateVolume(ctx context.Context, lower string, g *keyguard.Guard, b keyguard.Binding, o Ownership) (seal.VolumeHeader, error) {
+// when Create returns. It waits while the key is not usable, and nobody else can make
+// one meanwhile, for the directory is locked: of two headers one would replace the key
+// under which the other's files are sealed. A directory that is not empty is refused
+// (ErrForeign). It comes before Unlock.
+func (f *Filesystem) Create(ctx context.Context, b keyguard.Binding, o Ownership) (seal.VolumeHeader, error) {
+	lower, g := f.lower, f.guard
 	_, err := ReadHeader(lower)
 	if err == nil {
 		return seal.VolumeHeader{}, fmt.Errorf("%s is a byokd volume already", lower)

@@ -136,6 +136,28 @@ func lacks(t testing.TB, format string, args ...any) {
 	t.Skipf("needs "+format, args...)
 }
 
+// CreateVolume makes a volume in an empty directory.
+func CreateVolume(ctx context.Context, lower string, g *keyguard.Guard, b keyguard.Binding, o Ownership) (header seal.VolumeHeader, err error) {
+	f, err := OpenLocked(lower, g, Options{})
+	if err != nil {
+		return header, err
+	}
+	header, err = f.Create(ctx, b, o)
+	return header, errors.Join(err, f.Close())
+}
+
+// Open opens a volume.
+func Open(ctx context.Context, lower string, g *keyguard.Guard, o Options, b keyguard.Binding) (*Filesystem, error) {
+	f, err := OpenLocked(lower, g, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Unlock(ctx, b); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
 // newVolume starts a guard and mounts a fresh volume.
 func newVolume(t testing.TB, o Options) *volume {
 	t.Helper()
@@ -176,7 +198,7 @@ func (v *volume) start() {
 		defer close(v.ended)
 		_ = guard.Run(ctx)
 	}()
-	v.option.Logger, v.option.Binding = log, testBinding
+	v.option.Logger = log
 	if os.Getenv(journalVariable) != "" {
 		v.option.Keep = &Keep{Device: -1, Journal: -1, Deposit: func(int, int) error { return nil },
 			Hold: func(uint64, int) error { return nil }, Release: func(uint64) {}}
@@ -202,7 +224,7 @@ func (v *volume) open() {
 	v.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	f, err := Open(ctx, v.lower, v.guard, v.option)
+	f, err := Open(ctx, v.lower, v.guard, v.option, testBinding)
 	if err != nil {
 		v.t.Fatal(err)
 	}

@@ -205,6 +205,33 @@ func TestStopWhileWaiting(t *testing.T) {
 	}
 }
 
+// Of two byokds that start on one empty directory while the key is away, one makes the volume. The other is refused
+// at once: were it to make one, too, its header would replace the key under which the files of the first are sealed.
+func TestTwoStartOnOneDirectory(t *testing.T) {
+	needMounts(t)
+	s := newSite(t)
+	must(t, s.kms.Disable(s.arn))
+	p := s.start(t)
+	p.await(t, "the first to make a volume", func() bool { return strings.Contains(p.awaitState(t, exitWaiting), "to make a new volume") })
+	other := *s
+	other.mount, other.config = s.mount+"-2", s.config+"-2"
+	must(t, os.Mkdir(other.mount, 0o755))
+	other.configure(t, nil)
+	other.start(t).awaitEnd(t, exitLower)
+	must(t, s.kms.Enable(s.arn))
+	p.awaitState(t, exitOK)
+	must(t, os.WriteFile(filepath.Join(s.mount, "a"), []byte("acknowledged"), 0o600))
+	p.signal(t, unix.SIGTERM)
+	p.awaitEnd(t, exitOK)
+	p = s.start(t)
+	p.awaitState(t, exitOK)
+	if got, err := os.ReadFile(filepath.Join(s.mount, "a")); err != nil || string(got) != "acknowledged" {
+		t.Errorf("read %q, %v", got, err)
+	}
+	p.signal(t, unix.SIGTERM)
+	p.awaitEnd(t, exitOK)
+}
+
 func TestDeadMountIsClearedAway(t *testing.T) {
 	needMounts(t)
 	s := newSite(t)

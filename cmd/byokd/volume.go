@@ -178,9 +178,6 @@ func (v *volume) serve(ctx context.Context) error {
 		return err
 	}
 	defer v.close(f)
-	if !waitReady(ctx, v.guard) {
-		return nil // stopped before there was anything to serve
-	}
 	v.resource.Waiting("is being mounted")
 	if err := f.Mount(v.cfg.Volume.Mount); err != nil {
 		v.resource.Failed(err.Error(), "")
@@ -215,16 +212,13 @@ func (v *volume) untilEnd(ctx context.Context, f *fs.Filesystem) (err error) {
 
 // open returns the volume, made first where there is none. nil when ctx ended before the key was usable.
 func (v *volume) open(ctx context.Context) (*fs.Filesystem, error) {
-	if made, err := v.make(ctx); err != nil || !made {
+	f, err := v.openLocked()
+	if err != nil {
 		return nil, err
 	}
-	v.resource.Waiting("waits for the key " + v.cfg.Volume.Key)
-	f, err := fs.Open(ctx, v.cfg.Volume.Lower, v.guard, v.options())
-	if err != nil {
-		if ctx.Err() != nil || errors.Is(err, keyguard.ErrStopped) {
-			return nil, nil
-		}
-		return nil, failure(v.log, "volume.lower is refused", exitLower, err)
+	if unlocked, err := v.unlock(ctx, f); err != nil || !unlocked {
+		v.close(f)
+		return nil, err
 	}
 	return f, nil
 }
@@ -246,12 +240,12 @@ func (v *volume) close(f *fs.Filesystem) {
 }
 
 // make makes the volume where there is none. false when ctx ended before the key was usable.
-func (v *volume) make(ctx context.Context) (made bool, err error) {
+func (v *volume) make(ctx context.Context, f *fs.Filesystem) (made bool, err error) {
 	if !v.fresh {
 		return true, nil
 	}
 	v.resource.Waiting("waits for the key " + v.cfg.Volume.Key + " to make a new volume")
-	header, err := fs.CreateVolume(ctx, v.cfg.Volume.Lower, v.guard, v.binding, v.ownership())
+	header, err := f.Create(ctx, v.binding, v.ownership())
 	if ctx.Err() != nil || errors.Is(err, keyguard.ErrStopped) {
 		return false, nil // on the way out; a header that was written all the same is found next time
 	}
@@ -269,7 +263,7 @@ func (v *volume) options() fs.Options {
 	if v.cfg.Volume.Cache == cacheWritethrough {
 		cache = fs.Writethrough
 	}
-	return fs.Options{Cache: cache, DirtyLimit: v.cfg.Volume.DirtyLimit.Bytes, Binding: v.binding, Observer: v.observer, Keep: v.keep(), Logger: v.log}
+	return fs.Options{Cache: cache, DirtyLimit: v.cfg.Volume.DirtyLimit.Bytes, Observer: v.observer, Keep: v.keep(), Logger: v.log}
 }
 
 // unmount flushes and unmounts within its share of the time to stop.

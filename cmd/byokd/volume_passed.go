@@ -80,7 +80,7 @@ func (v *volume) takeOver(ctx, stay context.Context, f *fs.Filesystem) (ended ch
 
 // unlock makes the volume if need be and lets the calls in once its key is usable. false when ctx ended first.
 func (v *volume) unlock(ctx context.Context, f *fs.Filesystem) (bool, error) {
-	if made, err := v.make(ctx); err != nil || !made {
+	if made, err := v.make(ctx, f); err != nil || !made {
 		return false, err
 	}
 	v.resource.Waiting("waits for the key " + v.cfg.Volume.Key)

@@ -142,16 +142,23 @@ func (s sealed) create(lower string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	_, err := fs.CreateVolume(ctx, below(lower), s.key.guard, binding, ownership())
-	return err
+	f, err := fs.OpenLocked(below(lower), s.key.guard, fs.Options{Logger: s.key.log})
+	if err != nil {
+		return err
+	}
+	_, err = f.Create(ctx, binding, ownership())
+	return errors.Join(err, f.Close())
 }
 
 func (s sealed) open(lower string) (string, func() error, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	f, err := fs.Open(ctx, below(lower), s.key.guard, fs.Options{Cache: s.cache, Binding: binding, Logger: s.key.log})
+	f, err := fs.OpenLocked(below(lower), s.key.guard, fs.Options{Cache: s.cache, Logger: s.key.log})
 	if err != nil {
 		return "", nil, fmt.Errorf("open the volume: %w", err)
+	}
+	if err := f.Unlock(ctx, binding); err != nil {
+		return "", nil, errors.Join(fmt.Errorf("open the volume: %w", err), f.Close())
 	}
 	if err := f.Mount(s.dir); err != nil {
 		return "", nil, errors.Join(fmt.Errorf("mount the volume: %w", err), f.Close())
