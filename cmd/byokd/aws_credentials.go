@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -25,6 +26,9 @@ const (
 	// renewPause lies between the beginnings of two attempts: with a second to notice and
 	// the unwrap, the two seconds of a thaw hold from when the endpoint answers again.
 	renewPause = 500 * time.Millisecond
+	// maxRenewals bounds the attempts at a time, of which there are several only where there are no
+	// credentials: one that hangs is not waited for by the next, for its endpoint may answer again.
+	maxRenewals = int(renewTimeout / renewPause)
 	// distrustPause lies between two renewals because AWS refused what we have.
 	distrustPause = 5 * time.Second
 )
@@ -34,28 +38,30 @@ const (
 // file was replaced, before they expire, and when AWS refuses them; what is good until
 // then goes on to be used. Safe for concurrent use.
 type liveCredentials struct {
-	read func(context.Context) (aws.CredentialsProvider, error) // the chain, from its beginning
-	now  func() time.Time
+	read    func(context.Context) (aws.CredentialsProvider, error) // the chain, from its beginning; called concurrently
+	now     func() time.Time
+	timeout time.Duration // of one attempt
 
 	mu         sync.Mutex
 	held       aws.Credentials // mu; the zero value: none yet
 	renewAt    time.Time       // mu; zero: never by itself
 	files      [2]os.FileInfo  // mu; shared files as they were when held was asked for; nil: absent
-	attempt    *renewal        // mu; under way, or nil
-	failed     error           // mu; of the last attempt
+	heldBy     int             // mu; the attempt that gave held
+	begun      int             // mu; attempts so far
+	underway   int             // mu; attempts
+	ended      chan struct{}   // mu; closed when the next attempt ends; nil while none is under way
+	failed     error           // mu; of the last attempt, if it gave none
+	failedBy   int             // mu; that attempt
 	next       time.Time       // mu; no attempt begins earlier
 	distrusted time.Time       // mu; when AWS last refused held
 }
 
-// renewal is one attempt that callers without credentials wait for.
-type renewal struct{ done chan struct{} }
-
 // newLiveCredentials takes its first credentials from first, and later ones from the chain.
 func newLiveCredentials(first aws.CredentialsProvider, region string) *liveCredentials {
+	var taken atomic.Bool
 	read := func(ctx context.Context) (aws.CredentialsProvider, error) {
-		if p := first; p != nil {
-			first = nil
-			return p, nil
+		if first != nil && !taken.Swap(true) {
+			return first, nil
 		}
 		options := []func(*config.LoadOptions) error{config.WithHTTPClient(awshttp.NewBuildableClient().WithTimeout(renewTimeout))}
 		if region != "" {
@@ -64,34 +70,41 @@ func newLiveCredentials(first aws.CredentialsProvider, region string) *liveCrede
 		cfg, err := config.LoadDefaultConfig(ctx, options...)
 		return cfg.Credentials, err
 	}
-	return &liveCredentials{read: read, now: time.Now}
+	return &liveCredentials{read: read, now: time.Now, timeout: renewTimeout}
 }
 
-// Retrieve returns credentials that have not expired. It waits only where there are none.
+// Retrieve returns credentials that have not expired. It waits only where there are none, and no longer than the attempt that
+// was begun last when it was called.
 func (l *liveCredentials) Retrieve(ctx context.Context) (aws.Credentials, error) {
-	for {
+	for last := 0; ; {
 		l.mu.Lock()
 		now := l.now()
 		good := l.held.HasKeys() && !(l.held.CanExpire && !now.Before(l.held.Expires))
 		due := !good || !l.renewAt.IsZero() && !now.Before(l.renewAt) || l.replacedLocked()
-		if due && l.attempt == nil && !now.Before(l.next) {
+		answered := last > 0 && max(l.failedBy, l.heldBy) >= last
+		if due && !answered && !now.Before(l.next) && (l.underway == 0 || !good && l.underway < maxRenewals) {
 			l.renewLocked(now)
 		}
-		held, attempt, failed := l.held, l.attempt, l.failed
+		if last == 0 {
+			last = l.begun
+		}
+		held, ended, failed := l.held, l.ended, l.failed
+		var another <-chan time.Time
+		if l.underway < maxRenewals {
+			another = time.After(l.next.Sub(now))
+		}
 		l.mu.Unlock()
 		switch {
 		case good:
 			return held, nil
-		case attempt == nil && failed == nil:
-			return aws.Credentials{}, errors.New("those that were given have expired already")
-		case attempt == nil:
+		case (answered || ended == nil) && failed != nil:
 			return aws.Credentials{}, failed
+		case answered || ended == nil:
+			return aws.Credentials{}, errors.New("those that were given have expired already")
 		}
 		select {
-		case <-attempt.done:
-			if err := l.lastFailure(); err != nil {
-				return aws.Credentials{}, err
-			}
+		case <-ended:
+		case <-another:
 		case <-ctx.Done():
 			return aws.Credentials{}, ctx.Err()
 		}
@@ -107,28 +120,34 @@ func (l *liveCredentials) Invalidate() {
 	}
 }
 
-func (l *liveCredentials) lastFailure() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.failed
-}
-
 // renewLocked begins an attempt, which nobody's context ends.
 func (l *liveCredentials) renewLocked(now time.Time) {
-	a := &renewal{done: make(chan struct{})}
-	l.attempt, l.next = a, now.Add(renewPause+rand.N(renewPause/2))
+	l.begun++
+	l.underway++
+	if l.ended == nil {
+		l.ended = make(chan struct{})
+	}
+	attempt := l.begun
+	l.next = now.Add(renewPause + rand.N(renewPause/2))
 	l.files = sharedFiles() // before they are read: what is replaced meanwhile is read again
 	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), renewTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), l.timeout)
 		defer cancel()
 		held, err := l.fetch(ctx)
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.attempt, l.failed = nil, err
-		if err == nil {
-			l.held, l.renewAt = held, renewalOf(held, l.now())
+		switch {
+		case attempt < l.heldBy: // a later one has given some
+		case err == nil:
+			l.held, l.renewAt, l.heldBy, l.failed = held, renewalOf(held, l.now()), attempt, nil
+		default:
+			l.failed, l.failedBy = err, max(l.failedBy, attempt)
 		}
-		close(a.done)
+		close(l.ended)
+		l.ended = nil
+		if l.underway--; l.underway > 0 {
+			l.ended = make(chan struct{})
+		}
 	}()
 }
 

@@ -15,6 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+
 	"github.com/byokd/byokd/keyguard"
 	"github.com/byokd/byokd/keyguard/kmstest"
 )
@@ -196,6 +199,90 @@ func TestCredentialsOutliveTheirEndpoint(t *testing.T) {
 			free()
 			awaitCredentials(t, get, func(id string) bool { return id != first })
 		})
+	}
+}
+
+// TestHungRenewalIsNotWaitedFor: where there are no credentials, an attempt that hangs does not keep a later one from giving
+// some; and however long the endpoint hangs, there are a few attempts at a time only.
+func TestHungRenewalIsNotWaitedFor(t *testing.T) {
+	var asked, ended atomic.Int64
+	hanging := atomic.Bool{}
+	hanging.Store(true)
+	live := &liveCredentials{now: time.Now, timeout: time.Hour, read: func(ctx context.Context) (aws.CredentialsProvider, error) {
+		asked.Add(1)
+		if hanging.Load() {
+			<-ctx.Done()
+			ended.Add(1)
+		}
+		return credentials.NewStaticCredentialsProvider("AKID", "s", ""), ctx.Err()
+	}}
+	ctx, cancel := context.WithCancel(t.Context())
+	type answer struct {
+		c   aws.Credentials
+		err error
+	}
+	answers := make(chan answer, 2)
+	ask := func(ctx context.Context) {
+		c, err := live.Retrieve(ctx)
+		answers <- answer{c, err}
+	}
+	go ask(ctx)
+	for limit := time.Now().Add(time.Minute); asked.Load() < 2; time.Sleep(10 * time.Millisecond) { // between two looks
+		if time.Now().After(limit) {
+			t.Fatal("there is no second attempt")
+		}
+	}
+	cancel()
+	if a := <-answers; !errors.Is(a.err, context.Canceled) {
+		t.Errorf("who gives up is told %v", a.err)
+	}
+	hanging.Store(false)
+	ask(t.Context())
+	if a := <-answers; a.err != nil || a.c.AccessKeyID != "AKID" || ended.Load() != 0 {
+		t.Errorf("%q, %v; %d attempts have ended that hung", a.c.AccessKeyID, a.err, ended.Load())
+	}
+	if n := asked.Load(); n > int64(maxRenewals) {
+		t.Errorf("%d attempts", n)
+	}
+}
+
+// TestHungRenewalsAreBounded: attempts of which none is answered become no more than a few, and who asks learns of the failure
+// of the one that he has waited for although later ones are under way.
+func TestHungRenewalsAreBounded(t *testing.T) {
+	failure := errors.New("nobody answers")
+	var asked atomic.Int64
+	fail := make(chan struct{})
+	live := &liveCredentials{now: time.Now, timeout: time.Hour, read: func(ctx context.Context) (aws.CredentialsProvider, error) {
+		if asked.Add(1) == 1 {
+			<-fail
+			return nil, failure
+		}
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}}
+	// The clock is far ahead at each look, so that every look may begin an attempt.
+	var looks atomic.Int64
+	live.now = func() time.Time { return time.Now().Add(time.Duration(looks.Add(1)) * time.Hour) }
+	waiting := make(chan error, 1)
+	go func() { _, err := live.Retrieve(t.Context()); waiting <- err }()
+	for limit := time.Now().Add(time.Minute); asked.Load() == 0; time.Sleep(time.Millisecond) { // between two looks
+		if time.Now().After(limit) {
+			t.Fatal("there is no attempt")
+		}
+	}
+	given, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 10 * maxRenewals {
+		if _, err := live.Retrieve(given); !errors.Is(err, context.Canceled) {
+			t.Fatalf("a caller that has left is told %v", err)
+		}
+	}
+	close(fail)
+	if err := <-waiting; !errors.Is(err, failure) {
+		t.Errorf("who has waited for the first attempt is told %v", err)
+	}
+	if n := asked.Load(); n > int64(maxRenewals)+1 { // one may have begun when the first had ended
+		t.Errorf("%d attempts at a time, at most %d are wanted", n, maxRenewals)
 	}
 }
 
