@@ -2,6 +2,7 @@ package objstore_test
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"net/http"
 	"strings"
@@ -109,4 +110,51 @@ func TestNotHeldAtAll(t *testing.T) {
 	w.thaw()
 	awaitGate(t, w.guard, keyguard.Status.Ready)
 	w.mustGet("o", "")
+}
+
+// TestStopAnswersTheHeld stops the server while requests wait for a frozen key, at their start and on their way: they are
+// told to come again, and hold up the stop no longer.
+func TestStopAnswersTheHeld(t *testing.T) {
+	for name, midway := range map[string]bool{"at the start": false, "on its way": true} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, worldOptions{hold: time.Hour})
+			w.put("o", pattern(2*segment, 1))
+			var stall *s3test.Fault
+			if midway {
+				stall = w.stallGet("o", 2000)
+			} else {
+				w.freeze()
+			}
+			answered := make(chan string, 1)
+			go func() {
+				response, err := http.DefaultClient.Do(w.request("GET", "/documents/o", nil, 0))
+				if err != nil {
+					answered <- err.Error()
+					return
+				}
+				response.Body.Close()
+				answered <- response.Status
+			}()
+			if midway {
+				await(t, "the read of the object", func() bool { return w.up.Calls("GET") > 0 })
+				w.freeze()
+				close(stall.Release)
+			} else {
+				await(t, "the request to wait", func() bool { return w.events.holding() == 1 })
+			}
+			limit, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			if err := w.server.Config.Shutdown(limit); err != nil {
+				t.Error("the stop: ", err)
+			}
+			select {
+			case got := <-answered:
+				if got != "503 Service Unavailable" && got != "503 Slow Down" {
+					t.Error("answered ", got)
+				}
+			case <-limit.Done():
+				t.Error("not answered")
+			}
+		})
+	}
 }

@@ -15,57 +15,47 @@ import (
 )
 
 // admit waits until the key of the request's bucket may be used, for HoldFor at
-// most.
+// most and while the server is not being stopped; else it ends with errHeld.
 func (p *Proxy) admit(ctx context.Context, c *call) error {
 	if pass, ok := c.bucket.Guard.TryEnter(keyguard.Work, c.lane); ok {
 		pass.Exit() // the gate may close again at once; every batch asks anew
 		return nil
 	}
-	return p.hold(ctx, c, func(ctx context.Context) error {
-		pass, err := c.bucket.Guard.Enter(ctx, keyguard.Work, c.lane)
-		if err != nil {
-			return err
-		}
-		pass.Exit()
-		return nil
-	})
-}
-
-// hold runs a wait for the key that ends with errHeld after HoldFor, for
-// requests that have not been answered yet.
-func (p *Proxy) hold(ctx context.Context, c *call, wait func(context.Context) error) error {
 	start := time.Now()
 	p.opts.Observer.Held(c.bucket.name, 1)
 	defer func() {
 		p.opts.Observer.Held(c.bucket.name, -1)
 		c.held += time.Since(start)
 	}()
-	limited, cancel := context.WithTimeout(ctx, p.opts.HoldFor)
-	defer cancel()
-	err := wait(limited)
+	limited, giveUp := context.WithTimeout(ctx, p.opts.HoldFor)
+	defer giveUp()
+	defer context.AfterFunc(p.stopping, giveUp)()
+	pass, err := c.bucket.Guard.Enter(limited, keyguard.Work, c.lane)
 	switch {
 	case err == nil:
+		pass.Exit()
 		return nil
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case errors.Is(err, context.DeadlineExceeded):
+	case limited.Err() != nil:
 		return errHeld
 	}
 	return err
 }
 
-// within runs a step of a request that has not been answered yet. It waits for a frozen key of b for HoldFor at most; its
-// calls of KMS and of the upstream may take limits.step all the same, since they take their time with the key, too.
+// within runs a step of a request that has not been answered yet. It waits for a frozen key of b for HoldFor at most, and
+// no longer once the server is being stopped; its calls of KMS and of the upstream may take limits.step all the same, since they take their time with the key, too.
 func (p *Proxy) within(ctx context.Context, b *bucket, step func(context.Context) error) error {
 	held, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
+	giveUpFrozen := func() {
+		if frozen(b.Guard) {
+			giveUp(errHeld)
+		}
+	}
+	defer context.AfterFunc(p.stopping, giveUpFrozen)()
 	if p.opts.HoldFor < p.limits.step {
-		timer := time.AfterFunc(p.opts.HoldFor, func() {
-			if frozen(b.Guard) {
-				giveUp(errHeld)
-			}
-		})
-		defer timer.Stop()
+		defer time.AfterFunc(p.opts.HoldFor, giveUpFrozen).Stop()
 	}
 	limited, cancel := context.WithTimeout(held, max(p.opts.HoldFor, p.limits.step))
 	defer cancel()

@@ -113,6 +113,9 @@ type Proxy struct {
 	pool    bufferPool
 	packer  *packer
 	lanes   atomic.Uint32 // spreads requests over the gate's lanes
+
+	stopping context.Context // ends when Server is shut down: no new request waits for a frozen key any more
+	stop     context.CancelFunc
 }
 
 // bucket is a Bucket with the state that belongs to it.
@@ -155,6 +158,7 @@ func New(opts Options) (*Proxy, error) {
 	}
 	opts.setDefaults()
 	p := &Proxy{buckets: make(map[string]*bucket, len(opts.Buckets)), opts: opts, log: opts.Logger}
+	p.stopping, p.stop = context.WithCancel(context.Background())
 	var err error
 	if p.packer, err = newPacker(); err != nil {
 		return nil, err
@@ -201,13 +205,14 @@ func (o *Options) setDefaults() {
 }
 
 // Server returns an http.Server that serves p with the limits it relies on; the
-// caller sets TLSConfig, serves and shuts it down. There is no ReadTimeout or
+// caller sets TLSConfig, serves and shuts it down; then what has not been answered and
+// waits for a frozen key is told to come again. There is no ReadTimeout or
 // WriteTimeout, since a transfer may pause as long as its key is frozen: see
 // Options.StallTimeout.
 func (p *Proxy) Server() *http.Server {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true) // as S3; a stream of HTTP/2 has no connection to watch
-	return &http.Server{
+	server := &http.Server{
 		Protocols:         &protocols,
 		Handler:           p,
 		ConnContext:       p.ConnContext,
@@ -216,6 +221,8 @@ func (p *Proxy) Server() *http.Server {
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          zap.NewStdLog(p.log),
 	}
+	server.RegisterOnShutdown(p.stop)
+	return server
 }
 
 // ConnContext keeps the connection of each request, for http.Server.ConnContext.
