@@ -2,6 +2,7 @@ package fs
 
 import (
 	"fmt"
+	"os/exec"
 	"runtime"
 	"runtime/pprof"
 	"sync"
@@ -105,7 +106,8 @@ func (d *stuckDisk) release() {
 }
 
 // TestStuckCallsHaveFewThreads: where the disk hangs, what thousands of callers ask for takes
-// a bounded number of threads, and all are served when it goes on.
+// a bounded number of threads, and all are served when it goes on. Meanwhile who comes
+// can be killed, and a freeze closes the gate.
 func TestStuckCallsHaveFewThreads(t *testing.T) {
 	v := newVolume(t, Options{})
 	d := newStuckDisk(t, v, "sync")
@@ -121,7 +123,26 @@ func TestStuckCallsHaveFewThreads(t *testing.T) {
 	if more := pprof.Lookup("threadcreate").Count() - before; more > atWorkMax+200 {
 		t.Errorf("%d calls that hang have %d threads", manyFiles, more)
 	}
+	// Nothing more is read now: the kernel lets go by itself of who comes then and is killed.
+	late := exec.Command("stat", "-f", v.mount)
+	if err := late.Start(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, func() string { return "stat -f does not wait" }, func() bool { return waitingThreads(late.Process.Pid) == 1 })
+	if err := late.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := late.Wait(); err == nil {
+		t.Error("stat -f was answered")
+	}
+	v.kms.disable(true) // the gate closes all the same; the keys go when the calls that hang have ended
+	v.await("freeze", func(s keyguard.Status) bool { return s.Gate == keyguard.Frozen })
+	if v.guard.Status().Erased {
+		t.Error("the keys of calls that hang are told erased")
+	}
 	d.release()
+	v.await("erasure", func(s keyguard.Status) bool { return s.Erased })
+	v.thaw()
 	if got := p.finishes(60 * time.Second); got != fmt.Sprint(manyFiles) {
 		t.Errorf("%s of %d calls were answered rightly", got, manyFiles)
 	}
