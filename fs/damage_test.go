@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/byokd/byokd/internal/durable"
 	"github.com/byokd/byokd/internal/seal"
 	"golang.org/x/sys/unix"
 )
@@ -156,6 +157,14 @@ func TestFileID(t *testing.T) {
 func TestForeignNames(t *testing.T) {
 	v := newVolume(t, Options{})
 	writePattern(t, v.path("f"), 100)
+	for _, name := range []string{seal.VolumeHeaderName, seal.VolumeMarkName} { // a crash may leave what was to replace them
+		if err := os.WriteFile(durable.TempName(filepath.Join(v.lower, name)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.ReadDir(v.mount); err != nil || v.fs.Stats().ForeignNames != 0 {
+		t.Errorf("%d of byokd's own files count as foreign, %v", v.fs.Stats().ForeignNames, err)
+	}
 	for _, name := range []string{"plain", "..evil", strings.Repeat("A", 200)} {
 		if err := os.Symlink("/etc/passwd", filepath.Join(v.lower, name)); err != nil {
 			t.Fatal(err)

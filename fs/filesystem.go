@@ -373,10 +373,10 @@ func (f *Filesystem) damaged(n *node, index int64, err error) {
 		zap.Int64("offset", seal.BlockStart(index)), zap.String("reason", err.Error()))
 }
 
-// foreignName counts names that are not ours; they are logged below the root,
-// where nothing but ours belongs.
+// foreignName counts a name that is not sealed, unless it is one that belongs to the
+// root of a lower directory.
 func (f *Filesystem) foreignName(dir *node, sealed string) {
-	if dir.id == fuse.FUSE_ROOT_ID && (sealed == seal.VolumeHeaderName || sealed == seal.VolumeMarkName || sealed == "lost+found") {
+	if dir.id == fuse.FUSE_ROOT_ID && (seal.IsOwnFile(sealed) || sealed == "lost+found") {
 		return
 	}
 	if f.foreignNames.Add(1) == 1 {

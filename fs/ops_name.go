@@ -385,6 +385,7 @@ func (c *call) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName str
 	err = unix.Renameat2(from, sealedOld, to, sealedNew, uint(in.Flags))
 	if c.renamedBefore(err, to, sealedNew) {
 		err = nil
+		c.fs.nodes.unpin(held) // it is what was moved there, not what was there before
 	}
 	c.nameStays(held, err)
 	return c.fail(err)

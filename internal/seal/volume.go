@@ -33,6 +33,11 @@ const (
 	macSize     = sha256.Size
 )
 
+// IsOwnFile tells whether a file at the root of a lower directory is byokd's own: the
+// volume header, the record of its generation, or what a crash left that was to replace
+// one of them. No sealed name is like that: base64url has no dot.
+func IsOwnFile(name string) bool { return strings.HasPrefix(name, "byokd.") }
+
 // VolumeHeader describes a volume: which KMS key wraps its root key. It stands
 // in clear at the lower root as a few lines of text. It is authenticated under
 // the root key that it wraps, so not before that was unwrapped.

@@ -185,7 +185,7 @@ func (w *walk) unreadable(e *Entry, err error) error {
 
 // ownName tells what else is in the lower root.
 func ownName(sealed string) bool {
-	return sealed == "lost+found" || strings.HasPrefix(sealed, "byokd.") // no sealed name has a dot
+	return sealed == "lost+found" || seal.IsOwnFile(sealed)
 }
 
 func (w *walk) fault(e *Entry, reason Reason, err error) error {
