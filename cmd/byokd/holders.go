@@ -103,6 +103,7 @@ func socketsAt(network, address string) (inodes []uint64) {
 		}
 		return inodes
 	}
+	//lint:ignore SA1019 slow where there are many sockets; it is read once, at a start that has failed, and needs no netlink module
 	for _, read := range []func() (procfs.NetTCP, error){proc.NetTCP, proc.NetTCP6} {
 		lines, _ := read()
 		for _, s := range lines {
