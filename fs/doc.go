@@ -32,5 +32,5 @@
 // moments, last. nodeTable.mu is not taken while one of the others is held.
 // No notification is sent to the kernel from a handler, nor with a lock held
 // that a handler takes: the kernel may wait for a handler to answer first. The
-// one exception, which waits for nobody, says why (reserve.go, askAgain).
+// exceptions, which wait for nobody, say why (askAgain, askForSpace).
 package fs

@@ -82,9 +82,6 @@ func (c *call) openNew(f newFile, dir int, sealed string, flags uint32, out *fus
 		n.owner.mu.Unlock()
 	}
 	n.content.Unlock()
-	if sealed == "" {
-		c.fs.nodes.pin(n, true)
-	}
 	if err := c.fill(n, &st, &out.Attr); err != nil {
 		return err
 	}
@@ -92,7 +89,12 @@ func (c *call) openNew(f newFile, dir int, sealed string, flags uint32, out *fus
 	out.NodeId, out.Generation = n.id, 1
 	out.SetEntryTimeout(cacheFor)
 	out.SetAttrTimeout(cacheFor)
-	return c.handle(n, flags, &out.OpenOut)
+	err = c.handle(n, flags, &out.OpenOut)
+	if sealed == "" && err == nil { // it is open, and has no name
+		c.fs.nodes.pin(n, true)
+		c.fs.keepOrphan(n)
+	}
+	return err
 }
 
 func (c *call) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {

@@ -148,8 +148,13 @@ func TestPassedOver(t *testing.T) {
 				t.Fatal(err)
 			}
 			named, nameless := v.create("a/b/named"), v.create("nameless")
+			fd, err := unix.Open(v.mount, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tmpfile := os.NewFile(uintptr(fd), "a file made without a name")
 			want := bytes.Repeat([]byte("0123456789"), 1000)
-			for _, f := range []*os.File{named, nameless} {
+			for _, f := range []*os.File{named, nameless, tmpfile} {
 				if _, err := f.WriteAt(want, 0); err != nil {
 					t.Fatal(err)
 				}
@@ -171,7 +176,7 @@ func TestPassedOver(t *testing.T) {
 				if err := <-waits; err != nil {
 					t.Errorf("round %d: a call made while nobody served: %v", round, err)
 				}
-				for _, f := range []*os.File{named, nameless} {
+				for _, f := range []*os.File{named, nameless, tmpfile} {
 					v.dropPages(f)
 					got := make([]byte, len(want))
 					if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
@@ -194,7 +199,7 @@ func TestPassedOver(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			if err := errors.Join(named.Close(), nameless.Close()); err != nil {
+			if err := errors.Join(named.Close(), nameless.Close(), tmpfile.Close()); err != nil {
 				t.Error(err)
 			}
 			v.freeze()
