@@ -98,40 +98,37 @@ func (p *s3Peer) startCopying(ctx context.Context, o options, direct *s3Peer, ar
 // printLimits writes a row for each goal that is missed: what byokd, byokd without
 // cryptography and loopback make of it, and what is in the way.
 func (r results) printLimits(w io.Writer, loads []load, peers []string) {
-	rows := heading([]string{"load", "in parts of", "goal", subject, uncrypted, "loopback", "in the way"})
+	compared := []string{subject, uncrypted, "loopback"}
+	rows := heading(slices.Concat([]string{"load", "in parts of", "goal"}, compared, []string{"in the way"}))
 	for _, l := range loads {
 		for _, reference := range peers {
-			of := func(peer string) (float64, bool) {
-				base, _ := r.rates.median(l.name, reference)
-				rate, ok := r.rates.median(l.name, peer)
-				return rate / base, ok && base > 0
-			}
 			goal := l.goals[reference]
-			ours, ok := of(subject)
-			if !ok || ours >= goal {
+			base, _ := r.rates.median(l.name, reference)
+			ours, ok := r.rates.median(l.name, subject)
+			if !ok || base == 0 || ours/base >= goal {
 				continue
 			}
 			row := []string{l.name, reference, fmt.Sprintf("%.2f", goal)}
-			for _, peer := range []string{subject, uncrypted, "loopback"} {
-				part, ok := of(peer)
-				if !ok {
-					row = append(row, "–")
-					continue
+			for _, peer := range compared {
+				text := "–"
+				if rate, ok := r.rates.median(l.name, peer); ok {
+					text = fmt.Sprintf("%.2f", rate/base)
 				}
-				row = append(row, fmt.Sprintf("%.2f", part))
+				row = append(row, text)
 			}
-			bare, _ := of(uncrypted)
-			passing, known := of("loopback")
-			rows = append(rows, append(row, inTheWay(goal, bare, passing, known)))
+			rows = append(rows, append(row, r.inTheWay(l.name, goal*base)))
 		}
 	}
 	table(w, rows)
 }
 
-// inTheWay names what keeps byokd from a goal which it misses: bare is what it makes
-// without cryptography, passing what loopback makes, if it is known.
-func inTheWay(goal, bare, passing float64, known bool) string {
+// inTheWay names what keeps byokd from a rate which it misses.
+func (r results) inTheWay(load string, goal float64) string {
+	bare, _ := r.rates.median(load, uncrypted)
+	passing, known := r.rates.median(load, "loopback")
 	switch {
+	case r.rates.most(load, subject) >= goal:
+		return "nothing: reached in one of the rounds"
 	case bare >= goal:
 		return "cryptography"
 	case known && passing < goal:
