@@ -52,6 +52,7 @@ type call struct {
 
 	edges   [2]edge // of the write in hand: its first and its last block
 	ahead   ahead
+	left    []byte // by the write before this one: the beginning of its first block (seams.go)
 	job     job
 	jobFile seal.FileID
 	other   job            // half of job, where it was split

@@ -21,7 +21,11 @@ func (c *call) readEdges(n *node, data []byte, off, first, last int64, skip int)
 	head, tail := &c.edges[0], &c.edges[1]
 	if skip > 0 || first == last && end < seal.BlockStart(first+1) {
 		head.plain, head.at, head.data = c.head[:], skip, data[:min(len(data), seal.PayloadOf(first)-skip)]
-		c.prepare(n, head, first)
+		if len(c.left) == skip && skip > 0 { // with data it is the whole block
+			head.n = copy(head.plain, c.left)
+		} else {
+			c.prepare(n, head, first)
+		}
 	}
 	if inLast := int(end - seal.BlockStart(last)); first < last && inLast < seal.PayloadOf(last) {
 		tail.plain, tail.data = c.plain[:], data[len(data)-inLast:]

@@ -74,6 +74,7 @@ type Filesystem struct {
 	nodes      *nodeTable
 	handles    *handleTable
 	turns      turns
+	seams      *seams
 	reserve    *reserve
 	failures   lowerFailures
 	lowerFree  atomic.Uint64 // bytes, when the lower filesystem was last asked
@@ -150,7 +151,7 @@ func OpenLocked(lower string, g *keyguard.Guard, o Options) (*Filesystem, error)
 	}
 	f := &Filesystem{
 		guard: g, lower: lower, options: o, log: o.Logger, unlocked: make(chan struct{}), unwatch: func() {},
-		root: root, nodes: newNodeTable(newLowerIDs(root, o.tableOfIDs, o.Keep != nil), root), handles: newHandleTable(), turns: newTurns(),
+		root: root, nodes: newNodeTable(newLowerIDs(root, o.tableOfIDs, o.Keep != nil), root), handles: newHandleTable(), turns: newTurns(), seams: newSeams(),
 		stable: stablePages(&st), cores: runtime.GOMAXPROCS(0), privileged: unix.Geteuid() == 0, umask: processUmask(),
 		owner: fuse.Owner{Uid: uint32(unix.Geteuid()), Gid: uint32(unix.Getegid())},
 	}

@@ -168,6 +168,11 @@ func (c *call) writeFile(in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 // write shares the file with others where it can. What is not a flush leaves a
 // reserve that was drawn on to those. It returns how much was written.
 func (c *call) write(n *node, data []byte, off int64, flush bool) (int, error) {
+	large := flush && len(data) >= seamBytes
+	if large {
+		c.fs.seams.enter(n, off, off+int64(len(data)))
+		defer c.fs.seams.exit(n, off, off+int64(len(data)))
+	}
 	if err := c.share(n); err != nil {
 		return 0, err
 	}
@@ -184,19 +189,65 @@ func (c *call) write(n *node, data []byte, off int64, flush bool) (int, error) {
 		return 0, err
 	}
 	defer func() { c.ahead = ahead{} }()
+	if large {
+		return len(data), c.append(n, data, off)
+	}
 	if err := c.own(n); err != nil {
 		return 0, err
 	}
 	defer n.content.Unlock()
-	size, lower := n.size, n.lower
-	err := c.writePlain(n, data, off)
-	if err != nil || n.lower > lower {
-		n.grew.Store(c.fs.reserve.shortage())
-	}
+	size := n.size
+	err := c.writeGrowing(n, data, off)
 	if err != nil && !flush && off >= size {
 		return c.appended(n, off, err)
 	}
 	return len(data), err
+}
+
+// append writes a large piece of a flush that grows the file, and that has entered the
+// seams: what the piece before it or behind it has of a block that they share is stored
+// once.
+func (c *call) append(n *node, data []byte, off int64) error {
+	end := off + int64(len(data))
+	last, inLast := seal.BlockAt(end)
+	rest := data[len(data)-inLast:]
+	c.left = c.fs.seams.follow(n, off)
+	defer func() { c.left = nil }()
+	if err := c.own(n); err != nil {
+		return err
+	}
+	apart := inLast > 0 && last*block >= n.lower // nothing of the last block is there yet
+	var err error
+	if apart {
+		err = c.writeGrowing(n, data[:len(data)-inLast], off)
+	} else {
+		err = c.writeGrowing(n, data, off)
+	}
+	c.fs.seams.settle(n, off, err == nil)
+	left := apart && err == nil && c.fs.seams.leave(n, end, rest)
+	if apart && err == nil && !left {
+		err = c.writeGrowing(n, rest, end-int64(inLast))
+	}
+	n.content.Unlock()
+	c.fs.seams.pass(n, end)
+	if !left || c.fs.seams.settled(n, end) {
+		return err
+	}
+	if err := c.own(n); err != nil {
+		return err
+	}
+	defer n.content.Unlock()
+	return c.writeGrowing(n, rest, end-int64(inLast))
+}
+
+// writeGrowing writes data, with n.content held alone.
+func (c *call) writeGrowing(n *node, data []byte, off int64) error {
+	lower := n.lower
+	err := c.writePlain(n, data, off)
+	if err != nil || n.lower > lower {
+		n.grew.Store(c.fs.reserve.shortage())
+	}
+	return err
 }
 
 // appended returns how much of an append that failed with err is in the file: the
