@@ -44,12 +44,12 @@ func openTwice(t *testing.T, v *volume, content []byte) (first, second *os.File)
 func TestTruncateTellsFailedSync(t *testing.T) {
 	v := newVolume(t, Options{Cache: Writethrough})
 	failing := true
-	v.fs.nodes.fault = faultFunc("sync", func() error {
+	v.setFault(faultFunc("sync", func() error {
 		if failing {
 			return unix.EIO
 		}
 		return nil
-	})
+	}))
 	first, second := openTwice(t, v, make([]byte, 100))
 	if err := os.Truncate(v.path("f"), 60); !errors.Is(err, unix.EIO) {
 		t.Fatalf("truncate: %v", err)
@@ -85,7 +85,7 @@ func TestSyncBesideOursFails(t *testing.T) {
 	v := newVolume(t, Options{Cache: Writethrough})
 	var calls, below, most atomic.Int32
 	fail := make(chan struct{})
-	v.fs.nodes.fault = faultFunc("sync", func() error {
+	v.setFault(faultFunc("sync", func() error {
 		most.Store(max(most.Load(), below.Add(1)))
 		defer below.Add(-1)
 		if calls.Add(1) == 1 { // ours, which is late to return
@@ -93,7 +93,7 @@ func TestSyncBesideOursFails(t *testing.T) {
 			return unix.EIO
 		}
 		return nil
-	})
+	}))
 	f, _ := openTwice(t, v, make([]byte, 100))
 	var open *node
 	for _, n := range v.fs.nodes.all() {

@@ -99,7 +99,7 @@ func TestFaultsBelow(t *testing.T) {
 		t.Run(p.what, func(t *testing.T) {
 			v := newVolume(t, Options{Cache: Writethrough})
 			p.disarm()
-			v.fs.nodes.fault = p.fault
+			v.setFault(p.fault)
 			reported := 0
 			for i := range lifeOfAFile() {
 				for k := 0; ; k++ {
@@ -205,7 +205,7 @@ func TestFaultsBelowWriteback(t *testing.T) {
 		t.Run(p.what, func(t *testing.T) {
 			v := newVolume(t, Options{})
 			p.disarm()
-			v.fs.nodes.fault = p.fault
+			v.setFault(p.fault)
 			want := map[string][]byte{}
 			for k := 0; ; k++ {
 				name := fmt.Sprint(k)

@@ -54,13 +54,13 @@ func TestStill(t *testing.T) {
 			var armed atomic.Bool
 			writes, goOn := make(chan struct{}), make(chan struct{})
 			v.fs.nodes.mu.Lock()
-			v.fs.nodes.fault = faultFunc("write", func() error {
+			v.setFault(faultFunc("write", func() error {
 				if armed.CompareAndSwap(true, false) {
 					close(writes)
 					<-goOn
 				}
 				return nil
-			})
+			}))
 			v.fs.nodes.mu.Unlock()
 			f, err := os.Create(v.path("file"))
 			if err != nil {
