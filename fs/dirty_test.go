@@ -150,7 +150,9 @@ func (d *dirtyBlocks) count() int {
 // made, or synced.
 func TestRewritesWhereBlocksAreNotTracked(t *testing.T) {
 	v := newVolume(t, Options{Cache: Writethrough})
+	v.fs.nodes.mu.Lock() // nodes are made under it
 	v.fs.nodes.untracked = true
+	v.fs.nodes.mu.Unlock()
 	for _, synced := range []bool{false, true} {
 		name := v.path(fmt.Sprint("synced ", synced))
 		f, err := os.Create(name)
