@@ -28,8 +28,8 @@
 //
 // # Order of locks
 //
-// nodeTable.mu, node.content, node.owner.mu (the root's after another's), node.meta; node.ranges.mu, which is held for
-// moments, last. nodeTable.mu is not taken while one of the others is held.
+// nodeTable.mu, node.content, node.owner.mu (the root's after another's), node.meta; node.ranges.mu and seams.mu, which are
+// held for moments, last. nodeTable.mu is not taken while one of the others is held.
 // No notification is sent to the kernel from a handler, nor with a lock held
 // that a handler takes: the kernel may wait for a handler to answer first. The
 // exceptions, which wait for nobody, say why (askAgain, askForSpace).
