@@ -1,10 +1,11 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -18,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/byokd/byokd/keyguard/kmstest"
+	"github.com/byokd/byokd/objstore/s3test"
 )
 
 // The whole life: a fresh volume, a freeze, a stop while frozen, a start while the key is still away, a thaw.
@@ -318,30 +320,37 @@ func TestForeignUnmountEndsTheDaemon(t *testing.T) {
 	p.awaitEnd(t, exitMount)
 }
 
-// A request that is held for the key keeps the stop waiting; the second signal does not wait for it. One that follows on
+// An upload under way keeps the stop waiting; the second signal does not wait for it. One that follows on
 // the heels of the first is not meant so: timeout(1) signals a process and then its group.
 func TestSecondSignalForces(t *testing.T) {
 	needMounts(t)
 	s := newSite(t)
-	s.configure(t, map[string]string{"stopTimeout: 30s": "stopTimeout: 1h"})
+	up := s3test.New("sealed-documents")
+	t.Cleanup(up.Close)
+	s.configure(t, map[string]string{"stopTimeout: 30s": "stopTimeout: 1h", "http://127.0.0.1:9": up.URL()})
 	p := s.start(t)
 	p.awaitState(t, exitOK)
-	if err := s.kms.Disable(s.arn); err != nil {
-		t.Fatal(err)
-	}
-	p.awaitState(t, exitFrozen)
 	_, endpoint := p.addresses()
-	client := s3.New(s3.Options{BaseEndpoint: aws.String(endpoint), UsePathStyle: true, Region: "eu-central-1", RetryMaxAttempts: 1,
+	client := s3.New(s3.Options{BaseEndpoint: aws.String(endpoint), UsePathStyle: true, Region: "eu-central-1",
 		Credentials: credentials.NewStaticCredentialsProvider("id", "secret", "")})
+	signed, err := s3.NewPresignClient(client).PresignPutObject(t.Context(), &s3.PutObjectInput{Bucket: aws.String("documents"), Key: aws.String("k")})
+	must(t, err)
+	body, sender := io.Pipe()
+	defer sender.Close()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPut, signed.URL, body)
+	must(t, err)
+	request.ContentLength = 1 << 30
 	asked := make(chan error, 1)
 	go func() {
-		_, err := client.GetObject(context.Background(), &s3.GetObjectInput{Bucket: aws.String("documents"), Key: aws.String("k")})
+		answer, err := http.DefaultClient.Do(request)
+		if err == nil {
+			answer.Body.Close()
+		}
 		asked <- err
 	}()
-	p.await(t, "the request to be held", func() bool {
-		_, body := p.probe(t, "/metrics")
-		return strings.Contains(body, `byokd_s3_held_requests{bucket="documents"} 1`)
-	})
+	if _, err := sender.Write(make([]byte, 32<<20)); err != nil { // more than sockets hold: byokd reads it
+		t.Fatal(err)
+	}
 	p.signal(t, unix.SIGTERM)
 	p.await(t, "the stop to begin", func() bool { return strings.Contains(p.text(), `"stopping"`) })
 	stopping := time.Now()
@@ -350,11 +359,12 @@ func TestSecondSignalForces(t *testing.T) {
 	p.await(t, "the time of one signal to be over", func() bool { return time.Since(stopping) > oneSignal })
 	p.signal(t, unix.SIGTERM)
 	p.awaitEnd(t, exitForced)
+	sender.Close() // the client's transport waits for its body
 	if text := p.text(); !strings.Contains(text, "no volume was mounted any more") || strings.Contains(text, "everything flushed") {
 		t.Errorf("it says:\n%s", text)
 	}
 	if err := <-asked; err == nil {
-		t.Error("the held request was answered")
+		t.Error("the upload was answered")
 	}
 	if mountedOn(t, s.mount) {
 		t.Error("it is still mounted")
