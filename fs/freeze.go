@@ -119,7 +119,10 @@ func (f *Filesystem) DrainLate(ctx context.Context) {
 
 // Frozen implements keyguard.Subscriber: the gate is closed.
 func (f *Filesystem) Frozen(ctx context.Context, t keyguard.Transition) {
-	f.during(t.Epoch, func() { f.frozenAt.Store(kernelsNow()) })
+	f.during(t.Epoch, func() {
+		f.frozenAt.Store(kernelsNow())
+		f.hot.freeze() // first: what follows may take as long as ctx, and longer where a call of the kernel hangs
+	})
 	if l := f.loop.Load(); l != nil {
 		f.drop(ctx, l, f.touched(f.nodes.all()))
 		f.dropInherited(ctx, l)
@@ -130,7 +133,6 @@ func (f *Filesystem) Frozen(ctx context.Context, t keyguard.Transition) {
 		f.wakeReaders(ctx, l)
 		f.during(t.Epoch, func() { f.startIdleDrop(l) })
 	}
-	f.during(t.Epoch, f.hot.freeze)
 }
 
 // countLeft notes of how many files the kernel may hold pages although frozen.

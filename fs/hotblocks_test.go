@@ -2,6 +2,8 @@ package fs
 
 import (
 	"bytes"
+	"context"
+	"os"
 	"testing"
 
 	"github.com/byokd/byokd/internal/seal"
@@ -49,4 +51,54 @@ func TestHotBlocks(t *testing.T) {
 	if n, ok := h.get(7, 4, dst); !ok || string(dst[:n]) != "after" {
 		t.Fatalf("after the thaw: %q, %t", dst[:n], ok)
 	}
+}
+
+// TestHotBlocksAreWipedFirst: what is kept of recent writes goes before anything that a
+// freeze waits for, however late that is.
+func TestHotBlocksAreWipedFirst(t *testing.T) {
+	v := newVolume(t, Options{Cache: Writethrough})
+	if err := os.WriteFile(v.path("f"), bytes.Repeat([]byte("plain"), 1000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	left := func() (n int) {
+		for i := range v.fs.hot.sets {
+			s := &v.fs.hot.sets[i]
+			s.mu.Lock()
+			for _, b := range s.ways {
+				n += len(bytes.Trim(b.plain, "\x00"))
+			}
+			s.mu.Unlock()
+		}
+		return n
+	}
+	if left() == 0 {
+		t.Fatal("nothing is kept of a write")
+	}
+	held := heldStir{v.fs.mountServices(), make(chan struct{}), make(chan struct{})}
+	services := Services(held)
+	v.fs.services.Store(&services)
+	v.kms.disable(true)
+	<-held.entered
+	if n := left(); n > 0 {
+		t.Errorf("%d bytes of plaintext are kept while a freeze waits", n)
+	}
+	close(held.release)
+	v.freeze()
+	v.thaw()
+}
+
+// heldStir holds up what wakes those who wait for requests, once.
+type heldStir struct {
+	Services
+	entered, release chan struct{}
+}
+
+func (h heldStir) Stir(ctx context.Context, more func() bool) {
+	select {
+	case <-h.release:
+	default:
+		close(h.entered)
+		<-h.release
+	}
+	h.Services.Stir(ctx, more)
 }
