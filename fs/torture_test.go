@@ -94,6 +94,7 @@ func newStorm(k *keptVolume) *storm {
 		s.start(fmt.Sprint("names-", i), names)
 	}
 	s.start("append", appends)
+	s.start("grow", grows)
 	s.start("buffered", func(dir string, r *rand.Rand, going func() bool) error { return overwrites(dir, r, going, 0) })
 	s.start("direct", func(dir string, r *rand.Rand, going func() bool) error {
 		return overwrites(dir, r, going, unix.O_DIRECT)

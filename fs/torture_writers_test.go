@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -56,6 +57,40 @@ func holds(f *os.File, want []byte) error {
 	}
 	if !bytes.Equal(got, want) {
 		return fmt.Errorf("%s: %d bytes, want %d; first difference at %d", f.Name(), len(got), len(want), firstDifference(got, want))
+	}
+	return nil
+}
+
+// grows has files grow by pieces that the kernel flushes in several requests, and reads
+// what is below.
+func grows(dir string, r *rand.Rand, going func() bool) error {
+	const size = 12 << 20
+	content := make([]byte, size)
+	for round := 0; going(); round++ {
+		f, err := os.Create(dir + "/large")
+		if err != nil {
+			return err
+		}
+		for i := range content {
+			content[i] = byte(i>>8 + i + round)
+		}
+		for at := 0; at < size && err == nil && going(); {
+			to := min(size, at+1+r.IntN(3<<20))
+			if _, err = f.WriteAt(content[at:to], int64(at)); err == nil && r.IntN(3) == 0 {
+				err = unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+			}
+			if at = to; err == nil && (r.IntN(8) == 0 || at == size) {
+				err = f.Sync()
+			}
+			if at == size && err == nil {
+				if err = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err == nil {
+					err = holds(f, content)
+				}
+			}
+		}
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
 	}
 	return nil
 }
