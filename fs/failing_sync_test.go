@@ -43,9 +43,10 @@ func openTwice(t *testing.T, v *volume, content []byte) (first, second *os.File)
 // wrote is told by fsync, and the size is what a restart would find.
 func TestTruncateTellsFailedSync(t *testing.T) {
 	v := newVolume(t, Options{Cache: Writethrough})
-	failing := true
+	var failing atomic.Bool
+	failing.Store(true)
 	v.setFault(faultFunc("sync", func() error {
-		if failing {
+		if failing.Load() {
 			return unix.EIO
 		}
 		return nil
@@ -54,7 +55,7 @@ func TestTruncateTellsFailedSync(t *testing.T) {
 	if err := os.Truncate(v.path("f"), 60); !errors.Is(err, unix.EIO) {
 		t.Fatalf("truncate: %v", err)
 	}
-	failing = false
+	failing.Store(false)
 	for _, f := range []*os.File{first, second} {
 		if err := f.Sync(); !errors.Is(err, unix.EIO) {
 			t.Errorf("the fsync after it: %v, want EIO", err)
@@ -119,5 +120,58 @@ func TestSyncBesideOursFails(t *testing.T) {
 	}
 	if most.Load() != 1 {
 		t.Errorf("%d syncs of one file at a time", most.Load())
+	}
+}
+
+// TestFailedSyncToldToWhoOpensNext: where a sync of our own fails while nobody has the file
+// open, those who open it next are told, each once, until one was.
+func TestFailedSyncToldToWhoOpensNext(t *testing.T) {
+	v := newVolume(t, Options{Cache: Writethrough})
+	var failing atomic.Bool
+	v.setFault(faultFunc("sync", func() error {
+		if failing.Load() {
+			return unix.EIO
+		}
+		return nil
+	}))
+	if err := os.WriteFile(v.path("f"), make([]byte, 100), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	handles := v.fs.handles
+	await(t, func() string { return "the file stays open" }, func() bool {
+		handles.mu.Lock()
+		defer handles.mu.Unlock()
+		return len(handles.byFh) == 0
+	})
+	failing.Store(true)
+	for _, n := range v.fs.nodes.all() {
+		n.content.RLock()
+		isFile := n.hasID
+		n.content.RUnlock()
+		if isFile {
+			v.fs.settleLower(n)
+		}
+	}
+	v.fs.background.Wait()
+	failing.Store(false)
+	open := func() *os.File {
+		f, err := os.OpenFile(v.path("f"), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	first, second := open(), open()
+	for _, f := range []*os.File{first, second} {
+		if err := f.Sync(); !errors.Is(err, unix.EIO) {
+			t.Errorf("fsync: %v, want EIO", err)
+		}
+		if err := f.Sync(); err != nil {
+			t.Errorf("told twice: %v", err)
+		}
+	}
+	if err := open().Sync(); err != nil {
+		t.Errorf("who opens it when others were told: %v", err)
 	}
 }

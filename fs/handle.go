@@ -88,6 +88,11 @@ func (t *handleTable) add(h *handle, r *record) (uint64, error) {
 		fh = t.next
 	}
 	t.byFh[fh] = h
+	if h.node.unseen {
+		_, err := h.node.failures.since(0)
+		h.untold = errnoOf(err)
+		t.journal.markHandle(fh, h.untold)
+	}
 	return fh, nil
 }
 
@@ -119,11 +124,14 @@ func (t *handleTable) close() {
 }
 
 // record has every handle of a node told once of a lower sync that failed, as the
-// kernel does for its own filesystems (lib/errseq.c), also over our death.
+// kernel does for its own filesystems (lib/errseq.c), also over our death; and until one
+// was told those that are opened later, too: who writes, closes and leaves the sync to
+// another (as PostgreSQL does) may have had nothing open when ours failed.
 func (t *handleTable) record(n *node, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n.failures.record(err)
+	n.unseen = true
 	for fh, h := range t.byFh {
 		if h.node == n {
 			h.untold = errnoOf(err)
@@ -148,7 +156,7 @@ func (t *handleTable) failed(fh uint64, r *record) error {
 	if r != nil {
 		r.before.Store(uint64(err) | beforeStored)
 	}
-	h.untold = 0
+	h.untold, h.node.unseen = 0, false
 	t.journal.markHandle(fh, 0)
 	return err
 }

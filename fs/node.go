@@ -23,6 +23,7 @@ type node struct {
 	// touched is set when data went to the kernel or came from it, and tells a
 	// freeze that the kernel may hold pages of this inode.
 	touched atomic.Bool
+	unseen  bool // no handle was told of the last of failures yet; guarded by handleTable.mu
 
 	blocks int64 // of the lower file when retellSpace looked; its alone
 
@@ -70,13 +71,13 @@ type node struct {
 type failures struct {
 	mu    sync.Mutex
 	seq   uint64
-	errno error
+	errno unix.Errno
 }
 
 func (f *failures) record(err error) {
 	f.mu.Lock()
 	f.seq++
-	f.errno = err
+	f.errno = errnoOf(err)
 	f.mu.Unlock()
 }
 

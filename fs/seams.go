@@ -17,6 +17,7 @@ type seams struct {
 	mu      sync.Mutex
 	changed sync.Cond // with mu
 	at      map[seamPlace]*seam
+	free    []*seam // for the next
 }
 
 // seamPlace is a plain offset of a file.
@@ -55,10 +56,16 @@ func (s *seams) enter(n *node, off, end int64) {
 
 func (s *seams) meet(n *node, off int64) *seam {
 	place := seamPlace{n, off}
-	if s.at[place] == nil {
-		s.at[place] = &seam{}
+	met := s.at[place]
+	if met == nil {
+		if last := len(s.free) - 1; last >= 0 {
+			met, s.free = s.free[last], s.free[:last]
+		} else {
+			met = new(seam)
+		}
+		s.at[place] = met
 	}
-	return s.at[place]
+	return met
 }
 
 // exit ends what enter began: who waits for the write goes on.
@@ -72,6 +79,8 @@ func (s *seams) exit(n *node, off, end int64) {
 	for _, place := range [2]seamPlace{{n, off}, {n, end}} {
 		if met := s.at[place]; !met.first && !met.second {
 			delete(s.at, place)
+			*met = seam{}
+			s.free = append(s.free, met)
 		}
 	}
 }
