@@ -53,7 +53,6 @@ func TestStill(t *testing.T) {
 			v := newVolume(t, Options{Cache: Writethrough})
 			var armed atomic.Bool
 			writes, goOn := make(chan struct{}), make(chan struct{})
-			v.fs.nodes.mu.Lock()
 			v.setFault(faultFunc("write", func() error {
 				if armed.CompareAndSwap(true, false) {
 					close(writes)
@@ -61,7 +60,6 @@ func TestStill(t *testing.T) {
 				}
 				return nil
 			}))
-			v.fs.nodes.mu.Unlock()
 			f, err := os.Create(v.path("file"))
 			if err != nil {
 				t.Fatal(err)
