@@ -415,24 +415,28 @@ func openIn(table *handleTable, n *node) uint64 {
 	return fh
 }
 
-// TestFailureTold: a lower fsync that failed is told to every open handle, once.
+// TestFailureTold: a lower fsync that failed is told to every open handle, once, and to
+// those that were opened before any was told (lib/errseq.c, errseq_sample).
 func TestFailureTold(t *testing.T) {
 	table := newHandleTable()
 	n := &node{}
 	early := openIn(table, n)
 	table.record(n, syscall.EIO)
 	late := openIn(table, n)
-	if err := table.failed(early, nil); !errors.Is(err, syscall.EIO) {
-		t.Errorf("the handle that was open: %v", err)
+	for _, fh := range []uint64{early, late} {
+		if err := table.failed(fh, nil); !errors.Is(err, syscall.EIO) {
+			t.Errorf("handle %d, opened before any was told: %v", fh, err)
+		}
+		if err := table.failed(fh, nil); err != nil {
+			t.Errorf("handle %d is told twice: %v", fh, err)
+		}
 	}
-	if err := table.failed(early, nil); err != nil {
-		t.Errorf("told twice: %v", err)
-	}
-	if err := table.failed(late, nil); err != nil {
-		t.Errorf("a handle opened afterwards: %v", err)
+	latest := openIn(table, n)
+	if err := table.failed(latest, nil); err != nil {
+		t.Errorf("a handle opened after others were told: %v", err)
 	}
 	table.record(n, syscall.ENOSPC)
-	for _, fh := range []uint64{early, late} {
+	for _, fh := range []uint64{early, late, latest} {
 		if err := table.failed(fh, nil); !errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("handle %d: %v", fh, err)
 		}
