@@ -22,7 +22,7 @@
 //   - freeze: the key of a daemon under load is disabled and enabled;
 //   - limits, and memlimits on a disk in memory: the loads on byokd and on a byokd that
 //     copies where it would seal: what is in the way of a goal, cryptography, the
-//     format or FUSE;
+//     format or its code, or FUSE;
 //   - scale: a million files, a file of 1 TiB, 10,000 open files, 64 writers, starts:
 //     curves of what an operation costs as there is more of everything.
 //

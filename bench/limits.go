@@ -134,7 +134,7 @@ func (r results) inTheWay(load string, goal float64) string {
 	case known && passing < goal:
 		return "FUSE"
 	case known:
-		return "the format"
+		return "the format or its code"
 	}
 	return "not cryptography"
 }
